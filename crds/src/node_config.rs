@@ -1,0 +1,178 @@
+//! NodeConfig: the desired configuration of one node.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::conditions::Condition;
+use crate::duration::Span;
+use crate::sandbox_job::{HostPath, Network, OfflinePolicy, Resources, Runtime, is_default};
+
+/// The desired configuration of a node. The object's name is the node's name.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
+#[kube(
+    group = "windlass.dev",
+    version = "v1alpha1",
+    kind = "NodeConfig",
+    status = "NodeConfigStatus",
+    derive = "PartialEq",
+    shortname = "nc",
+    category = "windlass",
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].reason"}"#,
+    printcolumn = r#"{"name":"Version","type":"string","jsonPath":".status.agentVersion"}"#,
+    printcolumn = r#"{"name":"Jobs","type":"integer","jsonPath":".status.runningJobs"}"#,
+    printcolumn = r#"{"name":"Last-Seen","type":"date","jsonPath":".status.lastSeenAt"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeConfigSpec {
+    /// Labels that jobs can select the node by, over those that the agent reports.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub labels: BTreeMap<String, String>,
+
+    /// Keeps new jobs away from the node while true. Running jobs go on.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub unschedulable: bool,
+
+    /// How many jobs run at once; without it the agent's own setting (its number of cores).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub concurrency: Option<u32>,
+
+    /// The queues that the node serves; without it all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub queues: Vec<String>,
+
+    /// What happens to running jobs that do not say it themselves when the controller cannot be reached.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub offline: OfflinePolicy,
+
+    /// How long jobs with `offline: continue` go on without the controller. Default 15m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offline_grace: Option<Span>,
+
+    /// What sandboxes on this node may be and do: the ceiling for every job.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sandbox: SandboxPolicy,
+}
+
+/// What sandboxes on a node may be and do.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SandboxPolicy {
+    /// Runtimes that jobs may use; without it every runtime that works on the node. A runtime that is named here
+    /// and does not work makes the configuration fail.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub runtimes: Vec<Runtime>,
+
+    /// Network words that jobs may use; without it `None` and `Restricted`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3))]
+    pub networks: Vec<Network>,
+
+    /// Limits of a step that names none itself. They are not mandatory: what the host cannot enforce is listed in
+    /// the job's `status.unenforced`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub defaults: Resources,
+
+    /// The most that a job may ask for, and the limit of a job that asks for nothing. Mandatory: a host that
+    /// cannot enforce one of them makes the configuration fail.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub max: Resources,
+
+    /// The longest time that an attempt may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_timeout: Option<Span>,
+
+    /// Paths of the host that jobs may use, with everything below them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub host_paths: Vec<HostPath>,
+
+    /// Bytes of standard output and of standard error that a step may keep, each. Default 10 MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_cap: Option<crate::quantity::Bytes>,
+}
+
+/// What has become of a node.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeConfigStatus {
+    /// `Registered`, `Ready`, `ConfigApplied`, `Schedulable`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+
+    /// The version of the configuration that the node should run: a number that only grows.
+    #[serde(default)]
+    pub config_version: u64,
+
+    /// The version that the node has last acknowledged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acknowledged_version: Option<u64>,
+
+    /// The version that is in force on the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied_version: Option<u64>,
+
+    /// The agent's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+
+    /// When the controller last heard from the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen_at: Option<Timestamp>,
+
+    /// How many attempts the node holds.
+    #[serde(default)]
+    pub running_jobs: u32,
+
+    /// How many attempts the node can hold.
+    #[serde(default)]
+    pub slots: u32,
+
+    /// What the host is and can do, in short.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostSummary>,
+
+    /// Labels in force: the agent's own with those of the spec over them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+/// What a host is and can do, in short.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostSummary {
+    /// Operating system and distribution.
+    #[serde(default)]
+    pub os: String,
+    /// Architecture, in the names of OCI images.
+    #[serde(default)]
+    pub arch: String,
+    /// Kernel version.
+    #[serde(default)]
+    pub kernel: String,
+    /// Cores.
+    #[serde(default)]
+    pub cpus: u32,
+    /// Memory in MiB.
+    #[serde(default)]
+    pub memory_mib: u64,
+    /// Runtimes that work.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runtimes: Vec<String>,
+    /// Graphics processors.
+    #[serde(default)]
+    pub gpus: u32,
+}

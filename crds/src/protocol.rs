@@ -1,0 +1,50 @@
+//! The agent protocol: what a node and the controller say to each other under `/v1/nodes/*`.
+//!
+//! JSON in snake_case. Every payload carries `version` (now [`VERSION`]); unknown fields are ignored, so that a
+//! controller of version N serves agents of N and N−1. All calls go out from the node.
+//!
+//! ```text
+//! POST register   -> RegisterRequest   => Bootstrap        who the node is; yields its token and the URLs
+//! GET  config     -> ?after=V&wait=S   => Configuration    long poll for a configuration newer than V
+//! POST config     -> ConfigAck                             applied or failed, with the reason
+//! POST capability -> CapabilityReport                      what the host can do, when it changes
+//! POST claim      -> ClaimRequest      => ClaimResponse    long poll for work and orders
+//! POST heartbeat  -> HeartbeatRequest  => HeartbeatResponse renews the listed attempts
+//! POST report     -> ReportRequest     => ReportResponse   logs, step changes, results; answered per record
+//! GET  inputs/D                                            a job's uploaded input by digest
+//! ```
+
+mod bootstrap;
+mod capability;
+mod claim;
+mod config;
+mod problem;
+mod report;
+
+pub use bootstrap::{
+    Bootstrap, BootstrapAuth, Endpoints, NodeProof, Orchestrator, RegisterRequest, Trust,
+    registration_message,
+};
+pub use capability::{
+    AgentCapability, CapabilityReport, Compute, ContainerRuntime, Gpu, GpuDevice, NodeIdentity, Platform,
+    SandboxCapability,
+};
+pub use claim::{
+    Assignment, AttemptId, ClaimRequest, ClaimResponse, HeartbeatRequest, HeartbeatResponse, Order, Renewal,
+};
+pub use config::{
+    AckError, AckStatus, ConfigAck, ConfigEndpoints, ConfigOrchestrator, Configuration, Constraints,
+    NodeSettings, Policy, ResourceLimits, SandboxRules, parse_config_version,
+};
+pub use problem::{FieldError, Problem};
+pub use report::{
+    LogBody, Outcome, Record, RecordBody, RecordOutcome, ReportRequest, ReportResponse, StepEnded, Stream,
+    Terminal, TerminalPhase,
+};
+
+/// The version that every payload carries.
+pub const VERSION: u32 = 1;
+
+/// Names that a node cannot have, because they are paths of the protocol.
+pub const RESERVED_NODE_NAMES: [&str; 7] =
+    ["register", "config", "capability", "claim", "heartbeat", "report", "inputs"];

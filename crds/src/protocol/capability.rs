@@ -1,0 +1,158 @@
+//! The capability report: what a host is and can do.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What a host is and can do. Sent at registration and whenever its content changes.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+pub struct CapabilityReport {
+    /// [`super::VERSION`].
+    pub version: u32,
+    /// When the report was made. Not part of the report's hash.
+    pub reported_at: Timestamp,
+    /// Who reports.
+    pub node: NodeIdentity,
+    /// The operating system.
+    pub platform: Platform,
+    /// Processor, memory and disk.
+    pub compute: Compute,
+    /// The container engine, where one was found to work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_runtime: Option<ContainerRuntime>,
+    /// Graphics processors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
+    /// What the sandbox can do here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxCapability>,
+    /// The agent itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentCapability>,
+}
+
+/// Who reports.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct NodeIdentity {
+    /// The node's name.
+    pub node_slug: String,
+    /// A name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Labels from the agent's own settings.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The operating system.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct Platform {
+    /// `linux`.
+    pub os: String,
+    /// The distribution, such as `debian 12`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distro: Option<String>,
+    /// `amd64` or `arm64`.
+    pub arch: String,
+    /// The kernel's release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_version: Option<String>,
+}
+
+/// Processor, memory and disk.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct Compute {
+    /// The processor's model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_model: Option<String>,
+    /// Cores that jobs can use.
+    pub cpu_cores: u32,
+    /// Memory in MiB.
+    pub ram_mb: u64,
+    /// Free space of the state folder's file system in MiB, rounded down to whole GiB so that the report's hash is
+    /// steady.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_free_mb: Option<u64>,
+}
+
+/// A container engine.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct ContainerRuntime {
+    /// `podman` or `docker`.
+    pub runtime: String,
+    /// The engine's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Whether it can run without root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rootless_supported: Option<bool>,
+    /// Whether it runs without root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rootless_enabled: Option<bool>,
+}
+
+/// Graphics processors.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct Gpu {
+    /// Whether there is any.
+    pub present: bool,
+    /// The devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<GpuDevice>,
+}
+
+/// A graphics processor.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct GpuDevice {
+    /// Such as `nvidia` or `amd`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vendor: Option<String>,
+    /// The device's model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// The device's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_id: Option<String>,
+    /// Memory in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vram_mb: Option<u64>,
+}
+
+/// What the sandbox can do on this host, found by trying.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct SandboxCapability {
+    /// Whether any runtime works.
+    pub supported: bool,
+    /// What isolates: `userns`, `netns`, `seccomp`, `landlock`, `cgroup_v1`, `cgroup_v2`, …
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+    /// Attempts that can run at once by the agent's own setting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_concurrency: Option<u32>,
+    /// Runtimes that work: `native`, `podman`, `docker`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runtimes: Vec<String>,
+    /// Network words that work, such as `None`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
+    /// Limits that can be enforced: `cpu`, `memory`, `pids`, `disk`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
+    /// Why what is missing is missing; read by people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacks: Vec<String>,
+}
+
+/// The agent itself.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct AgentCapability {
+    /// The agent's version.
+    pub version: String,
+    /// Names this run of the agent: a second live one with the same identity is fenced.
+    pub boot_id: String,
+    /// Kinds of steps that the agent can run, such as `command` and `script`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub step_kinds: Vec<String>,
+}

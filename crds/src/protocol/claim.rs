@@ -1,0 +1,148 @@
+//! Claims and heartbeats: how work reaches a node and how its lease is kept.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::sandbox_job::{OfflinePolicy, SandboxJobSpec};
+
+/// One execution of a job. Every report names it, and a report of an older epoch is refused.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
+pub struct AttemptId {
+    /// The job's uid.
+    pub job: String,
+    /// The fencing number.
+    pub epoch: u64,
+}
+
+impl std::fmt::Display for AttemptId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.job, self.epoch)
+    }
+}
+
+/// Asks for work and orders. The answer may take up to `wait_seconds`.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct ClaimRequest {
+    /// [`super::VERSION`].
+    pub version: u32,
+    /// Names the request: the same id yields the same assignments again while they are held.
+    pub request_id: String,
+    /// This run of the agent.
+    pub boot_id: String,
+    /// The most assignments to give; 0 asks for orders only.
+    pub max: u32,
+    /// How long to wait for something to say.
+    pub wait_seconds: u32,
+    /// Attempts that the node holds, so that an order is given for those that it should not.
+    #[serde(default)]
+    pub held: Vec<AttemptId>,
+}
+
+/// Work and orders.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+pub struct ClaimResponse {
+    /// [`super::VERSION`].
+    pub version: u32,
+    /// Attempts that are now this node's.
+    #[serde(default)]
+    pub assignments: Vec<Assignment>,
+    /// What to do with attempts that the node holds.
+    #[serde(default)]
+    pub orders: Vec<Order>,
+}
+
+/// An attempt that is now this node's.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+pub struct Assignment {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The job's namespace.
+    pub namespace: String,
+    /// The job's name.
+    pub name: String,
+    /// The number of this attempt, from 1.
+    pub number: u32,
+    /// What to do.
+    pub spec: SandboxJobSpec,
+    /// The policy in force for times without the controller.
+    pub offline: OfflinePolicy,
+    /// The lease in seconds, counted from when the request was sent.
+    pub lease_seconds: u64,
+    /// When the attempt was made.
+    pub claimed_at: Timestamp,
+}
+
+/// What to do with an attempt that the node holds.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Order {
+    /// Somebody cancelled the job: stop it and report.
+    Cancel {
+        /// The attempt.
+        attempt: AttemptId,
+    },
+    /// The attempt is not this node's any more: stop it; its records will be stored as superseded.
+    Fenced {
+        /// The attempt.
+        attempt: AttemptId,
+    },
+}
+
+impl Order {
+    /// The attempt that the order is about.
+    pub const fn attempt(&self) -> &AttemptId {
+        match self {
+            Self::Cancel { attempt } | Self::Fenced { attempt } => attempt,
+        }
+    }
+}
+
+/// Shows that the node lives and renews the leases of the listed attempts, and of no others.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct HeartbeatRequest {
+    /// [`super::VERSION`].
+    pub version: u32,
+    /// This run of the agent.
+    pub boot_id: String,
+    /// The attempts to renew.
+    #[serde(default)]
+    pub held: Vec<AttemptId>,
+    /// How many attempts can run at once.
+    pub slots: u32,
+    /// The hash of the last capability report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capability_hash: Option<String>,
+    /// Why the node cannot take jobs just now, such as a runtime that has stopped working or a full disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_ready: Option<String>,
+}
+
+/// What the controller says to a heartbeat.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct HeartbeatResponse {
+    /// [`super::VERSION`].
+    pub version: u32,
+    /// The lease of each renewed attempt in seconds, counted from when the heartbeat was sent.
+    #[serde(default)]
+    pub renewed: Vec<Renewal>,
+    /// What to do with attempts that were listed.
+    #[serde(default)]
+    pub orders: Vec<Order>,
+    /// When to send the next heartbeat, in seconds.
+    pub interval_seconds: u64,
+    /// The newest version of the node's configuration.
+    pub config_version: String,
+    /// Whether the controller lacks the capability report with the given hash.
+    #[serde(default)]
+    pub send_capability: bool,
+}
+
+/// A renewed lease.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct Renewal {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The lease in seconds.
+    pub lease_seconds: u64,
+}

@@ -1,0 +1,172 @@
+//! The node's configuration and its acknowledgement.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What a node shall be. Versions are numbers that only grow, written as strings: `10` is newer than `9`.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+pub struct Configuration {
+    /// [`super::VERSION`].
+    pub version: u32,
+    /// The configuration's version.
+    pub config_version: String,
+    /// When it was issued.
+    pub issued_at: Timestamp,
+    /// The node that it is for.
+    pub node_slug: String,
+    /// Where the controller is.
+    pub orchestrator: ConfigOrchestrator,
+    /// Settings of the node as a whole.
+    #[serde(default)]
+    pub node: NodeSettings,
+    /// What sandboxes may be and do.
+    #[serde(default)]
+    pub policy: Policy,
+    /// Upper bounds.
+    #[serde(default)]
+    pub constraints: Constraints,
+}
+
+/// Reads the number in a configuration's version.
+pub fn parse_config_version(text: &str) -> Option<u64> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// Where the controller is.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct ConfigOrchestrator {
+    /// The URL that every path is relative to.
+    pub base_url: String,
+    /// Absolute URLs.
+    pub endpoints: ConfigEndpoints,
+}
+
+/// Absolute URLs.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct ConfigEndpoints {
+    /// Where capability reports go.
+    pub node_report_url: String,
+}
+
+/// Settings of the node as a whole.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct NodeSettings {
+    /// Labels over those of the agent's own settings.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// How many attempts run at once; without it the agent's own setting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+}
+
+/// What sandboxes may be and do.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct Policy {
+    /// The rules.
+    #[serde(default)]
+    pub sandbox: SandboxRules,
+}
+
+/// Rules for sandboxes: the ceiling for every job.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct SandboxRules {
+    /// Runtimes that jobs may use; empty for every one that works.
+    #[serde(default)]
+    pub runtimes: Vec<crate::sandbox_job::Runtime>,
+    /// Network words that jobs may use; empty for `None` and `Restricted`.
+    #[serde(default)]
+    pub networks: Vec<crate::sandbox_job::Network>,
+    /// Limits of a step that names none; not mandatory.
+    #[serde(default)]
+    pub defaults: ResourceLimits,
+    /// The most that a step may have; mandatory.
+    #[serde(default)]
+    pub max: ResourceLimits,
+    /// Paths of the host that jobs may use.
+    #[serde(default)]
+    pub host_paths: Vec<crate::sandbox_job::HostPath>,
+    /// Bytes of each output stream that a step may keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_cap_bytes: Option<u64>,
+}
+
+/// Limits in plain numbers.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct ResourceLimits {
+    /// Thousandths of a core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u64>,
+    /// Bytes of memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
+    /// Bytes in the workspace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
+}
+
+/// Upper bounds.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct Constraints {
+    /// The longest time of an attempt in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_job_timeout_seconds: Option<u64>,
+}
+
+/// What became of a configuration on the node.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct ConfigAck {
+    /// [`super::VERSION`].
+    pub version: u32,
+    /// The node; must be the one that the token names.
+    pub node_slug: String,
+    /// The configuration's version.
+    pub config_version: String,
+    /// When it was tried.
+    pub ack_at: Timestamp,
+    /// Whether it is in force.
+    pub status: AckStatus,
+    /// Why it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<AckError>,
+    /// The hash of what is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective_config_hash: Option<String>,
+}
+
+/// Whether a configuration is in force.
+#[derive(
+    Serialize,
+    Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::Display,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum AckStatus {
+    /// It is in force.
+    Applied,
+    /// It is not; the one before stays in force.
+    Failed,
+}
+
+/// Why a configuration is not in force.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct AckError {
+    /// A stable word, such as `RuntimeUnavailable`.
+    #[serde(rename = "type")]
+    pub error_type: String,
+    /// A sentence that names the field, the value and the fix.
+    pub message: String,
+}

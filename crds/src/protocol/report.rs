@@ -1,0 +1,259 @@
+//! Reports: everything that a node tells about attempts, record by record.
+//!
+//! Records of an attempt are numbered from 1 without gaps. The controller drops duplicates by (job, epoch, sequence)
+//! and accepts any order; a record of an older epoch is stored as superseded and acknowledged, so that no outbox is
+//! stuck. An attempt is complete when its terminal record and every sequence up to `last_sequence` have arrived.
+
+use base64::Engine as _;
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::AttemptId;
+use crate::sandbox_job::{Limit, StepUsage};
+
+/// A batch of records.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+pub struct ReportRequest {
+    /// [`super::VERSION`].
+    pub version: u32,
+    /// The records, of any attempts, in any order.
+    pub records: Vec<Record>,
+}
+
+/// One thing that happened in an attempt.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+pub struct Record {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The record's number in the attempt, from 1.
+    pub sequence: u64,
+    /// When it happened, by the node's clock.
+    pub at: Timestamp,
+    /// What happened.
+    pub body: RecordBody,
+}
+
+/// What happened.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum RecordBody {
+    /// The node has prepared the workspace and begins with the first step.
+    Started {
+        /// Limits that are not enforced.
+        #[serde(default)]
+        unenforced: Vec<Limit>,
+    },
+    /// A step's program was started.
+    StepStarted {
+        /// The step's position, from 0.
+        step: u32,
+    },
+    /// A step wrote output.
+    Log {
+        /// The step's position, from 0.
+        step: u32,
+        /// Where it wrote.
+        stream: Stream,
+        /// The position of the first byte in the stream.
+        offset: u64,
+        /// What it wrote.
+        body: LogBody,
+    },
+    /// A step has ended.
+    StepEnded(StepEnded),
+    /// A message for people.
+    Event {
+        /// `debug`, `info`, `warn` or `error`.
+        level: String,
+        /// A stable word, such as `LimitUnenforced`.
+        reason: String,
+        /// A sentence.
+        message: String,
+    },
+    /// The attempt has ended. Nothing of it runs any more.
+    Terminal(Terminal),
+}
+
+/// Where a step wrote.
+#[derive(
+    Serialize,
+    Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::Display,
+    strum::EnumString,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Bytes that a step wrote: text where they are valid UTF-8, else base64.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogBody {
+    /// Valid UTF-8, NUL included.
+    Text(String),
+    /// Anything else, in standard base64.
+    Base64(String),
+}
+
+impl LogBody {
+    /// Wraps bytes.
+    pub fn from_bytes(bytes: Vec<u8>) -> Self {
+        match String::from_utf8(bytes) {
+            Ok(text) => Self::Text(text),
+            Err(error) => Self::Base64(base64::engine::general_purpose::STANDARD.encode(error.into_bytes())),
+        }
+    }
+
+    /// The bytes again; `None` where the base64 is broken.
+    pub fn into_bytes(self) -> Option<Vec<u8>> {
+        match self {
+            Self::Text(text) => Some(text.into_bytes()),
+            Self::Base64(text) => base64::engine::general_purpose::STANDARD.decode(text).ok(),
+        }
+    }
+}
+
+/// How a step ended.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+pub struct StepEnded {
+    /// The step's position, from 0.
+    pub step: u32,
+    /// Whether it exited with 0.
+    pub succeeded: bool,
+    /// How it ended, as one word: `Exited`, `OOMKilled`, …
+    pub reason: String,
+    /// How it ended, as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The exit code, where the program exited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The signal that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// What it wrote and used.
+    #[serde(default)]
+    pub usage: StepUsage,
+}
+
+/// How an attempt ended.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+pub struct Terminal {
+    /// The outcome.
+    pub phase: TerminalPhase,
+    /// Why, as one word: `Completed`, `StepFailed`, `JobTimeout`, `CancelRequested`, `LeaseExpired`, …
+    pub reason: String,
+    /// Why, as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The exit code of the step that decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The highest sequence of the attempt: this record's own.
+    pub last_sequence: u64,
+}
+
+/// The outcome of an attempt.
+#[derive(
+    Serialize,
+    Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::Display,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum TerminalPhase {
+    /// Every step that counts succeeded.
+    Succeeded,
+    /// A step failed, or the job could not be run here.
+    Failed,
+    /// It was cancelled.
+    Cancelled,
+    /// It took longer than the job's timeout.
+    TimedOut,
+    /// It was stopped by the node without a verdict: the lease ended, or the agent was told to stop. Counts as lost.
+    Lost,
+    /// It never started: nothing of the job ran. Uses up no retry.
+    Released,
+}
+
+/// The answer to a batch, in the order of its records.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct ReportResponse {
+    /// [`super::VERSION`].
+    pub version: u32,
+    /// What became of each record.
+    pub results: Vec<RecordOutcome>,
+}
+
+/// What became of a record.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct RecordOutcome {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The record's number.
+    pub sequence: u64,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Why it was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// What became of a record. All but `Rejected` mean that it is in the store and may be dropped from the outbox; a
+/// rejected one will never be accepted and may be dropped too, with a warning.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema, strum::IntoStaticStr)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Stored now.
+    Accepted,
+    /// Was stored before.
+    Duplicate,
+    /// Stored, but the attempt is not current any more, so it changed nothing.
+    Superseded,
+    /// Malformed, or of an unknown job.
+    Rejected,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_survives_the_wire_byte_for_byte() {
+        for bytes in [b"hello\n".to_vec(), vec![0, b'a', 0], vec![0xff, 0xfe, 0x00], "žluť".into()] {
+            let json = serde_json::to_string(&LogBody::from_bytes(bytes.clone())).unwrap();
+            let body: LogBody = serde_json::from_str(&json).unwrap();
+            assert_eq!(body.into_bytes(), Some(bytes), "{json}");
+        }
+    }
+
+    #[test]
+    fn a_record_is_flat_and_ignores_what_it_does_not_know() {
+        let json = r#"{"attempt":{"job":"j","epoch":2,"x":1},"sequence":3,"at":"2026-01-02T03:04:05Z","later":true,
+            "body":{"kind":"log","step":0,"stream":"stderr","offset":0,"body":{"text":"a"},"more":[]}}"#;
+        let record: Record = serde_json::from_str(json).unwrap();
+        assert_eq!(record.sequence, 3);
+        assert!(matches!(record.body, RecordBody::Log { stream: Stream::Stderr, .. }));
+    }
+}
