@@ -1,1 +1,16 @@
-//! windlass-core.
+//! Pure decisions of the controller.
+//!
+//! Nothing here reads a clock, a store or the network: every function maps what was observed, and the time, to what
+//! should happen. That is what makes the rules testable exhaustively and the same in production and simulation.
+//!
+//! - [`validate`]: what a manifest must satisfy beyond its schema;
+//! - [`requirement`] and [`placement`]: which nodes a job fits, and the first reason why one does not;
+//! - [`life`]: what follows when an attempt ends;
+//! - [`progress`]: how the records of an attempt change the job's picture;
+//! - [`node`]: the conditions of a node.
+
+pub mod life;
+pub mod node;
+pub mod placement;
+pub mod progress;
+pub mod requirement;

@@ -50,6 +50,10 @@ pub struct ClaimResponse {
     /// What to do with attempts that the node holds.
     #[serde(default)]
     pub orders: Vec<Order>,
+    /// Leases of held attempts, counted from when this claim was sent. A controller that is about to stop grants
+    /// long ones here, so that running attempts outlast its absence.
+    #[serde(default)]
+    pub renewed: Vec<Renewal>,
 }
 
 /// An attempt that is now this node's.

@@ -1,0 +1,339 @@
+//! Which nodes a job fits, and the first reason why one does not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use windlass_crds::node_config::NodeConfigSpec;
+use windlass_crds::protocol::CapabilityReport;
+use windlass_crds::sandbox_job::{
+    Arch, HostPath, LabelOperator, LabelRequirement, Limit, Network, Resources, Runtime,
+};
+
+use crate::requirement::{Access, Requirement, Room};
+
+/// What a node offers: the intersection of what its host can do and what its policy permits.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+pub struct Offer {
+    /// The architecture; `None` where the report names one that is not known.
+    pub arch: Option<Arch>,
+    /// Runtimes that work.
+    pub working_runtimes: BTreeSet<Runtime>,
+    /// Runtimes that the policy permits; empty for all.
+    pub permitted_runtimes: BTreeSet<Runtime>,
+    /// Network words that work.
+    pub working_networks: BTreeSet<Network>,
+    /// Network words that the policy permits.
+    pub permitted_networks: BTreeSet<Network>,
+    /// The labels in force.
+    pub labels: BTreeMap<String, String>,
+    /// Limits that the host can enforce.
+    pub enforceable: BTreeSet<Limit>,
+    /// The ceiling of the policy.
+    pub max: Resources,
+    /// Paths of the host that jobs may use.
+    pub host_paths: Vec<HostPath>,
+    /// Graphics processors: vendor and memory in bytes.
+    pub gpus: Vec<(Option<String>, u64)>,
+    /// All the room that the host has.
+    pub capacity: Room,
+}
+
+/// Why a node is out of the question for a job.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr)]
+pub enum Exclusion {
+    /// The node has never reported what it can do.
+    #[error("the node has not registered yet")]
+    NotRegistered,
+    /// The runtime does not work there.
+    #[error("runtime {wanted} does not work on the node")]
+    RuntimeMissing {
+        /// What the job needs.
+        wanted: Runtime,
+    },
+    /// The policy forbids the runtime.
+    #[error("runtime {wanted} is not among the node's sandbox.runtimes")]
+    RuntimeForbidden {
+        /// What the job needs.
+        wanted: Runtime,
+    },
+    /// The network word does not work there.
+    #[error("network {wanted} does not work on the node")]
+    NetworkMissing {
+        /// What the job needs.
+        wanted: Network,
+    },
+    /// The policy forbids the network word.
+    #[error("network {wanted} is not among the node's sandbox.networks")]
+    NetworkForbidden {
+        /// What the job needs.
+        wanted: Network,
+    },
+    /// Another architecture.
+    #[error("the node is not {wanted}")]
+    Arch {
+        /// What the job needs.
+        wanted: Arch,
+    },
+    /// A label differs or is absent.
+    #[error("nodeSelector {key}={wanted}: the node has {}", found.as_deref().unwrap_or("no such label"))]
+    Selector {
+        /// The label.
+        key: String,
+        /// What the job wants.
+        wanted: String,
+        /// What the node has.
+        found: Option<String>,
+    },
+    /// A condition on a label does not hold.
+    #[error("requires.labels {key} {operator} [{}]: the node has {}", values.join(", "), found.as_deref().unwrap_or("no such label"))]
+    Label {
+        /// The label.
+        key: String,
+        /// The comparison.
+        operator: &'static str,
+        /// What it compares with.
+        values: Vec<String>,
+        /// What the node has.
+        found: Option<String>,
+    },
+    /// A limit that the job names cannot be enforced.
+    #[error(
+        "the node cannot enforce the {limit} limit that the job names; sandbox.unenforced: [{limit}] would accept that"
+    )]
+    Unenforceable {
+        /// The limit.
+        limit: Limit,
+    },
+    /// A limit that the job names is above the ceiling.
+    #[error("the job names {wanted} of {limit}, above the node's sandbox.max of {max}")]
+    AboveMax {
+        /// The limit.
+        limit: Limit,
+        /// What the job names.
+        wanted: String,
+        /// The ceiling.
+        max: String,
+    },
+    /// A path of the host is not open to jobs, or only for reading.
+    #[error("host path {path} is not {} by the node's sandbox.hostPaths", if *write { "writable" } else { "allowed" })]
+    HostPath {
+        /// The path.
+        path: String,
+        /// Whether the job wants to write.
+        write: bool,
+    },
+    /// Too few fitting graphics processors.
+    #[error("{wanted} fitting GPUs are needed and the node has {found}")]
+    Gpu {
+        /// How many the job needs.
+        wanted: u32,
+        /// How many fit.
+        found: u32,
+    },
+    /// The host is too small, even when it is idle.
+    #[error("{wanted} of {resource} are needed and the whole node has {capacity}")]
+    TooSmall {
+        /// `cpu` or `memory`.
+        resource: &'static str,
+        /// What the job needs.
+        wanted: String,
+        /// All that the node has.
+        capacity: String,
+    },
+}
+
+impl Offer {
+    /// What a node with this report and this configuration offers.
+    pub fn new(name: &str, report: &CapabilityReport, spec: &NodeConfigSpec) -> Self {
+        let sandbox = report.sandbox.clone().unwrap_or_default();
+        let arch: Option<Arch> = report.platform.arch.parse().ok();
+        let mut labels = BTreeMap::from([
+            ("windlass.dev/node".to_owned(), name.to_owned()),
+            ("windlass.dev/os".to_owned(), report.platform.os.clone()),
+            ("windlass.dev/arch".to_owned(), report.platform.arch.clone()),
+        ]);
+        labels.extend(report.node.labels.clone());
+        labels.extend(spec.labels.clone());
+        let permitted_networks = if spec.sandbox.networks.is_empty() {
+            BTreeSet::from([Network::None, Network::Restricted])
+        } else {
+            spec.sandbox.networks.iter().copied().collect()
+        };
+        let gpus: Vec<_> = report
+            .gpu
+            .iter()
+            .flat_map(|gpu| &gpu.devices)
+            .map(|device| (device.vendor.clone(), device.vram_mb.unwrap_or(0) << 20))
+            .collect();
+        Self {
+            arch,
+            working_runtimes: known(&sandbox.runtimes),
+            permitted_runtimes: spec.sandbox.runtimes.iter().copied().collect(),
+            working_networks: known(&sandbox.networks),
+            permitted_networks,
+            labels,
+            enforceable: known(&sandbox.limits),
+            max: spec.sandbox.max.clone(),
+            host_paths: spec.sandbox.host_paths.clone(),
+            capacity: Room {
+                cpu_millis: u64::from(report.compute.cpu_cores) * 1000,
+                memory_bytes: report.compute.ram_mb << 20,
+                gpus: u32::try_from(gpus.len()).unwrap_or(u32::MAX),
+            },
+            gpus,
+        }
+    }
+
+    /// Names the offer: nodes with equal offers fit the same classes.
+    pub fn profile(&self) -> String {
+        let canonical = serde_json::to_vec(self).expect("an offer is plain data with string keys");
+        hex::encode(Sha256::digest(canonical))
+    }
+}
+
+/// The words that this version knows; a newer agent may report others.
+fn known<T: std::str::FromStr + Ord>(words: &[String]) -> BTreeSet<T> {
+    words.iter().filter_map(|word| word.parse().ok()).collect()
+}
+
+/// The first reason why a node with this offer can never run jobs of this class; `None` where it can.
+pub fn exclusion(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
+    runtime(requirement, offer)
+        .or_else(|| labels(requirement, offer))
+        .or_else(|| limits(requirement, offer))
+        .or_else(|| host_paths(requirement, offer))
+        .or_else(|| gpus(requirement, offer, 1))
+}
+
+/// The first reason why one job can never run on the node, the size of the host included.
+pub fn exclusion_with_room(requirement: &Requirement, room: Room, offer: &Offer) -> Option<Exclusion> {
+    exclusion(requirement, offer).or_else(|| gpus(requirement, offer, room.gpus)).or_else(|| {
+        let capacity = offer.capacity;
+        if room.cpu_millis > capacity.cpu_millis {
+            Some(Exclusion::TooSmall {
+                resource: "cpu",
+                wanted: windlass_crds::Cpu::from_millis(room.cpu_millis).to_string(),
+                capacity: windlass_crds::Cpu::from_millis(capacity.cpu_millis).to_string(),
+            })
+        } else if room.memory_bytes > capacity.memory_bytes {
+            Some(Exclusion::TooSmall {
+                resource: "memory",
+                wanted: windlass_crds::Bytes::new(room.memory_bytes).to_string(),
+                capacity: windlass_crds::Bytes::new(capacity.memory_bytes).to_string(),
+            })
+        } else {
+            None
+        }
+    })
+}
+
+fn runtime(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
+    let wanted = requirement.runtime;
+    if !offer.working_runtimes.contains(&wanted) {
+        return Some(Exclusion::RuntimeMissing { wanted });
+    }
+    if !offer.permitted_runtimes.is_empty() && !offer.permitted_runtimes.contains(&wanted) {
+        return Some(Exclusion::RuntimeForbidden { wanted });
+    }
+    let wanted = requirement.network;
+    if !offer.permitted_networks.contains(&wanted) {
+        return Some(Exclusion::NetworkForbidden { wanted });
+    }
+    if !offer.working_networks.contains(&wanted) {
+        return Some(Exclusion::NetworkMissing { wanted });
+    }
+    match requirement.arch {
+        Some(wanted) if offer.arch != Some(wanted) => Some(Exclusion::Arch { wanted }),
+        Some(_) | None => None,
+    }
+}
+
+fn labels(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
+    for (key, wanted) in &requirement.selector {
+        let found = offer.labels.get(key);
+        if found != Some(wanted) {
+            return Some(Exclusion::Selector {
+                key: key.clone(),
+                wanted: wanted.clone(),
+                found: found.cloned(),
+            });
+        }
+    }
+    let failing = requirement
+        .labels
+        .iter()
+        .find(|requirement| !holds(requirement, offer.labels.get(&requirement.key).map(String::as_str)))?;
+    Some(Exclusion::Label {
+        key: failing.key.clone(),
+        operator: failing.operator.into(),
+        values: failing.values.clone(),
+        found: offer.labels.get(&failing.key).cloned(),
+    })
+}
+
+/// Whether a condition on a label holds for the label's value.
+fn holds(requirement: &LabelRequirement, value: Option<&str>) -> bool {
+    let listed = || value.is_some_and(|value| requirement.values.iter().any(|listed| listed == value));
+    let compared = |compare: fn(i64, i64) -> bool| {
+        let bound = requirement.values.first().and_then(|bound| bound.parse().ok());
+        let value = value.and_then(|value| value.parse().ok());
+        matches!((value, bound), (Some(value), Some(bound)) if compare(value, bound))
+    };
+    match requirement.operator {
+        LabelOperator::In => listed(),
+        LabelOperator::NotIn => !listed(),
+        LabelOperator::Exists => value.is_some(),
+        LabelOperator::DoesNotExist => value.is_none(),
+        LabelOperator::Gt => compared(|value, bound| value > bound),
+        LabelOperator::Lt => compared(|value, bound| value < bound),
+    }
+}
+
+fn limits(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
+    if let Some(limit) = requirement.enforced.iter().find(|limit| !offer.enforceable.contains(limit)) {
+        return Some(Exclusion::Unenforceable { limit: *limit });
+    }
+    fn above<T: PartialOrd + ToString>(limit: Limit, named: Option<T>, max: Option<T>) -> Option<Exclusion> {
+        match (named, max) {
+            (Some(named), Some(max)) if named > max => {
+                Some(Exclusion::AboveMax { limit, wanted: named.to_string(), max: max.to_string() })
+            }
+            (Some(_) | None, Some(_) | None) => None,
+        }
+    }
+    let (named, max) = (&requirement.named, &offer.max);
+    above(Limit::Cpu, named.cpu, max.cpu)
+        .or_else(|| above(Limit::Memory, named.memory, max.memory))
+        .or_else(|| above(Limit::Pids, named.pids, max.pids))
+        .or_else(|| above(Limit::Disk, named.disk, max.disk))
+}
+
+fn host_paths(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
+    requirement.host_paths.iter().find_map(|(path, access)| {
+        let write = *access == Access::Write;
+        let allowed =
+            offer.host_paths.iter().any(|open| covers(&open.path, path) && (!write || !open.read_only));
+        (!allowed).then(|| Exclusion::HostPath { path: path.clone(), write })
+    })
+}
+
+/// Whether `path` is `open` or lies below it. Both are absolute and free of `..` (validation sees to it); the agent
+/// checks again on the real file system, where links count.
+fn covers(open: &str, path: &str) -> bool {
+    let open = open.trim_end_matches('/');
+    path.strip_prefix(open).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn gpus(requirement: &Requirement, offer: &Offer, wanted: u32) -> Option<Exclusion> {
+    let predicate = requirement.gpu.as_ref()?;
+    let fitting = offer.gpus.iter().filter(|(vendor, memory)| {
+        *memory >= predicate.memory_bytes
+            && predicate.vendor.as_ref().is_none_or(|wanted| vendor.as_ref() == Some(wanted))
+    });
+    let found = u32::try_from(fitting.count()).unwrap_or(u32::MAX);
+    (found < wanted).then_some(Exclusion::Gpu { wanted, found })
+}
+
+#[cfg(test)]
+mod tests;
