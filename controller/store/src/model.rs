@@ -1,0 +1,33 @@
+//! What goes into the store and what comes out of it: plain data without behaviour beyond conversions.
+
+mod change;
+mod claim;
+mod event;
+mod input;
+mod job;
+mod node;
+mod report;
+mod retention;
+mod stats;
+mod template;
+mod token;
+
+pub use change::Change;
+pub use claim::{AttemptPhase, AttemptRow, Beat, BeatOutcome, ClaimSpec, ClaimedJob, ClassRow};
+pub use event::{EventLevel, EventRow, NewEvent};
+pub use input::InputRow;
+pub use job::{
+    CancelOutcome, CreateOutcome, Cursor, DeleteOutcome, IdempotencyKey, InvalidCursor, JobFilter, JobPatch,
+    JobRow, NewJob, Page, Requirement, Reserve, RetryOutcome,
+};
+pub use node::{
+    Ack, CapabilityUpdate, NewNodeConfig, NodeRegistration, NodeRow, Put, RedeemedToken, RegisterOutcome,
+};
+pub use report::{
+    Applied, AttemptChange, JobChange, LogCursor, LogFilter, LogRow, NewRecord, NodeChange, RecordKind,
+    RecordStore, Transition, TransitionOutcome,
+};
+pub use retention::{Pruned, RetentionPolicy};
+pub use stats::{Counts, PriorityRow, QueueCounts, QueueRow};
+pub use template::{PutTemplate, TemplateRow};
+pub use token::{ApiTokenRow, JoinTokenRow};

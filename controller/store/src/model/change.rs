@@ -1,0 +1,36 @@
+//! Wake-ups.
+
+/// Something has changed and is committed. A wake-up carries a key and no content: receivers read again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Change {
+    /// A job was created, changed or deleted.
+    Job {
+        /// The job's uid.
+        uid: String,
+    },
+    /// A job became ready to be claimed, or may have: claims that wait should look again.
+    Queued,
+    /// A node was registered, configured, acknowledged or deleted, or has an order to fetch. Heartbeats alone do
+    /// not wake anyone.
+    Node {
+        /// The node's name.
+        name: String,
+    },
+    /// Records of a job arrived.
+    Records {
+        /// The job's uid.
+        uid: String,
+    },
+    /// An event was written.
+    Event {
+        /// The uid of the job that it is about.
+        job: Option<String>,
+    },
+    /// A template was put or deleted.
+    Template {
+        /// The template's namespace.
+        namespace: String,
+        /// The template's name.
+        name: String,
+    },
+}
