@@ -116,6 +116,7 @@ impl JsonSchema for Span {
         json_schema!({
             "description": "Length of time: a sum of `d`, `h`, `m`, `s` and `ms` parts, such as `90s` or `1h30m`.",
             "type": "string",
+            "format": "span",
             "pattern": "^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?$",
             "minLength": 2,
             "maxLength": 40,

@@ -8,12 +8,16 @@
 
 pub mod conditions;
 pub mod duration;
+pub mod explain;
 pub mod job_template;
+pub mod manifest;
+pub mod names;
 pub mod node_config;
 pub mod priority;
 pub mod protocol;
 pub mod quantity;
 pub mod sandbox_job;
+pub mod schema;
 
 pub use duration::Span;
 pub use job_template::{JobTemplate, JobTemplateSpec};

@@ -32,7 +32,7 @@ use crate::sandbox_job::{HostPath, Network, OfflinePolicy, Resources, Runtime, i
 pub struct NodeConfigSpec {
     /// Labels that jobs can select the node by, over those that the agent reports.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
+    #[schemars(extend("maxProperties" = 64, "additionalProperties" = {"type": "string", "maxLength": 63}))]
     pub labels: BTreeMap<String, String>,
 
     /// Keeps new jobs away from the node while true. Running jobs go on.
@@ -46,7 +46,10 @@ pub struct NodeConfigSpec {
 
     /// The queues that the node serves; without it all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))
+    )]
     pub queues: Vec<String>,
 
     /// What happens to running jobs that do not say it themselves when the controller cannot be reached.

@@ -123,6 +123,7 @@ impl JsonSchema for Priority {
             "description": "Priority inside the queue: `high`, `normal`, `low`, or a number from 0 to 1000 (higher runs sooner).",
             "x-kubernetes-int-or-string": true,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "format": "priority",
             "pattern": "^(high|normal|low|[0-9]{1,3}|1000)$",
             "minimum": 0,
             "maximum": 1000,

@@ -224,6 +224,7 @@ macro_rules! int_or_string {
                     "description": $description,
                     "x-kubernetes-int-or-string": true,
                     "anyOf": [{"type": "integer"}, {"type": "string"}],
+                    "format": $name,
                     "pattern": $pattern,
                 })
             }

@@ -58,7 +58,7 @@ pub struct SandboxJobSpec {
 
     /// Labels that a node must carry, all of them, with exactly these values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
+    #[schemars(extend("maxProperties" = 64, "additionalProperties" = {"type": "string", "maxLength": 63}))]
     pub node_selector: BTreeMap<String, String>,
 
     /// What the job needs of a node beyond labels: architecture, runtime, cpu, memory, GPUs.
@@ -96,7 +96,7 @@ pub struct SandboxJobSpec {
 
     /// Shorthand for a job of one step: the program and its arguments, run without a shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(length(min = 1, max = 1024), inner(length(max = 131_072)))]
     pub command: Option<Vec<String>>,
 
     /// Shorthand for a job of one step: a script and its interpreter.
@@ -209,7 +209,7 @@ pub struct LabelRequirement {
     /// The values to compare with: one or more for `In` and `NotIn`, one whole number for `Gt` and `Lt`, none
     /// for `Exists` and `DoesNotExist`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 63)))]
     pub values: Vec<String>,
 }
 
@@ -349,7 +349,7 @@ pub struct SandboxSpec {
 
     /// Environment of every step. Names that start with `WINDLASS_` are reserved.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 256))]
+    #[schemars(extend("maxProperties" = 256, "additionalProperties" = {"type": "string", "maxLength": 131_072}))]
     pub env: BTreeMap<String, String>,
 
     /// Limits that may go unenforced where the node cannot enforce them; any other limit that is named then
@@ -511,7 +511,7 @@ pub struct Input {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Upload {
     /// The content's SHA-256 as `sha256:` and 64 lower-case hexadecimal digits.
-    #[schemars(regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
+    #[schemars(length(max = 71), regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
     pub digest: String,
 
     /// Whether the content is a tar archive (plain or gzip) whose members are placed under `path`.
@@ -542,7 +542,7 @@ pub struct Step {
 
     /// A program and its arguments, run without a shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(length(min = 1, max = 1024), inner(length(max = 131_072)))]
     pub command: Option<Vec<String>>,
 
     /// A script and its interpreter.
@@ -551,7 +551,7 @@ pub struct Step {
 
     /// Environment of this step, over that of the sandbox.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 256))]
+    #[schemars(extend("maxProperties" = 256, "additionalProperties" = {"type": "string", "maxLength": 131_072}))]
     pub env: BTreeMap<String, String>,
 
     /// The working directory, relative to `/workspace`.
@@ -584,7 +584,7 @@ pub struct Script {
 
     /// Arguments after the script's path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = 1024), inner(length(max = 131_072)))]
     pub args: Vec<String>,
 }
 
