@@ -1,0 +1,158 @@
+//! Host users for attempts. A caller that is root gives every attempt a uid of its own, so that attempts which run at
+//! the same time can neither signal nor read each other; an ordinary caller has only itself to give.
+//!
+//! The allocation lives on disk, one file per uid, so that it outlives the caller.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// Default uids: above systemd's container range (which ends at 0x6FFF_FFFF = 1,879,048,191), below 2^31, and so
+/// outside the ranges of login users, `DynamicUser=` and `/etc/subuid`.
+pub const DEFAULT_UIDS: RangeInclusive<u32> = 1_900_000_000..=1_900_065_535;
+
+/// The host user and group that a unit's processes and files belong to. Inside it is always 1000 `job`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Identity {
+    /// Host uid.
+    pub uid: u32,
+    /// Host gid.
+    pub gid: u32,
+}
+
+impl Identity {
+    /// The caller's own effective user.
+    #[must_use]
+    pub fn caller() -> Self {
+        Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+    }
+}
+
+/// Hands out identities.
+#[derive(Debug, Clone)]
+pub struct Identities {
+    dir: PathBuf,
+    range: RangeInclusive<u32>,
+}
+
+impl Identities {
+    /// Keeps its records below `dir`, which is made if it is missing.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::InvalidSpec`] for a range that is empty or contains a system user.
+    pub fn open(dir: impl Into<PathBuf>, range: RangeInclusive<u32>) -> Result<Self, Error> {
+        let dir = dir.into();
+        if range.is_empty() || *range.start() < 1000 || *range.end() > i32::MAX as u32 {
+            return Err(Error::InvalidSpec {
+                field: "uid_range",
+                problem: "must be a range within 1000..=2147483647".to_owned(),
+            });
+        }
+        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        Ok(Self { dir, range })
+    }
+
+    /// The identity of `owner` (an attempt's name): the one it has, or a free one. Idempotent.
+    ///
+    /// # Errors
+    /// [`Error::IdentitiesExhausted`], [`Error::Io`].
+    pub fn acquire(&self, owner: &str) -> Result<Identity, Error> {
+        let caller = Identity::caller();
+        if caller.uid != 0 {
+            return Ok(caller);
+        }
+        if let Some(uid) = self.held(owner)? {
+            return Ok(Identity { uid, gid: uid });
+        }
+        for uid in self.range.clone() {
+            let path = self.dir.join(uid.to_string());
+            // The record appears complete or not at all: it is written beside and linked into place, and a link never
+            // replaces what is there.
+            let beside = self.dir.join(format!(".{owner}"));
+            fs::write(&beside, owner).map_err(Error::io("write", &beside))?;
+            let linked = fs::hard_link(&beside, &path);
+            fs::remove_file(&beside).map_err(Error::io("remove", &beside))?;
+            match linked {
+                Ok(()) => return Ok(Identity { uid, gid: uid }),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::io("create", path)(error)),
+            }
+        }
+        Err(Error::IdentitiesExhausted { first: *self.range.start(), last: *self.range.end() })
+    }
+
+    /// Frees the identity of `owner`. Post-state: `owner` holds none. Call it only when no process and no file of the
+    /// attempt is left.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn release(&self, owner: &str) -> Result<(), Error> {
+        let Some(uid) = self.held(owner)? else { return Ok(()) };
+        let path = self.dir.join(uid.to_string());
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// The uid that `owner` holds.
+    fn held(&self, owner: &str) -> Result<Option<u32>, Error> {
+        if owner.is_empty() || owner.contains('/') {
+            return Err(Error::InvalidSpec { field: "owner", problem: "must be a file name".to_owned() });
+        }
+        for entry in fs::read_dir(&self.dir).map_err(Error::io("list", &self.dir))? {
+            let entry = entry.map_err(Error::io("list", &self.dir))?;
+            let Some(uid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
+            match fs::read(entry.path()) {
+                Ok(content) if content == owner.as_bytes() => return Ok(Some(uid)),
+                Ok(_) => {}
+                // Released between listing and reading.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("read", entry.path())(error)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where the records are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_get_different_uids_and_keep_theirs() {
+        if Identity::caller().uid != 0 {
+            // An ordinary user has only itself to give; the root run of this suite covers the allocation.
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let identities = Identities::open(dir.path(), 70_000..=70_001).unwrap();
+        let one = identities.acquire("one").unwrap();
+        let two = identities.acquire("two").unwrap();
+        assert_ne!(one, two);
+        assert_eq!(identities.acquire("one").unwrap(), one);
+        assert!(matches!(identities.acquire("three"), Err(Error::IdentitiesExhausted { .. })));
+        identities.release("one").unwrap();
+        identities.release("one").unwrap();
+        assert_eq!(identities.acquire("three").unwrap(), one);
+    }
+
+    #[test]
+    fn a_range_with_system_users_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(Identities::open(dir.path(), 0..=10), Err(Error::InvalidSpec { .. })));
+    }
+}
