@@ -27,6 +27,7 @@ use check::Finding;
 pub use error::{Code, Error};
 pub use metadata::{DEFAULT_NAMESPACE, check_labels, check_metadata};
 use path::Path;
+pub use path::push_key;
 use tree::{Data, Mark, Node};
 pub use tree::{MAX_DEPTH, MAX_DOCUMENT, MAX_EXPANDED, MAX_VALUES};
 pub use write::{WriteError, to_yaml};

@@ -14,3 +14,4 @@ pub mod node;
 pub mod placement;
 pub mod progress;
 pub mod requirement;
+pub mod validate;

@@ -33,8 +33,8 @@ impl fmt::Display for Path<'_> {
     }
 }
 
-/// Adds a key: after a dot where it is a plain word, otherwise in brackets.
-pub(crate) fn push_key(path: &mut String, key: &str) {
+/// Adds a key to the path of a field: after a dot where it is a plain word, otherwise in brackets.
+pub fn push_key(path: &mut String, key: &str) {
     let plain = key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
     if !plain {

@@ -1,0 +1,227 @@
+//! The rules for jobs.
+
+use windlass_crds::manifest::{check_metadata, check_spec};
+use windlass_crds::names::Quoted;
+use windlass_crds::protocol::FieldError;
+use windlass_crds::quantity::{Bytes, Cpu};
+use windlass_crds::sandbox_job::{Resources, Runtime, SandboxSpec, Script, Step};
+use windlass_crds::schema::Kind;
+use windlass_crds::{SandboxJob, SandboxJobSpec, Span};
+
+use super::findings::Findings;
+use super::{DEFAULT_TIMEOUT, MAX_ARGUMENT_BYTES, MAX_TIMEOUT, MAX_TTL, MIN_TIMEOUT, labels, paths};
+
+pub(super) fn check(job: &SandboxJob) -> Vec<FieldError> {
+    let mut findings = Findings::new(check_spec(Kind::SandboxJob, &job.spec));
+    findings.extend(check_metadata(Kind::SandboxJob, &job.metadata));
+    match serde_json::to_value(&job.spec) {
+        Ok(spec) => findings.check_spec_as_a_whole(&spec),
+        Err(error) => findings.refuse("spec", format!("cannot be written: {error}")),
+    }
+    check_rules(&job.spec, "spec", &mut findings);
+    findings.finish()
+}
+
+/// Checks a job's spec at a path, apart from its schema.
+pub(super) fn check_rules(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
+    check_title(spec, at, findings);
+    labels::check(spec, at, findings);
+    check_sandbox(&spec.sandbox, &format!("{at}.sandbox"), findings);
+    check_requirements(spec, at, findings);
+    check_times(spec, at, findings);
+    paths::check_workspace(&spec.workspace, &format!("{at}.workspace"), findings);
+    check_steps(spec, at, findings);
+}
+
+/// Checks limits that would leave nothing; `pids` has its least value in the schema.
+pub(super) fn check_resources(resources: &Resources, at: &str, findings: &mut Findings) {
+    let Resources { cpu, memory, pids: _, disk } = resources;
+    let zeros = [
+        ("cpu", *cpu == Some(Cpu::default())),
+        ("memory", *memory == Some(Bytes::default())),
+        ("disk", *disk == Some(Bytes::default())),
+    ];
+    for (name, _) in zeros.into_iter().filter(|(_, zero)| *zero) {
+        findings
+            .refuse(format!("{at}.{name}"), "`0` leaves nothing to run with; raise it or remove the field");
+    }
+}
+
+fn check_title(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
+    if let Some(title) = &spec.title
+        && title.chars().any(|c| c.is_control() && c != '\0')
+    {
+        let message =
+            format!("{} is more than one line of plain text; move the rest to `description`", Quoted(title));
+        findings.refuse(format!("{at}.title"), message);
+    }
+}
+
+fn check_sandbox(sandbox: &SandboxSpec, at: &str, findings: &mut Findings) {
+    let SandboxSpec { runtime, image, network: _, resources, env, unenforced } = sandbox;
+    match (runtime, image) {
+        (Runtime::Native, Some(image)) => findings.refuse(
+            format!("{at}.image"),
+            format!(
+                "{} cannot be used: the runtime `native` does not support images yet; remove the image, or set \
+                 `runtime` to `podman` or `docker`",
+                Quoted(image)
+            ),
+        ),
+        (Runtime::Podman | Runtime::Docker, None) => {
+            findings.refuse(format!("{at}.image"), format!("is missing; the runtime `{runtime}` needs an image"));
+        }
+        (Runtime::Podman | Runtime::Docker, Some(image))
+            if image.chars().any(|c| c.is_whitespace() || c.is_control()) =>
+        {
+            let message = format!("{} holds a space; write it as `registry/name:tag` or `name@digest`", Quoted(image));
+            findings.refuse(format!("{at}.image"), message);
+        }
+        (Runtime::Native, None) | (Runtime::Podman | Runtime::Docker, Some(_)) => {}
+    }
+    check_resources(resources, &format!("{at}.resources"), findings);
+    findings.check_environment(env, &format!("{at}.env"));
+    findings.check_unique(unenforced, &format!("{at}.unenforced"));
+}
+
+fn check_requirements(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
+    let requires = &spec.requires;
+    if let Some(runtime) = requires.runtime
+        && runtime != spec.sandbox.runtime
+    {
+        let message = format!(
+            "`{runtime}` contradicts {at}.sandbox.runtime, which is `{}`; write the same in both, or remove this field",
+            spec.sandbox.runtime
+        );
+        findings.refuse(format!("{at}.requires.runtime"), message);
+    }
+    let limits = &spec.sandbox.resources;
+    let fields = |name: &str| (format!("{at}.requires.{name}"), format!("{at}.sandbox.resources.{name}"));
+    findings.check_at_most(fields("cpu"), requires.cpu, limits.cpu);
+    findings.check_at_most(fields("memory"), requires.memory, limits.memory);
+}
+
+fn check_times(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
+    findings.check_span(format!("{at}.timeout"), spec.timeout, MIN_TIMEOUT, MAX_TIMEOUT);
+    findings.check_span(format!("{at}.ttlAfterFinished"), spec.ttl_after_finished, Span::default(), MAX_TTL);
+    let backoff = &spec.retry.backoff;
+    let at = format!("{at}.retry.backoff");
+    let least = Span::from_millis(1);
+    findings.check_span(format!("{at}.initial"), Some(backoff.initial), least, MAX_TIMEOUT);
+    findings.check_span(format!("{at}.max"), Some(backoff.max), least, MAX_TIMEOUT);
+    if backoff.initial > backoff.max {
+        let message = format!("`{}` is longer than {at}.max, which is `{}`", backoff.initial, backoff.max);
+        findings.refuse(format!("{at}.initial"), message);
+    }
+}
+
+fn check_steps(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
+    let SandboxJobSpec { steps, command, script, .. } = spec;
+    match (steps.is_empty(), command, script) {
+        (true, None, None) => {
+            findings.refuse(at, "does nothing; write `steps`, or one `command` or `script`")
+        }
+        (true, Some(_), Some(_)) => {
+            findings.refuse(
+                format!("{at}.script"),
+                format!("stands beside {at}.command; write one, or use `steps`"),
+            );
+        }
+        (false, Some(_), _) => {
+            findings.refuse(
+                format!("{at}.command"),
+                format!("stands beside {at}.steps; make it one of the steps"),
+            );
+        }
+        (false, None, Some(_)) => {
+            findings.refuse(
+                format!("{at}.script"),
+                format!("stands beside {at}.steps; make it one of the steps"),
+            );
+        }
+        (true, Some(_), None) | (true, None, Some(_)) | (false, None, None) => {}
+    }
+    if let Some(command) = command {
+        check_command(command, &format!("{at}.command"), findings);
+    }
+    if let Some(script) = script {
+        check_script(script, &format!("{at}.script"), findings);
+    }
+    for (index, step) in steps.iter().enumerate() {
+        let field = format!("{at}.steps[{index}]");
+        if let Some(other) = steps[..index].iter().position(|earlier| earlier.name == step.name) {
+            let message =
+                format!("{} is also the name of {at}.steps[{other}]; choose another", Quoted(&step.name));
+            findings.refuse(format!("{field}.name"), message);
+        }
+        check_step(step, spec, at, &field, findings);
+    }
+}
+
+fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, findings: &mut Findings) {
+    let Step { name: _, command, script, env, working_dir, timeout, continue_on_error: _ } = step;
+    match (command, script) {
+        (None, None) => findings.refuse(field, "does nothing; write a `command` or a `script`"),
+        (Some(_), Some(_)) => {
+            let message = format!("stands beside {field}.command; write one of them, or make two steps");
+            findings.refuse(format!("{field}.script"), message);
+        }
+        (Some(_), None) | (None, Some(_)) => {}
+    }
+    if let Some(command) = command {
+        check_command(command, &format!("{field}.command"), findings);
+    }
+    if let Some(script) = script {
+        check_script(script, &format!("{field}.script"), findings);
+    }
+    findings.check_environment(env, &format!("{field}.env"));
+    if let Some(path) = working_dir {
+        paths::check_relative(path, &format!("{field}.workingDir"), findings);
+    }
+    findings.check_span(format!("{field}.timeout"), *timeout, MIN_TIMEOUT, MAX_TIMEOUT);
+    let whole = spec.timeout.unwrap_or(DEFAULT_TIMEOUT);
+    if let Some(timeout) = timeout
+        && *timeout > whole
+        && *timeout <= MAX_TIMEOUT
+    {
+        let whole = match spec.timeout {
+            Some(_) => format!("`{whole}`"),
+            None => format!("`{whole}` by default"),
+        };
+        let message =
+            format!("`{timeout}` is longer than {at}.timeout, which is {whole}; lower it or raise the other");
+        findings.refuse(format!("{field}.timeout"), message);
+    }
+}
+
+fn check_command(command: &[String], at: &str, findings: &mut Findings) {
+    if command.first().is_some_and(String::is_empty) {
+        findings.refuse(format!("{at}[0]"), "is empty; write the program to run");
+    }
+    check_arguments(command, at, findings);
+}
+
+fn check_script(script: &Script, at: &str, findings: &mut Findings) {
+    let Script { interpreter, source: _, args } = script;
+    let field = format!("{at}.interpreter");
+    if interpreter.chars().any(char::is_whitespace) {
+        let message =
+            format!("{} is not one program; use a `command` to give it arguments", Quoted(interpreter));
+        findings.refuse(field, message);
+    } else if interpreter.contains('/') && !interpreter.starts_with('/') {
+        let message = format!("{} is a relative path; write a name or an absolute path", Quoted(interpreter));
+        findings.refuse(field, message);
+    }
+    check_arguments(args, &format!("{at}.args"), findings);
+}
+
+fn check_arguments(arguments: &[String], at: &str, findings: &mut Findings) {
+    for (index, argument) in arguments.iter().enumerate() {
+        let bytes = argument.len() + 1;
+        if bytes > MAX_ARGUMENT_BYTES {
+            let advice = "write it to a file and pass its path";
+            let message = format!("takes {bytes} bytes, at most {MAX_ARGUMENT_BYTES} fit; {advice}");
+            findings.refuse(format!("{at}[{index}]"), message);
+        }
+    }
+}
