@@ -8,7 +8,9 @@ pub mod driver;
 mod error;
 mod identity;
 mod lease;
+
 pub mod spec;
+mod workspace;
 
 pub use driver::{
     Driver, EndReason, Exit, OutputChunk, OutputReader, OutputSource, Prepared, Stop, StopReason, Stream,
@@ -17,3 +19,4 @@ pub use error::Error;
 pub use identity::{DEFAULT_UIDS, Identities, Identity};
 pub use lease::{Deadline, Lease};
 pub use spec::{Limit, LimitName, Limits, Mount, Network, UnitId, UnitSpec};
+pub use workspace::{Archive, ArchiveLimits, Unpacked, Workspace};
