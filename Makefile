@@ -1,0 +1,34 @@
+# The commands of every day. CI runs the same ones.
+.PHONY: run build test lint generate bench help
+
+# cargo-nextest is faster and isolates each test in a process of its own; plain cargo runs the same tests.
+NEXTEST := $(shell cargo nextest --version 2>/dev/null)
+
+help: ## Show this help.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: ## Run examples/hello.yaml with nothing installed: controller, agent and sandbox in one process.
+	cargo run -p windlass -- run --local -f examples/hello.yaml
+
+build: ## Build every program.
+	cargo build --workspace --bins
+
+test: build ## Run every test.
+ifdef NEXTEST
+	cargo nextest run --workspace
+else
+	cargo test --workspace
+endif
+
+lint: ## Check format, lints and documentation.
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+
+generate: ## Write the files that are made from the types: CRDs, JSON Schemas, the OpenAPI document.
+	cargo run -p windlass-crds --bin windlass-generate -- crds
+	cargo run -p windlass-controller --example openapi -- controller/openapi.json
+
+bench: ## Measure what this project promises, beside its peers.
+	cargo build --release -p windlass -p windlass-bench
+	target/release/windlass-bench

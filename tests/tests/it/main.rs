@@ -1,0 +1,3 @@
+//! End-to-end suites: the whole system as its users meet it.
+
+mod architecture;
