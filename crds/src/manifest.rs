@@ -11,6 +11,8 @@
 
 mod check;
 mod error;
+#[cfg(test)]
+mod examples;
 mod metadata;
 mod path;
 #[cfg(test)]

@@ -119,7 +119,7 @@ fn check_steps(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
     let SandboxJobSpec { steps, command, script, .. } = spec;
     match (steps.is_empty(), command, script) {
         (true, None, None) => {
-            findings.refuse(at, "does nothing; write `steps`, or one `command` or `script`")
+            findings.refuse(at, "does nothing; write `steps`, or one `command` or `script`");
         }
         (true, Some(_), Some(_)) => {
             findings.refuse(

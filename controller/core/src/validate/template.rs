@@ -43,7 +43,7 @@ pub(super) fn check(template: &JobTemplate) -> Vec<FieldError> {
             match serde_json::from_value::<SandboxJobSpec>(job) {
                 Ok(job) => job::check_rules(&job, JOB, &mut findings),
                 Err(error) => {
-                    findings.refuse(JOB, format!("is not a job with the defaults filled in: {error}"))
+                    findings.refuse(JOB, format!("is not a job with the defaults filled in: {error}"));
                 }
             }
         }

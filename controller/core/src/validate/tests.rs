@@ -577,6 +577,29 @@ fn only_four_fields_of_a_job_change_and_a_cancel_stays() {
     );
 }
 
+#[test]
+fn every_example_breaks_no_rule() {
+    let folder = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let mut checked = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "yaml") {
+            continue;
+        }
+        for document in manifest::parse_bytes(&std::fs::read(&path).unwrap(), "example").unwrap() {
+            let errors: Vec<String> = validate_object(&document.object)
+                .err()
+                .unwrap_or_default()
+                .iter()
+                .map(|error| document.locate(error).to_string())
+                .collect();
+            assert!(errors.is_empty(), "{}\n{}", path.display(), errors.join("\n"));
+            checked += 1;
+        }
+    }
+    assert!(checked >= 7, "found {checked} examples");
+}
+
 fn any_ask() -> impl Strategy<Value = LabelRequirement> {
     let operators = prop_oneof![
         Just(LabelOperator::In),

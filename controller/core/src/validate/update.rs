@@ -18,7 +18,7 @@ pub(super) fn check(old: &SandboxJobSpec, new: &SandboxJobSpec) -> Vec<FieldErro
         match (serde_json::to_value(&old), serde_json::to_value(&new)) {
             (Ok(old), Ok(new)) => compare(&old, &new, "spec", &mut findings),
             (Err(error), _) | (_, Err(error)) => {
-                findings.refuse("spec", format!("cannot be written: {error}"))
+                findings.refuse("spec", format!("cannot be written: {error}"));
             }
         }
     }
