@@ -21,8 +21,12 @@
 //! - Dropping the future of an operation does not take the operation back: it may still be carried out.
 //! - [`Change`] is a wake-up, not a log. A receiver that lags re-reads.
 
+mod engine;
 mod error;
 mod model;
+mod ops;
+mod store;
 
 pub use error::Error;
 pub use model::*;
+pub use store::{Store, StoreOptions, StoreUrl};

@@ -1,0 +1,40 @@
+//! The lock that keeps a second process away from a database file.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::Error;
+
+/// Held while the store is open; the kernel releases it when the process ends in any way.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    /// The lock belongs to this open file description and goes with it.
+    _file: File,
+}
+
+/// Locks `<database>.lock`. The file stays behind: removing it would let two processes lock two different files.
+pub(crate) fn acquire(database: &Path) -> Result<Lock, Error> {
+    let mut path = database.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| failed(&path, source))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Lock { _file: file }),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked { path }),
+        Err(TryLockError::Error(source)) => Err(failed(&path, source)),
+    }
+}
+
+fn failed(path: &Path, source: std::io::Error) -> Error {
+    if source.kind() == std::io::ErrorKind::StorageFull {
+        Error::DiskFull { path: path.to_owned(), source: Arc::new(source) }
+    } else {
+        Error::NotWritable { path: path.to_owned(), source: Arc::new(source) }
+    }
+}

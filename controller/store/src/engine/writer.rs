@@ -1,0 +1,223 @@
+//! The writer task: group commit.
+//!
+//! # Flow
+//! Operations wait in a bounded queue. The task takes all that wait, opens one transaction, runs each inside a savepoint,
+//! commits once, and only then answers all of them and sends their wake-ups. While one group is being committed the next
+//! one gathers, so that under load one flush to disk serves many callers and an idle store answers at once.
+//!
+//! # Guarantees
+//! An operation that fails takes back its own writes and nobody else's. An answer is sent after its commit is on disk.
+//! When the engine gives up the whole transaction (a full disk), all operations of the group fail with that error and
+//! none of them has happened.
+//!
+//! # Caveats
+//! An operation runs to its end also when nobody waits for the answer any more.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::pin::Pin;
+
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::caches::Caches;
+use super::conn::{Conn, keeps_transaction};
+use super::dialect;
+use super::lock::Lock;
+use super::value::args;
+use crate::{Change, Error};
+
+/// A future that borrows and can move between threads.
+pub(crate) type BoxFuture<'f, T> = Pin<Box<dyn Future<Output = T> + Send + 'f>>;
+
+/// How many operations one commit serves. Beyond this the wait of the first is longer than a flush takes.
+const GROUP: usize = 128;
+
+/// What an operation works on: the connection inside the transaction, and what goes with it.
+pub(crate) struct Tx {
+    pub(crate) conn: Conn,
+    pub(crate) caches: Caches,
+    changes: Vec<Change>,
+}
+
+impl Tx {
+    pub(crate) fn new(conn: Conn) -> Self {
+        Self { conn, caches: Caches::default(), changes: Vec::new() }
+    }
+
+    /// Sends a wake-up after the commit.
+    pub(crate) fn changed(&mut self, change: Change) {
+        self.changes.push(change);
+    }
+
+    /// Draws a version that is higher than all before.
+    pub(crate) async fn version(&mut self) -> Result<i64, Error> {
+        self.versions(1).await
+    }
+
+    /// Draws `count` consecutive versions and yields the last.
+    pub(crate) async fn versions(&mut self, count: usize) -> Result<i64, Error> {
+        let count = i64::try_from(count).expect("a batch fits into memory");
+        let row = self.conn.row(dialect::DRAW_VERSIONS, args![count]).await?;
+        let row = row.ok_or_else(|| Error::Corrupt {
+            table: "counters",
+            column: "value",
+            row: "resource_version".to_owned(),
+        })?;
+        row.cells("counters").int("value")
+    }
+}
+
+/// Something for the writer task to do.
+pub(crate) trait Operation: Send {
+    /// Does it inside the transaction (or, for a lookup, just on the connection); keeps the result.
+    fn run<'t>(&'t mut self, tx: &'t mut Tx) -> BoxFuture<'t, Result<(), Error>>;
+
+    /// Answers the caller: the result, or `failure` in place of it.
+    fn answer(self: Box<Self>, failure: Option<&Error>);
+}
+
+/// An operation made of a closure.
+pub(crate) struct Queued<T, F> {
+    name: &'static str,
+    body: Option<F>,
+    result: Option<T>,
+    reply: oneshot::Sender<Result<T, Error>>,
+}
+
+impl<T, F> Queued<T, F>
+where
+    T: Send + 'static,
+    F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, Error>> + Send + 'static,
+{
+    pub(crate) fn new(name: &'static str, body: F) -> (Box<Self>, oneshot::Receiver<Result<T, Error>>) {
+        let (reply, answer) = oneshot::channel();
+        (Box::new(Self { name, body: Some(body), result: None, reply }), answer)
+    }
+}
+
+impl<T, F> Operation for Queued<T, F>
+where
+    T: Send + 'static,
+    F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, Error>> + Send + 'static,
+{
+    fn run<'t>(&'t mut self, tx: &'t mut Tx) -> BoxFuture<'t, Result<(), Error>> {
+        Box::pin(async move {
+            tx.conn.begin_operation(self.name);
+            let body = self.body.take().expect("the writer runs an operation once");
+            self.result = Some(body(tx).await?);
+            Ok(())
+        })
+    }
+
+    fn answer(self: Box<Self>, failure: Option<&Error>) {
+        let answer = match failure {
+            Some(error) => Err(error.clone()),
+            None => Ok(self.result.expect("an operation without failure has its result")),
+        };
+        if self.reply.send(answer).is_err() {
+            tracing::debug!(operation = self.name, "nobody waits for the answer any more");
+        }
+    }
+}
+
+/// Serves the queue until every sender is gone, then closes the connection and lets go of the lock.
+pub(crate) async fn serve(
+    mut tx: Tx,
+    mut queue: mpsc::Receiver<Box<dyn Operation>>,
+    wake_ups: broadcast::Sender<Change>,
+    lock: Option<Lock>,
+) -> Result<(), Error> {
+    let mut group = Vec::with_capacity(GROUP);
+    while queue.recv_many(&mut group, GROUP).await > 0 {
+        let changes = commit(&mut tx, std::mem::take(&mut group)).await;
+        for change in changes {
+            // An error means that nobody listens just now.
+            wake_ups.send(change).ok();
+        }
+    }
+    let closed = tx.conn.close().await;
+    drop(lock);
+    closed
+}
+
+/// Runs a group in one transaction, answers all of it, and yields the wake-ups to send.
+async fn commit(tx: &mut Tx, group: Vec<Box<dyn Operation>>) -> HashSet<Change> {
+    let mut done: Vec<Box<dyn Operation>> = Vec::with_capacity(group.len());
+    let mut changes = HashSet::new();
+    let savepoints = group.len() > 1;
+    let mut failure = begin(tx).await.err();
+    for mut operation in group {
+        if failure.is_some() {
+            // The transaction is gone: what has not run yet fails with the rest.
+            done.push(operation);
+            continue;
+        }
+        match run(tx, operation.as_mut(), savepoints).await {
+            Ok(()) => {
+                changes.extend(tx.changes.drain(..));
+                done.push(operation);
+            }
+            Err(error) => {
+                tx.changes.clear();
+                tx.caches.rolled_back();
+                if !keeps_transaction(&error) {
+                    failure = Some(error.clone());
+                }
+                operation.answer(Some(&error));
+            }
+        }
+    }
+    if failure.is_none() && !done.is_empty() {
+        tx.conn.begin_operation("commit");
+        failure = tx.conn.execute("COMMIT", vec![]).await.err();
+    } else {
+        roll_back(tx).await;
+    }
+    if let Some(error) = &failure {
+        roll_back(tx).await;
+        tx.caches.rolled_back();
+        changes.clear();
+        tracing::warn!(kind = error.kind(), operations = done.len(), "a group of writes was taken back");
+    }
+    tx.caches.committed();
+    for operation in done {
+        operation.answer(failure.as_ref());
+    }
+    changes
+}
+
+async fn begin(tx: &mut Tx) -> Result<(), Error> {
+    tx.conn.begin_operation("begin");
+    if tx.conn.execute(dialect::BEGIN, vec![]).await.is_ok() {
+        return Ok(());
+    }
+    // A transaction may have been left open by a rollback that failed.
+    roll_back(tx).await;
+    tx.conn.execute(dialect::BEGIN, vec![]).await.map(drop)
+}
+
+async fn roll_back(tx: &mut Tx) {
+    // The engine may have rolled back by itself, which makes this an error without meaning.
+    if let Err(error) = tx.conn.execute("ROLLBACK", vec![]).await {
+        tracing::debug!(kind = error.kind(), "there was nothing to roll back");
+    }
+}
+
+/// Runs one operation; on an error its writes are taken back.
+async fn run(tx: &mut Tx, operation: &mut dyn Operation, savepoint: bool) -> Result<(), Error> {
+    if !savepoint {
+        return operation.run(tx).await;
+    }
+    tx.conn.begin_operation("savepoint");
+    tx.conn.execute("SAVEPOINT operation", vec![]).await?;
+    let result = operation.run(tx).await;
+    match &result {
+        Err(error) if !keeps_transaction(error) => return result,
+        Err(_) => {
+            tx.conn.execute("ROLLBACK TO operation", vec![]).await?;
+        }
+        Ok(()) => {}
+    }
+    tx.conn.execute("RELEASE operation", vec![]).await?;
+    result
+}

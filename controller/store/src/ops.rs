@@ -1,0 +1,19 @@
+//! The operations, one file per kind. Each is a single named method of [`crate::Store`].
+
+mod apply;
+mod change;
+mod claim;
+mod create;
+mod events;
+mod inputs;
+mod job_rows;
+mod leases;
+mod logs;
+mod lookup;
+mod nodes;
+mod registration;
+mod retention;
+mod settings;
+mod stats;
+mod templates;
+mod tokens;

@@ -1,0 +1,529 @@
+//! Claims: which jobs a node gets next.
+//!
+//! # Flow
+//! One write transaction: what the node holds is subtracted from what it has; jobs whose time has come become ready; the
+//! next ready jobs that fit are chosen and become `Claimed` with a new epoch and an attempt.
+//!
+//! # Choice
+//! Jobs wait in *lanes*: one per requirement class, queue and amount of reserved resources. Within a lane all jobs fit a
+//! node or none does, so a lane that is too large for what is free, or not this node's, is passed over as a whole and
+//! hides nothing behind it. Jobs that are suspended or not due yet are in no index that is looked at.
+//!
+//! - A node with few lanes looks at the head of each and merges them.
+//! - A node with many lanes walks the front of all ready jobs in order, which finds fitting ones at once when many
+//!   lanes fit; after [`FRONT`] jobs it goes over to the heads of the lanes that are in use.
+//!
+//! Both are descents of an index, so the cost grows with the logarithm of the backlog; neither looks at classes that
+//! have no ready job.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use windlass_crds::sandbox_job::OfflinePolicy;
+
+use super::job_rows;
+use crate::engine::caches::Lane;
+use crate::engine::dialect;
+use crate::engine::value::{Row, after, args, json, ms, truncated, word};
+use crate::engine::writer::Tx;
+use crate::{Change, ClaimSpec, ClaimedJob, ClassRow, Error, Reserve, Store};
+
+/// Up to this many classes of a node are looked up lane by lane; with more of them the front of the queue is as quick.
+const FEW_CLASSES: usize = 128;
+/// Up to this many lanes have their heads merged at once: about half a millisecond.
+const FEW_LANES: usize = 256;
+/// How far the front of all ready jobs is walked before lanes are looked at one by one.
+const FRONT: usize = 2048;
+/// How many due jobs a single claim makes ready, so that a great number of them does not hold up everyone.
+const PROMOTIONS: i64 = 1000;
+
+impl Store {
+    /// Requirement classes with an id above `known`, ascending. Ids only grow, so that a caller that has judged all
+    /// classes up to one never needs to look at them again.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and what the engine reports.
+    pub async fn unfitted_classes(&self, known: i64) -> Result<Vec<ClassRow>, Error> {
+        self.read("unfitted_classes", move |conn| {
+            Box::pin(async move {
+                let sql = "SELECT id, hash, predicates FROM classes WHERE id > $1 ORDER BY id";
+                let rows = conn.rows(sql, args![known]).await?;
+                let read = |row: &Row| {
+                    let mut cells = row.cells("classes");
+                    Ok(ClassRow {
+                        id: cells.int("id")?,
+                        hash: cells.text("hash")?,
+                        predicates: cells.json("predicates")?,
+                    })
+                };
+                rows.iter().map(read).collect()
+            })
+        })
+        .await
+    }
+
+    /// Gives a node its next jobs: highest priority first, then oldest, of the given classes and queues, as many as fit
+    /// into what the node has free in slots, cpu, memory and GPUs. Each gets a new epoch and a lease from `now`.
+    ///
+    /// A repeated `request_id` yields the attempts of the first time that are still live, with new leases, and claims
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a node that is not registered, [`Error::OtherBoot`] when another run of the agent is.
+    pub async fn claim(&self, now: Timestamp, spec: ClaimSpec<'_>) -> Result<Vec<ClaimedJob>, Error> {
+        let claim = Claim::new(truncated(now), spec);
+        self.write("claim", move |tx| Box::pin(async move { claim.run(tx).await })).await
+    }
+
+    /// The time after `now` at which the next delayed job becomes ready, so that those who wait for work wake in time.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and what the engine reports.
+    pub async fn next_ready_at(&self, now: Timestamp) -> Result<Option<Timestamp>, Error> {
+        self.read("next_ready_at", move |conn| {
+            Box::pin(async move {
+                let sql = "
+                    SELECT min(not_before) AS not_before FROM jobs
+                    WHERE phase = 'Queued' AND ready_rank IS NULL AND suspend = 0 AND not_before IS NOT NULL
+                        AND not_before > $1";
+                match conn.row(sql, args![ms(now)]).await? {
+                    Some(row) => row.cells("jobs").opt_time("not_before"),
+                    None => Ok(None),
+                }
+            })
+        })
+        .await
+    }
+}
+
+/// A claim with everything of its own, so that it can travel to the writer.
+struct Claim {
+    now: Timestamp,
+    node: String,
+    boot_id: String,
+    request_id: String,
+    max: usize,
+    /// Ascending.
+    classes: Vec<i64>,
+    queues: HashSet<String>,
+    slots: u32,
+    capacity: Reserve,
+    lease: Duration,
+    lease_continue: Duration,
+    default: OfflinePolicy,
+}
+
+/// What a node has free.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    slots: u32,
+    free: Reserve,
+}
+
+impl Room {
+    fn fits(&self, reserve: &Reserve) -> bool {
+        self.slots > 0
+            && reserve.cpu_millis <= self.free.cpu_millis
+            && reserve.memory_bytes <= self.free.memory_bytes
+            && reserve.gpus <= self.free.gpus
+    }
+
+    fn take(&mut self, reserve: &Reserve) {
+        self.slots -= 1;
+        self.free.cpu_millis -= reserve.cpu_millis;
+        self.free.memory_bytes -= reserve.memory_bytes;
+        self.free.gpus -= reserve.gpus;
+    }
+}
+
+/// What the node holds already.
+struct Held {
+    room: Room,
+    repeated: bool,
+    next_due: Option<Timestamp>,
+}
+
+/// Chosen jobs, and what is left for more.
+struct Choice {
+    room: Room,
+    want: usize,
+    ids: Vec<i64>,
+}
+
+impl Choice {
+    fn is_full(&self) -> bool {
+        self.want == 0 || self.room.slots == 0
+    }
+
+    fn take(&mut self, lane: &Lane, rank: i64) {
+        self.room.take(&lane.reserve);
+        self.want -= 1;
+        self.ids.push(rank & ((1 << 50) - 1));
+    }
+}
+
+impl Claim {
+    fn new(now: Timestamp, spec: ClaimSpec<'_>) -> Self {
+        let ClaimSpec {
+            node,
+            boot_id,
+            request_id,
+            max,
+            classes,
+            queues,
+            slots,
+            capacity,
+            lease,
+            lease_continue,
+            node_offline_default,
+        } = spec;
+        let mut classes = classes.to_vec();
+        if !classes.is_sorted() {
+            classes.sort_unstable();
+        }
+        Self {
+            now,
+            node: node.to_owned(),
+            boot_id: boot_id.to_owned(),
+            request_id: request_id.to_owned(),
+            max: max as usize,
+            classes,
+            queues: queues.iter().cloned().collect(),
+            slots,
+            capacity,
+            lease,
+            lease_continue,
+            default: node_offline_default,
+        }
+    }
+
+    async fn run(&self, tx: &mut Tx) -> Result<Vec<ClaimedJob>, Error> {
+        let held = self.held(tx).await?;
+        if held.repeated {
+            return self.repeat(tx).await;
+        }
+        if held.next_due.is_some_and(|due| due <= self.now) {
+            self.promote(tx).await?;
+        }
+        let mut choice = Choice { room: held.room, want: self.max, ids: Vec::new() };
+        self.choose(tx, &mut choice).await?;
+        if choice.ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.assign(tx, &choice.ids).await?;
+        self.assigned(tx, &choice.ids).await
+    }
+
+    /// Checks the node, notes that it asked, and finds out what it holds.
+    async fn held(&self, tx: &mut Tx) -> Result<Held, Error> {
+        let sql = "
+            SELECT n.boot_id, h.repeated, h.busy, h.cpu_millis, h.memory_bytes, h.gpus,
+                (SELECT min(j.not_before) FROM jobs AS j
+                 WHERE j.phase = 'Queued' AND j.ready_rank IS NULL AND j.suspend = 0 AND j.not_before IS NOT NULL)
+                    AS next_due
+            FROM nodes AS n CROSS JOIN (
+                SELECT count(*) FILTER (WHERE a.request_id = $2) AS repeated,
+                    count(*) FILTER (WHERE a.waiting = 0) AS busy,
+                    CAST(coalesce(sum(a.cpu_millis) FILTER (WHERE a.waiting = 0), 0) AS BIGINT) AS cpu_millis,
+                    CAST(coalesce(sum(a.memory_bytes), 0) AS BIGINT) AS memory_bytes,
+                    CAST(coalesce(sum(a.gpus), 0) AS BIGINT) AS gpus
+                FROM attempts AS a WHERE a.node = $1 AND a.ended_at IS NULL) AS h
+            WHERE n.name = $1";
+        let unknown = || Error::NotFound { object: "registered node", key: self.node.clone() };
+        let row = tx
+            .conn
+            .row(sql, args![self.node.as_str(), self.request_id.as_str()])
+            .await?
+            .ok_or_else(unknown)?;
+        let mut cells = row.cells("nodes");
+        let boot_id = cells.opt_text("boot_id")?.ok_or_else(unknown)?;
+        if boot_id != self.boot_id {
+            return Err(Error::OtherBoot { node: self.node.clone() });
+        }
+        let repeated = cells.int("repeated")? > 0;
+        let busy: u32 = cells.number("busy")?;
+        let used = Reserve {
+            cpu_millis: cells.number("cpu_millis")?,
+            memory_bytes: cells.number("memory_bytes")?,
+            gpus: cells.number("gpus")?,
+        };
+        let next_due = cells.opt_time("next_due")?;
+        let sql = "UPDATE node_liveness SET last_claim_at = $2, last_seen_at = $2 WHERE name = $1";
+        tx.conn.execute(sql, args![self.node.as_str(), ms(self.now)]).await?;
+        let room = Room {
+            slots: self.slots.saturating_sub(busy),
+            free: Reserve {
+                cpu_millis: self.capacity.cpu_millis.saturating_sub(used.cpu_millis),
+                memory_bytes: self.capacity.memory_bytes.saturating_sub(used.memory_bytes),
+                gpus: self.capacity.gpus.saturating_sub(used.gpus),
+            },
+        };
+        Ok(Held { room, repeated, next_due })
+    }
+
+    /// Renews and yields what the same request was given before.
+    async fn repeat(&self, tx: &mut Tx) -> Result<Vec<ClaimedJob>, Error> {
+        let sql = "
+            UPDATE attempts SET lease_until = CASE offline WHEN 'Continue' THEN $4 ELSE $3 END
+            WHERE node = $1 AND request_id = $2 AND ended_at IS NULL
+            RETURNING job_id";
+        let rows = tx
+            .conn
+            .rows(
+                sql,
+                args![
+                    self.node.as_str(),
+                    self.request_id.as_str(),
+                    after(self.now, self.lease),
+                    after(self.now, self.lease_continue)
+                ],
+            )
+            .await?;
+        let mut ids = Vec::with_capacity(rows.len());
+        for row in &rows {
+            ids.push(row.cells("attempts").int("job_id")?);
+        }
+        self.assigned(tx, &ids).await
+    }
+
+    /// Makes jobs ready whose time has come.
+    async fn promote(&self, tx: &mut Tx) -> Result<(), Error> {
+        let sql = "
+            UPDATE jobs SET ready_rank = ((1000 - priority) << 50) + id
+            WHERE id IN (
+                SELECT id FROM jobs
+                WHERE phase = 'Queued' AND ready_rank IS NULL AND suspend = 0 AND not_before IS NOT NULL
+                    AND not_before <= $1
+                ORDER BY not_before LIMIT $2)";
+        tx.conn.execute(sql, args![ms(self.now), PROMOTIONS]).await.map(drop)
+    }
+
+    fn wants(&self, lane: &Lane, room: &Room) -> bool {
+        room.fits(&lane.reserve)
+            && (self.queues.is_empty() || self.queues.contains(&lane.queue))
+            && self.classes.binary_search(&lane.class).is_ok()
+    }
+
+    async fn choose(&self, tx: &mut Tx, choice: &mut Choice) -> Result<(), Error> {
+        if choice.is_full() || self.classes.is_empty() {
+            return Ok(());
+        }
+        load_lanes(tx).await?;
+        let mut start = -1;
+        let mut lanes = Vec::new();
+        if self.classes.len() <= FEW_CLASSES {
+            lanes = self.lanes_of_classes(tx, choice);
+            if lanes.is_empty() {
+                return Ok(());
+            }
+        }
+        if self.classes.len() > FEW_CLASSES || lanes.len() > FEW_LANES {
+            match self.walk_front(tx, choice).await? {
+                Front::Settled => return Ok(()),
+                Front::Continue { rank } => start = rank,
+            }
+            lanes = self.lanes_in_use(tx, choice).await?;
+        }
+        self.merge_lanes(tx, choice, lanes, start).await
+    }
+
+    fn lanes_of_classes(&self, tx: &Tx, choice: &Choice) -> Vec<i64> {
+        let known = tx.caches.lanes();
+        let of_classes = self.classes.iter().flat_map(|class| known.of_class(*class));
+        of_classes
+            .filter(|id| known.get(**id).is_some_and(|lane| self.wants(lane, &choice.room)))
+            .copied()
+            .collect()
+    }
+
+    async fn lanes_in_use(&self, tx: &mut Tx, choice: &Choice) -> Result<Vec<i64>, Error> {
+        let mut lanes = Vec::new();
+        for row in tx.conn.rows(dialect::LANES_IN_USE, args![]).await? {
+            let id = row.cells("jobs").int("lane")?;
+            if tx.caches.lanes().get(id).is_some_and(|lane| self.wants(lane, &choice.room)) {
+                lanes.push(id);
+            }
+        }
+        Ok(lanes)
+    }
+
+    /// Takes what fits from the front of all ready jobs.
+    async fn walk_front(&self, tx: &mut Tx, choice: &mut Choice) -> Result<Front, Error> {
+        let mut rank = -1;
+        let mut seen = 0;
+        // A little more than is wanted, for those that do not fit; then twice as many each time.
+        let mut window = choice.want * 2 + 32;
+        while seen < FRONT {
+            let limit = i64::try_from(window).unwrap_or(i64::MAX);
+            let rows = tx.conn.rows(dialect::READY_HEADS, args![rank, limit]).await?;
+            for row in &rows {
+                let mut cells = row.cells("jobs");
+                let lane = cells.int("lane_id")?;
+                rank = cells.int("ready_rank")?;
+                if let Some(lane) = tx.caches.lanes().get(lane).filter(|lane| self.wants(lane, &choice.room))
+                {
+                    choice.take(lane, rank);
+                    if choice.is_full() {
+                        return Ok(Front::Settled);
+                    }
+                }
+            }
+            if rows.len() < window {
+                return Ok(Front::Settled);
+            }
+            seen += rows.len();
+            window = (window * 2).min(FRONT / 2);
+        }
+        Ok(Front::Continue { rank })
+    }
+
+    /// Takes what fits from the heads of the given lanes, after rank `start`, in order of rank.
+    ///
+    /// Each round asks for a few jobs of every lane. What comes back is complete up to the smallest of the last ranks of
+    /// lanes that may have more, so that is how far the round goes; the next one begins there.
+    async fn merge_lanes(
+        &self,
+        tx: &mut Tx,
+        choice: &mut Choice,
+        mut lanes: Vec<i64>,
+        start: i64,
+    ) -> Result<(), Error> {
+        let mut start = start;
+        loop {
+            let known = tx.caches.lanes();
+            lanes.retain(|id| known.get(*id).is_some_and(|lane| choice.room.fits(&lane.reserve)));
+            if lanes.is_empty() || choice.is_full() {
+                return Ok(());
+            }
+            let want = choice.want.min(choice.room.slots as usize);
+            let per_lane = (want / lanes.len() + 1).min(want);
+            let limits = (per_lane as i64, want as i64);
+            let rows =
+                tx.conn.rows(dialect::LANE_HEADS, args![json(&lanes), start, limits.0, limits.1]).await?;
+            let mut heads = Vec::with_capacity(rows.len());
+            let mut lane_ends: HashMap<i64, (usize, i64)> = HashMap::new();
+            for row in &rows {
+                let mut cells = row.cells("jobs");
+                let (lane, rank) = (cells.int("lane_id")?, cells.int("ready_rank")?);
+                let end = lane_ends.entry(lane).or_insert((0, rank));
+                *end = (end.0 + 1, rank);
+                heads.push((lane, rank));
+            }
+            let more_in_lanes =
+                lane_ends.values().filter(|(count, _)| *count == per_lane).map(|(_, rank)| *rank).min();
+            let more_in_all = (heads.len() == want).then(|| heads.last().map(|(_, rank)| *rank)).flatten();
+            let bound = [more_in_lanes, more_in_all].into_iter().flatten().min();
+            for (lane, rank) in heads {
+                if bound.is_some_and(|bound| rank > bound) || choice.is_full() {
+                    break;
+                }
+                if let Some(lane) = tx.caches.lanes().get(lane).filter(|lane| choice.room.fits(&lane.reserve))
+                {
+                    choice.take(lane, rank);
+                }
+            }
+            match bound {
+                Some(bound) => start = bound,
+                None => return Ok(()),
+            }
+            if more_in_all.is_none() {
+                // Every head of every lane was in the answer: lanes without one are empty.
+                lanes.retain(|lane| lane_ends.contains_key(lane));
+            }
+        }
+    }
+
+    /// Makes the chosen jobs the node's.
+    async fn assign(&self, tx: &mut Tx, ids: &[i64]) -> Result<(), Error> {
+        let version = tx.version().await?;
+        let list = json(ids);
+        let sql = "
+            UPDATE jobs SET phase = 'Claimed', node = $2, epoch = epoch + 1, attempts = attempts + 1,
+                ready_rank = NULL, not_before = NULL, reason = NULL, message = NULL, exit_code = NULL,
+                started_at = NULL, steps = '[]', unenforced = '[]', logs_complete = 0, resource_version = $3
+            WHERE id IN (SELECT CAST(value AS BIGINT) FROM json_each($1)) AND ready_rank IS NOT NULL";
+        let claimed = tx.conn.execute(sql, args![list.as_str(), self.node.as_str(), version]).await?;
+        if claimed != ids.len() as u64 {
+            // They were ready a statement ago in this very transaction.
+            return Err(Error::Unavailable { operation: "claim", source: None });
+        }
+        let sql = "
+            INSERT INTO attempts (job_id, epoch, number, node, phase, claimed_at, lease_until, received, offline,
+                cpu_millis, memory_bytes, gpus, waiting, request_id)
+            SELECT j.id, j.epoch, j.attempts, $2, 'Claimed', $3,
+                CASE coalesce(j.offline, $6) WHEN 'Continue' THEN $5 ELSE $4 END,
+                0, coalesce(j.offline, $6), j.cpu_millis, j.memory_bytes, j.gpus, 0, $7
+            FROM json_each($1) AS e JOIN jobs AS j ON j.id = CAST(e.value AS BIGINT)";
+        let args = args![
+            list,
+            self.node.as_str(),
+            ms(self.now),
+            after(self.now, self.lease),
+            after(self.now, self.lease_continue),
+            word(self.default),
+            self.request_id.as_str()
+        ];
+        tx.conn.execute(sql, args).await.map(drop)
+    }
+
+    /// The node's jobs with these ids, in this order.
+    async fn assigned(&self, tx: &mut Tx, ids: &[i64]) -> Result<Vec<ClaimedJob>, Error> {
+        let mut jobs = job_rows::by_ids(tx, ids).await?;
+        let order: HashMap<i64, usize> =
+            ids.iter().enumerate().map(|(position, id)| (*id, position)).collect();
+        jobs.sort_by_key(|job| order.get(&job.id).copied());
+        let mut claimed = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let job = job.row;
+            tx.changed(Change::Job { uid: job.uid.clone() });
+            let offline = job.spec.offline.unwrap_or(self.default);
+            let lease = match offline {
+                OfflinePolicy::Stop => self.lease,
+                OfflinePolicy::Continue => self.lease_continue,
+            };
+            claimed.push(ClaimedJob { epoch: job.epoch, number: job.attempts, lease, offline, job });
+        }
+        Ok(claimed)
+    }
+}
+
+/// Where the walk over the front has ended.
+enum Front {
+    /// There is nothing more to choose.
+    Settled,
+    /// Everything up to this rank was looked at.
+    Continue {
+        /// The rank.
+        rank: i64,
+    },
+}
+
+/// Reads `id, class_id, queue, cpu_millis, memory_bytes, gpus`.
+pub(crate) fn read_lane(row: &Row) -> Result<(i64, Lane), Error> {
+    let mut cells = row.cells("lanes");
+    let id = cells.int("id")?;
+    let lane = Lane {
+        class: cells.int("class_id")?,
+        queue: cells.text("queue")?,
+        reserve: Reserve {
+            cpu_millis: cells.number("cpu_millis")?,
+            memory_bytes: cells.number("memory_bytes")?,
+            gpus: cells.number("gpus")?,
+        },
+    };
+    Ok((id, lane))
+}
+
+async fn load_lanes(tx: &mut Tx) -> Result<(), Error> {
+    if tx.caches.lanes().loaded {
+        return Ok(());
+    }
+    let sql = "SELECT id, class_id, queue, cpu_millis, memory_bytes, gpus FROM lanes";
+    for row in tx.conn.rows(sql, args![]).await? {
+        let (id, lane) = read_lane(&row)?;
+        tx.caches.insert_lane(id, lane);
+    }
+    tx.caches.lanes_are_loaded();
+    Ok(())
+}

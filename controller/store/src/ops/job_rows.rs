@@ -1,0 +1,219 @@
+//! How a job is read from its rows.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use windlass_crds::{JobPhase, Priority, SandboxJobSpec, Span};
+
+use crate::engine::caches::Specs;
+use crate::engine::conn::Conn;
+use crate::engine::value::{Row, args, json};
+use crate::engine::writer::Tx;
+use crate::{Error, JobRow, Reserve};
+
+/// The columns that [`read`] expects, of `jobs AS j` and `job_bodies AS b`.
+macro_rules! job_columns {
+    () => {
+        "j.uid, j.id, j.namespace, j.name, j.spec_hash, j.queue, j.priority, j.class_id, \
+         j.cpu_millis, j.memory_bytes, j.gpus, j.ttl_ms, j.suspend, j.created_at, j.generation, \
+         j.resource_version, j.phase, j.epoch, j.attempts, j.lost_attempts, j.failures, j.logs_complete, \
+         j.queued_at, j.not_before, j.started_at, j.finished_at, j.ttl_at, j.cancel_requested_at, j.exit_code, \
+         j.node, j.reason, j.message, j.steps, j.unenforced, \
+         (SELECT a.lease_until FROM attempts AS a \
+          WHERE a.job_id = j.id AND a.epoch = j.epoch AND a.ended_at IS NULL) AS lease_until, \
+         b.labels, b.annotations, b.spec"
+    };
+}
+pub(crate) use job_columns;
+
+/// A job with its key inside the database.
+pub(crate) struct Stored {
+    pub(crate) id: i64,
+    pub(crate) row: JobRow,
+}
+
+/// Priority and age as one number: the smaller, the sooner. Ids grow with age and stay far below 2^50.
+pub(crate) fn rank(priority: u16, id: i64) -> i64 {
+    (i64::from(Priority::MAX.saturating_sub(priority)) << 50) + id
+}
+
+/// The rank of a job, where it can be claimed.
+pub(crate) fn ready_rank(job: &JobRow, id: i64, now: Timestamp) -> Option<i64> {
+    let due = job.not_before.is_none_or(|not_before| not_before <= now);
+    (job.phase == JobPhase::Queued && !job.suspend && due).then(|| rank(job.priority, id))
+}
+
+/// The spec with what may have changed since it was written.
+fn current_spec(spec: Arc<SandboxJobSpec>, job: &Mutable<'_>) -> Arc<SandboxJobSpec> {
+    let same = spec.suspend == job.suspend
+        && spec.priority == job.priority
+        && spec.ttl_after_finished == job.ttl
+        && spec.queue == job.queue
+        && (spec.cancel || !job.cancel);
+    if same {
+        return spec;
+    }
+    let mut spec = Arc::unwrap_or_clone(spec);
+    spec.suspend = job.suspend;
+    spec.priority = job.priority;
+    spec.ttl_after_finished = job.ttl;
+    job.queue.clone_into(&mut spec.queue);
+    spec.cancel |= job.cancel;
+    Arc::new(spec)
+}
+
+/// What of a spec is kept in columns.
+struct Mutable<'j> {
+    suspend: bool,
+    priority: Priority,
+    ttl: Option<Span>,
+    queue: &'j str,
+    cancel: bool,
+}
+
+/// Brings `row.spec` in line with the row's columns.
+pub(crate) fn settle_spec(row: &mut JobRow, ttl: Option<Span>) {
+    let current = Mutable {
+        suspend: row.suspend,
+        priority: Priority::new(row.priority).unwrap_or_default(),
+        ttl,
+        queue: &row.queue,
+        cancel: row.cancel_requested_at.is_some(),
+    };
+    row.spec = current_spec(Arc::clone(&row.spec), &current);
+}
+
+/// Reads a job from [`job_columns`]; `specs` saves parsing what was parsed before.
+pub(crate) fn read(row: &Row, specs: Option<&mut Specs>) -> Result<Stored, Error> {
+    let mut cells = row.cells("jobs");
+    let uid = cells.text("uid")?;
+    let id = cells.int("id")?;
+    let namespace = cells.text("namespace")?;
+    let name = cells.text("name")?;
+    let spec_hash = cells.text("spec_hash")?;
+    let queue = cells.text("queue")?;
+    let priority: u16 = cells.number("priority")?;
+    let class_id = cells.int("class_id")?;
+    let reserve = Reserve {
+        cpu_millis: cells.number("cpu_millis")?,
+        memory_bytes: cells.number("memory_bytes")?,
+        gpus: cells.number("gpus")?,
+    };
+    let ttl = cells.opt_number("ttl_ms")?.map(Span::from_millis);
+    let suspend = cells.flag("suspend")?;
+    let created_at = cells.time("created_at")?;
+    let generation = cells.int("generation")?;
+    let resource_version = cells.int("resource_version")?;
+    let phase = cells.word("phase")?;
+    let epoch = cells.number("epoch")?;
+    let attempts = cells.number("attempts")?;
+    let lost_attempts = cells.number("lost_attempts")?;
+    let failures = cells.number("failures")?;
+    let logs_complete = cells.flag("logs_complete")?;
+    let queued_at = cells.opt_time("queued_at")?;
+    let not_before = cells.opt_time("not_before")?;
+    let started_at = cells.opt_time("started_at")?;
+    let finished_at = cells.opt_time("finished_at")?;
+    let ttl_at = cells.opt_time("ttl_at")?;
+    let cancel_requested_at = cells.opt_time("cancel_requested_at")?;
+    let exit_code = cells.opt_number("exit_code")?;
+    let node = cells.opt_text("node")?;
+    let reason = cells.opt_text("reason")?;
+    let message = cells.opt_text("message")?;
+    let steps = cells.json_or_default("steps")?;
+    let unenforced = cells.json_or_default("unenforced")?;
+    let lease_until = cells.opt_time("lease_until")?;
+    let labels = cells.json_or_default("labels")?;
+    let annotations = cells.json_or_default("annotations")?;
+    let spec = match specs {
+        None => Arc::new(cells.json::<SandboxJobSpec>("spec")?),
+        Some(cache) => match cache.get(&uid, &spec_hash) {
+            Some(spec) => spec,
+            None => {
+                let spec = Arc::new(cells.json::<SandboxJobSpec>("spec")?);
+                cache.insert(&uid, &spec_hash, &spec, json(spec.as_ref()).len());
+                spec
+            }
+        },
+    };
+    let mut row = JobRow {
+        uid,
+        namespace,
+        name,
+        labels,
+        annotations,
+        spec,
+        spec_hash,
+        queue,
+        priority,
+        class_id,
+        reserve,
+        phase,
+        reason,
+        message,
+        node,
+        epoch,
+        attempts,
+        lost_attempts,
+        failures,
+        exit_code,
+        steps,
+        unenforced,
+        logs_complete,
+        suspend,
+        cancel_requested_at,
+        queued_at,
+        not_before,
+        created_at,
+        started_at,
+        finished_at,
+        ttl_at,
+        generation,
+        resource_version,
+        lease_until,
+    };
+    settle_spec(&mut row, ttl);
+    Ok(Stored { id, row })
+}
+
+const BY_UID: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    " FROM jobs AS j JOIN job_bodies AS b ON b.job_id = j.id WHERE j.uid = $1"
+);
+
+const BY_UIDS: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    " FROM json_each($1) AS e JOIN jobs AS j ON j.uid = e.value->>0 JOIN job_bodies AS b ON b.job_id = j.id"
+);
+
+const BY_IDS: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    " FROM json_each($1) AS e JOIN jobs AS j ON j.id = CAST(e.value AS BIGINT)",
+    " JOIN job_bodies AS b ON b.job_id = j.id"
+);
+
+/// The job with a uid.
+pub(crate) async fn by_uid(conn: &mut Conn, uid: &str) -> Result<Option<Stored>, Error> {
+    conn.row(BY_UID, args![uid]).await?.map(|row| read(&row, None)).transpose()
+}
+
+/// The jobs with these uids that exist, in no order.
+pub(crate) async fn by_uids(conn: &mut Conn, uids: &[String]) -> Result<Vec<Stored>, Error> {
+    if uids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = conn.rows(BY_UIDS, args![json(&uids.iter().map(|uid| [uid]).collect::<Vec<_>>())]).await?;
+    rows.iter().map(|row| read(row, None)).collect()
+}
+
+/// The jobs with these ids, in no order.
+pub(crate) async fn by_ids(tx: &mut Tx, ids: &[i64]) -> Result<Vec<Stored>, Error> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = tx.conn.rows(BY_IDS, args![json(ids)]).await?;
+    rows.iter().map(|row| read(row, Some(&mut tx.caches.specs))).collect()
+}

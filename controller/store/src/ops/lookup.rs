@@ -1,0 +1,181 @@
+//! Reading jobs: one, several, lists.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+
+use super::job_rows::{self, job_columns};
+use crate::engine::conn::Conn;
+use crate::engine::value::{Value, args, ms, word};
+use crate::{Cursor, Error, JobFilter, JobRow, Page, Store};
+
+impl Store {
+    /// The job of this name.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and what the engine reports.
+    pub async fn get_job(&self, namespace: &str, name: &str) -> Result<Option<JobRow>, Error> {
+        const SQL: &str = concat!(
+            "SELECT ",
+            job_columns!(),
+            " FROM jobs AS j JOIN job_bodies AS b ON b.job_id = j.id WHERE j.namespace = $1 AND j.name = $2"
+        );
+        let args = args![namespace, name];
+        self.read("get_job", move |conn| {
+            Box::pin(async move {
+                let row = conn.row(SQL, args).await?;
+                row.map(|row| Ok(job_rows::read(&row, None)?.row)).transpose()
+            })
+        })
+        .await
+    }
+
+    /// The job with this uid.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and what the engine reports.
+    pub async fn get_job_by_uid(&self, uid: &str) -> Result<Option<JobRow>, Error> {
+        let uid = uid.to_owned();
+        self.read("get_job_by_uid", move |conn| {
+            Box::pin(async move { Ok(job_rows::by_uid(conn, &uid).await?.map(|job| job.row)) })
+        })
+        .await
+    }
+
+    /// The jobs with these uids, in their order; those that do not exist are left out.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and what the engine reports.
+    pub async fn get_jobs(&self, uids: &[String]) -> Result<Vec<JobRow>, Error> {
+        let uids = uids.to_vec();
+        self.read("get_jobs", move |conn| {
+            Box::pin(async move {
+                let jobs = job_rows::by_uids(conn, &uids).await?;
+                let mut jobs: HashMap<String, JobRow> =
+                    jobs.into_iter().map(|job| (job.row.uid.clone(), job.row)).collect();
+                Ok(uids.iter().filter_map(|uid| jobs.remove(uid)).collect())
+            })
+        })
+        .await
+    }
+
+    /// Jobs that match, newest first, and where the next page begins if there may be one. Jobs that are created or
+    /// deleted meanwhile move no others from page to page.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and what the engine reports.
+    pub async fn list_jobs(
+        &self,
+        filter: JobFilter,
+        page: Page,
+    ) -> Result<(Vec<JobRow>, Option<Cursor>), Error> {
+        self.read("list_jobs", move |conn| Box::pin(list(conn, filter, page))).await
+    }
+}
+
+/// A statement that is put together from fixed parts, and its arguments.
+#[derive(Default)]
+struct Condition {
+    sql: String,
+    args: Vec<Value>,
+}
+
+impl Condition {
+    /// Adds a part; `?` in it stands for the next arguments.
+    fn and(&mut self, part: &str, values: impl IntoIterator<Item = Value>) {
+        let mut values = values.into_iter();
+        for (position, piece) in part.split('?').enumerate() {
+            if position > 0 {
+                self.args.extend(values.next());
+                write!(self.sql, "${}", self.args.len()).expect("writing to a string never fails");
+            }
+            self.sql.push_str(piece);
+        }
+    }
+}
+
+async fn list(
+    conn: &mut Conn,
+    filter: JobFilter,
+    page: Page,
+) -> Result<(Vec<JobRow>, Option<Cursor>), Error> {
+    let limit = page.limit.max(1);
+    let common = |query: &mut Condition| {
+        let JobFilter {
+            namespace,
+            queue,
+            phases: _,
+            label_equals,
+            name_prefix,
+            created_after,
+            created_before,
+        } = &filter;
+        if let Some(Cursor(id)) = page.cursor {
+            query.and(" AND j.id < ?", args![id]);
+        }
+        if let Some(namespace) = namespace {
+            query.and(" AND j.namespace = ?", args![namespace.as_str()]);
+        }
+        if let Some(queue) = queue {
+            query.and(" AND j.queue = ?", args![queue.as_str()]);
+        }
+        for (key, value) in label_equals {
+            query.and(
+                " AND EXISTS (SELECT 1 FROM job_labels AS l WHERE l.key = ? AND l.value = ? AND l.job_id = j.id)",
+                args![key.as_str(), value.as_str()],
+            );
+        }
+        if let Some(prefix) = name_prefix {
+            let length = i64::try_from(prefix.chars().count()).unwrap_or(i64::MAX);
+            query.and(" AND substr(j.name, 1, ?) = ?", args![length, prefix.as_str()]);
+        }
+        if let Some(after) = created_after {
+            query.and(" AND j.created_at >= ?", args![ceiling(*after)]);
+        }
+        if let Some(before) = created_before {
+            query.and(" AND j.created_at < ?", args![ceiling(*before)]);
+        }
+    };
+    // One descent of an index per phase, each in order; without phases one of the table or of a narrower index.
+    let mut phases = filter.phases.clone();
+    phases.sort_unstable();
+    phases.dedup();
+    let phases: Vec<Option<&'static str>> = if phases.is_empty() {
+        vec![None]
+    } else {
+        phases.into_iter().map(|phase| Some(word(phase))).collect()
+    };
+    let mut query = Condition::default();
+    for (position, phase) in phases.iter().enumerate() {
+        let glue = if position == 0 { "" } else { " UNION ALL " };
+        query.and(&format!("{glue}SELECT id FROM (SELECT j.id AS id FROM jobs AS j WHERE true"), args![]);
+        if let Some(phase) = phase {
+            query.and(" AND j.phase = ?", args![*phase]);
+        }
+        common(&mut query);
+        query.and(" ORDER BY j.id DESC LIMIT ?) AS part", args![i64::from(limit) + 1]);
+    }
+    let mut whole = format!(
+        "SELECT {} FROM ({}) AS picked JOIN jobs AS j ON j.id = picked.id JOIN job_bodies AS b ON b.job_id = j.id",
+        job_columns!(),
+        query.sql
+    );
+    query.args.push(Value::from(i64::from(limit) + 1));
+    write!(whole, " ORDER BY j.id DESC LIMIT ${}", query.args.len())
+        .expect("writing to a string never fails");
+    let rows = conn.rows_of(whole, query.args).await?;
+    let mut jobs = Vec::with_capacity(rows.len());
+    for row in &rows {
+        jobs.push(job_rows::read(row, None)?);
+    }
+    let more = jobs.len() > limit as usize;
+    jobs.truncate(limit as usize);
+    let cursor = if more { jobs.last().map(|job| Cursor(job.id)) } else { None };
+    Ok((jobs.into_iter().map(|job| job.row).collect(), cursor))
+}
+
+/// The first millisecond that is not before `time`: stored times have no fraction.
+fn ceiling(time: Timestamp) -> i64 {
+    ms(time) + i64::from(time.subsec_nanosecond().rem_euclid(1_000_000) != 0)
+}

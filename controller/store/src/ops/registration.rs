@@ -1,0 +1,119 @@
+//! Registration: who may be which node.
+//!
+//! | name      | proof            | token                       | outcome                           |
+//! | --------- | ---------------- | --------------------------- | --------------------------------- |
+//! | unknown   | key not proven   | any                         | `NeedsProof`                      |
+//! | unknown   | no key, or own   | admits new, or replaces it  | `Created`; the use is counted     |
+//! | unknown   | no key, or own   | none, or any other          | `TokenInvalid`                    |
+//! | known     | its own key      | any                         | `Known`; the token is not used    |
+//! | known     | any other, proven, or none | replaces it       | `Known` with the new key; counted |
+//! | known     | any other        | none, or any other          | `NameTaken`                       |
+//! | known     | none             | none                        | `NeedsProof`                      |
+//!
+//! A node that is only declared is unknown here. A key that is presented without proof counts as none, except that it is
+//! never stored.
+
+use jiff::Timestamp;
+use windlass_crds::NodeConfigSpec;
+
+use super::nodes;
+use crate::engine::value::{args, json, ms, truncated};
+use crate::engine::writer::Tx;
+use crate::{Change, Error, NodeRegistration, NodeRow, RedeemedToken, RegisterOutcome, Store};
+
+impl Store {
+    /// Registers a node, or refuses to: see the outcomes. The token is checked and its use counted in the same
+    /// transaction, so that a token for one node admits one.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and what the engine reports.
+    pub async fn register_node(
+        &self,
+        now: Timestamp,
+        registration: NodeRegistration,
+    ) -> Result<RegisterOutcome, Error> {
+        self.write("register_node", move |tx| Box::pin(register(tx, truncated(now), registration))).await
+    }
+}
+
+/// What the table above says.
+enum Verdict {
+    Admit { redeem: Option<String> },
+    Refuse(RegisterOutcome),
+}
+
+fn judge(known: Option<&NodeRow>, new: &NodeRegistration) -> Verdict {
+    let proven = new.public_key.as_ref().filter(|_| new.proven);
+    let replaces = |token: &&RedeemedToken| token.replaces.as_deref() == Some(new.name.as_str());
+    let Some(known) = known.filter(|row| row.registered_at.is_some()) else {
+        let token = new.token.as_ref().filter(|token| token.allows_new || replaces(token));
+        return match token {
+            _ if new.public_key.is_some() && !new.proven => Verdict::Refuse(RegisterOutcome::NeedsProof),
+            Some(token) => Verdict::Admit { redeem: Some(token.id.clone()) },
+            None => Verdict::Refuse(RegisterOutcome::TokenInvalid),
+        };
+    };
+    if proven.is_some() && proven == known.public_key.as_ref() {
+        return Verdict::Admit { redeem: None };
+    }
+    let token = new.token.as_ref().filter(replaces);
+    match token {
+        Some(_) if new.public_key.is_some() && !new.proven => Verdict::Refuse(RegisterOutcome::NeedsProof),
+        Some(token) => Verdict::Admit { redeem: Some(token.id.clone()) },
+        None if proven.is_some() || new.token.is_some() => Verdict::Refuse(RegisterOutcome::NameTaken),
+        None => Verdict::Refuse(RegisterOutcome::NeedsProof),
+    }
+}
+
+async fn register(tx: &mut Tx, now: Timestamp, new: NodeRegistration) -> Result<RegisterOutcome, Error> {
+    let before = nodes::get(&mut tx.conn, &new.name).await?;
+    match judge(before.as_ref(), &new) {
+        Verdict::Refuse(outcome) => return Ok(outcome),
+        Verdict::Admit { redeem: Some(token) } => {
+            if !redeem(tx, now, &token, &new).await? {
+                return Ok(RegisterOutcome::TokenInvalid);
+            }
+        }
+        Verdict::Admit { redeem: None } => {}
+    }
+    let version = tx.version().await?;
+    if before.is_none() {
+        nodes::insert(tx, now, &new.name, &new.uid, &NodeConfigSpec::default(), version).await?;
+    }
+    let report = json(&new.capability);
+    let sql = "
+        UPDATE nodes SET registered_at = $2, public_key = $3, boot_id = $4, capability = $5, capability_hash = $6,
+            agent_labels = $7, agent_version = $8, resource_version = $9
+        WHERE name = $1";
+    let args = args![
+        new.name.as_str(),
+        ms(now),
+        new.public_key,
+        new.boot_id,
+        report.as_str(),
+        new.capability_hash.as_str(),
+        json(&new.labels),
+        new.agent_version.as_str(),
+        version
+    ];
+    tx.conn.execute(sql, args).await?;
+    let sql = "UPDATE node_liveness SET last_seen_at = $2 WHERE name = $1";
+    tx.conn.execute(sql, args![new.name.as_str(), ms(now)]).await?;
+    if before.as_ref().and_then(|row| row.capability_hash.as_ref()) != Some(&new.capability_hash) {
+        let (hash, agent) = (&new.capability_hash, &new.agent_version);
+        nodes::snapshot(tx, now, &new.name, version, hash, agent, report).await?;
+    }
+    let row = nodes::require(tx, &new.name).await?;
+    tx.changed(Change::Node { name: new.name });
+    let was_known = before.is_some_and(|row| row.registered_at.is_some());
+    Ok(if was_known { RegisterOutcome::Known(row) } else { RegisterOutcome::Created(row) })
+}
+
+/// Counts a use of a token, where it still has one and is for this node.
+async fn redeem(tx: &mut Tx, now: Timestamp, id: &str, new: &NodeRegistration) -> Result<bool, Error> {
+    let sql = "
+        UPDATE join_tokens SET uses = uses + 1
+        WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)
+            AND (max_uses IS NULL OR uses < max_uses) AND (replaces IS NULL OR replaces = $3)";
+    Ok(tx.conn.execute(sql, args![id, ms(now), new.name.as_str()]).await? == 1)
+}

@@ -1,0 +1,100 @@
+//! Forgetting: what has expired, and bodies in the object store that nothing names any more.
+
+use jiff::Timestamp;
+
+use crate::engine::value::{args, json, millis, ms};
+use crate::engine::writer::Tx;
+use crate::{Error, Pruned, RetentionPolicy, Store};
+
+impl Store {
+    /// Forgets at most `limit` things of each kind. Call it again while the answer says that there may be more.
+    ///
+    /// # Errors
+    /// What the engine reports.
+    pub async fn prune(&self, now: Timestamp, policy: RetentionPolicy, limit: u32) -> Result<Pruned, Error> {
+        self.write("prune", move |tx| Box::pin(prune(tx, now, policy, limit))).await
+    }
+
+    /// Keys of bodies that are to be removed from the object store, oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and what the engine reports.
+    pub async fn pending_removals(&self, limit: u32) -> Result<Vec<String>, Error> {
+        self.read("pending_removals", move |conn| {
+            Box::pin(async move {
+                let sql = "SELECT key FROM body_removals ORDER BY added_at, key LIMIT $1";
+                let rows = conn.rows(sql, args![i64::from(limit)]).await?;
+                rows.iter().map(|row| row.cells("body_removals").text("key")).collect()
+            })
+        })
+        .await
+    }
+
+    /// Forgets keys whose bodies are gone from the object store; yields how many it knew.
+    ///
+    /// # Errors
+    /// What the engine reports.
+    pub async fn confirm_removed(&self, keys: &[String]) -> Result<u64, Error> {
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        let keys: Vec<[String; 1]> = keys.iter().map(|key| [key.clone()]).collect();
+        self.write("confirm_removed", move |tx| {
+            Box::pin(async move {
+                let sql =
+                    "DELETE FROM body_removals WHERE key IN (SELECT e.value->>0 FROM json_each($1) AS e)";
+                tx.conn.execute(sql, args![json(&keys)]).await
+            })
+        })
+        .await
+    }
+}
+
+/// Remembers keys until they are confirmed to be gone.
+pub(crate) async fn remember_bodies(tx: &mut Tx, now: Timestamp, keys: &[String]) -> Result<(), Error> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<[&str; 1]> = keys.iter().map(|key| [key.as_str()]).collect();
+    let sql = "
+        INSERT INTO body_removals (key, added_at) SELECT e.value->>0, $2 FROM json_each($1) AS e WHERE true
+        ON CONFLICT (key) DO NOTHING";
+    tx.conn.execute(sql, args![json(&keys), ms(now)]).await.map(drop)
+}
+
+async fn prune(tx: &mut Tx, now: Timestamp, policy: RetentionPolicy, limit: u32) -> Result<Pruned, Error> {
+    let RetentionPolicy { events, superseded, join_tokens } = policy;
+    let before = |age| ms(now).saturating_sub(millis(age));
+    let at_most = i64::from(limit);
+    let mut pruned = Pruned::default();
+    let sql = "
+        DELETE FROM idempotency WHERE key IN (
+            SELECT key FROM idempotency WHERE keep_until <= $1 ORDER BY keep_until LIMIT $2)";
+    pruned.idempotency_keys = tx.conn.execute(sql, args![ms(now), at_most]).await?;
+    let sql = "
+        DELETE FROM records WHERE (job_id, epoch, sequence) IN (
+            SELECT job_id, epoch, sequence FROM records
+            WHERE superseded = 1 AND received_at < $1 ORDER BY received_at LIMIT $2)
+        RETURNING job_id, object_key";
+    let rows = tx.conn.rows(sql, args![before(superseded), at_most]).await?;
+    pruned.records = rows.len() as u64;
+    for row in &rows {
+        let mut cells = row.cells("records");
+        cells.int("job_id")?;
+        pruned.bodies.extend(cells.opt_text("object_key")?);
+    }
+    remember_bodies(tx, now, &pruned.bodies).await?;
+    let sql = "
+        DELETE FROM events WHERE id IN (
+            SELECT id FROM events WHERE owned = 0 AND at < $1 ORDER BY at LIMIT $2)";
+    pruned.events = tx.conn.execute(sql, args![before(events), at_most]).await?;
+    let sql = "
+        DELETE FROM join_tokens WHERE id IN (
+            SELECT id FROM join_tokens
+            WHERE created_at < $1 AND (revoked_at < $1 OR expires_at < $1 OR uses >= max_uses)
+            LIMIT $2)";
+    pruned.join_tokens = tx.conn.execute(sql, args![before(join_tokens), at_most]).await?;
+    let most = [pruned.idempotency_keys, pruned.records, pruned.events, pruned.join_tokens].into_iter().max();
+    pruned.more = most.is_some_and(|most| most >= u64::from(limit));
+    Ok(pruned)
+}
