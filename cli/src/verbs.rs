@@ -1,0 +1,87 @@
+//! The verbs, one file each: what they take from the command line and what they do.
+
+pub(crate) mod apply;
+pub(crate) mod cancel;
+pub(crate) mod completion;
+pub(crate) mod config;
+pub(crate) mod delete;
+pub(crate) mod describe;
+pub(crate) mod explain;
+pub(crate) mod get;
+pub(crate) mod join_token;
+pub(crate) mod logs;
+pub(crate) mod retry;
+pub(crate) mod run;
+pub(crate) mod validate;
+pub(crate) mod version;
+pub(crate) mod wait;
+
+use crate::args::{CommandLine, Verb};
+use crate::client::{self, Client};
+use crate::console::Console;
+use crate::exit::Exit;
+use crate::failure::{Failure, Report};
+use crate::kind;
+use crate::settings::{Given, Settings};
+
+/// What every verb works with.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// Where output goes.
+    pub(crate) console: Console,
+    /// What the command line and the environment say about the server.
+    pub(crate) given: Given,
+}
+
+impl Context {
+    /// The settings in force.
+    pub(crate) fn settings(&self) -> Result<Settings, Failure> {
+        Ok(Settings::resolve(self.given.clone())?)
+    }
+
+    /// The settings in force and a client of their server.
+    pub(crate) fn connect(&self) -> Result<(Settings, Client), Failure> {
+        let settings = self.settings()?;
+        let client = Client::new(&settings)?;
+        Ok((settings, client))
+    }
+}
+
+impl From<kind::Error> for Failure {
+    fn from(error: kind::Error) -> Self {
+        Report::new(Exit::Usage, error.to_string()).into()
+    }
+}
+
+/// Prints that the server refused one of several things, so that the others can go on. Any other error ends the verb.
+fn tell_refusal(context: &Context, error: client::Error) -> Result<Exit, Failure> {
+    if error.problem_code().is_none() {
+        return Err(error.into());
+    }
+    let report = error.report();
+    context.console.report(&report);
+    Ok(report.exit)
+}
+
+/// Does what the command line says.
+pub(crate) async fn perform(line: CommandLine, console: Console) -> Result<Exit, Failure> {
+    let CommandLine { verb, given } = line;
+    let context = Context { console, given };
+    match verb {
+        Verb::Apply(args) => apply::perform(&context, &args).await,
+        Verb::Get(args) => get::perform(&context, args).await,
+        Verb::Describe(args) => describe::perform(&context, &args).await,
+        Verb::Run(args) => run::perform(&context, *args).await,
+        Verb::Logs(args) => logs::perform(&context, &args).await,
+        Verb::Wait(args) => wait::perform(&context, &args).await,
+        Verb::Cancel(args) => cancel::perform(&context, &args).await,
+        Verb::Retry(args) => retry::perform(&context, &args).await,
+        Verb::Delete(args) => delete::perform(&context, &args).await,
+        Verb::Validate(args) => validate::perform(&context, &args),
+        Verb::JoinToken(args) => join_token::perform(&context, args).await,
+        Verb::Explain(args) => explain::perform(&context, &args),
+        Verb::Completion(args) => completion::perform(&context, &args),
+        Verb::Version(args) => version::perform(&context, &args).await,
+        Verb::Config(args) => config::perform(&context, &args),
+    }
+}

@@ -1,0 +1,458 @@
+//! `windlass get`: lists of objects, once or as they change.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use windlass_crds::{API_VERSION, JobPhase};
+
+use super::Context;
+use crate::client::{Client, Filter, Followed};
+use crate::clock;
+use crate::exit::Exit;
+use crate::failure::{Failure, Report};
+use crate::kind::{self, Kind, Target, TargetParser};
+use crate::output::table::{self, Cell, Column, Layout};
+use crate::output::{Format, json, name, yaml};
+use crate::view::{self, Width};
+
+/// List objects, or show the named ones.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// The kind of objects, or `KIND/NAME` for one of them. Short words are known too: `no`, `sj`, `jt`, `q`.
+    #[arg(value_name = "KIND", value_parser = TargetParser)]
+    kind: Target,
+
+    /// The names of objects; without any, all are listed.
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+
+    /// Print in this form.
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    output: Format,
+
+    /// Keep watching, and print each object again when it changes.
+    #[arg(short, long)]
+    watch: bool,
+
+    /// List the objects of every namespace.
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+
+    /// List only objects that carry these labels, written as `key=value,key2=value2`.
+    #[arg(short = 'l', long, value_name = "LABELS", value_parser = parse_selector)]
+    selector: Option<Selector>,
+
+    /// List only jobs of this queue.
+    #[arg(long, value_name = "NAME")]
+    queue: Option<String>,
+
+    /// List only jobs in these phases, separated by commas.
+    #[arg(long, value_name = "PHASE", value_delimiter = ',', value_parser = parse_phase)]
+    phase: Vec<JobPhase>,
+}
+
+/// Labels that an object must carry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Selector(Vec<(String, String)>);
+
+impl Selector {
+    fn text(&self) -> String {
+        self.0.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+    }
+
+    /// Whether an object carries the labels, in its metadata or in what its agent reports.
+    fn matches(&self, object: &Value) -> bool {
+        self.0.iter().all(|(key, value)| {
+            ["/metadata/labels", "/status/labels"]
+                .iter()
+                .any(|place| object.pointer(place).and_then(|labels| labels.get(key)) == Some(&json!(value)))
+        })
+    }
+}
+
+fn parse_selector(text: &str) -> Result<Selector, String> {
+    text.split(',')
+        .map(|pair| match pair.split_once('=') {
+            Some((key, value)) if !key.is_empty() => {
+                Ok((key.to_owned(), value.trim_start_matches('=').to_owned()))
+            }
+            Some(_) | None => Err(format!("`{pair}` is not a label: write `key=value`")),
+        })
+        .collect::<Result<Vec<_>, _>>()
+        .map(Selector)
+}
+
+/// Reads a phase in any case.
+pub(crate) fn parse_phase(text: &str) -> Result<JobPhase, String> {
+    use strum::IntoEnumIterator as _;
+    JobPhase::iter().find(|phase| phase.to_string().eq_ignore_ascii_case(text)).ok_or_else(|| {
+        let known: Vec<String> = JobPhase::iter().map(|phase| phase.to_string()).collect();
+        format!("the phases are {}", known.join(", "))
+    })
+}
+
+/// What is asked for, after the command line made sense.
+struct Query {
+    kind: Kind,
+    names: Vec<String>,
+    /// `None` for all namespaces.
+    namespace: Option<String>,
+    filter: Filter,
+    /// Labels that the server does not select by for this kind.
+    selector: Option<Selector>,
+    width: Width,
+    output: Format,
+}
+
+pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let Args { kind, names, output, watch, all_namespaces, selector, queue, phase } = args;
+    let targets = kind::targets(&kind, &names)?;
+    let usage = |what: &str| Failure::from(Report::new(Exit::Usage, what));
+    if kind.kind != Kind::Job && (queue.is_some() || !phase.is_empty()) {
+        return Err(usage("only jobs have a queue and a phase, so that --queue and --phase go with `jobs`"));
+    }
+    if kind.kind == Kind::Queue && (watch || selector.is_some()) {
+        return Err(usage("queues can be neither watched nor selected by labels"));
+    }
+    let all_one_kind = targets.iter().all(|target| target.kind == kind.kind);
+    if watch && !all_one_kind {
+        return Err(usage("only objects of one kind can be watched at once"));
+    }
+    let (settings, client) = context.connect()?;
+    let phase = phase.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let mut kinds: Vec<Kind> = Vec::new();
+    for target in &targets {
+        if !kinds.contains(&target.kind) {
+            kinds.push(target.kind);
+        }
+    }
+    let mut exit = Exit::Success;
+    for (index, kind) in kinds.iter().copied().enumerate() {
+        let names = targets
+            .iter()
+            .filter(|target| target.kind == kind)
+            .filter_map(|target| target.name.clone())
+            .collect();
+        let query = Query {
+            kind,
+            names,
+            namespace: (!all_namespaces).then(|| settings.namespace.value.clone()),
+            filter: Filter {
+                queue: queue.clone(),
+                phase: Some(phase.clone()).filter(|phase| !phase.is_empty()),
+                selector: selector.as_ref().filter(|_| kind == Kind::Job).map(Selector::text),
+            },
+            selector: selector.clone().filter(|_| kind != Kind::Job),
+            width: Width { wide: output == Format::Wide, namespaces: all_namespaces },
+            output,
+        };
+        if index > 0 && matches!(output, Format::Table | Format::Wide) {
+            context.console.line("")?;
+        }
+        let end =
+            if watch { query.watch(context, &client).await } else { query.list(context, &client).await };
+        exit = exit.worst(end?);
+    }
+    Ok(exit)
+}
+
+impl Query {
+    async fn list(&self, context: &Context, client: &Client) -> Result<Exit, Failure> {
+        let mut objects: Vec<Value> = Vec::new();
+        let mut exit = Exit::Success;
+        if self.names.is_empty() || self.kind == Kind::Queue || self.namespace.is_none() {
+            objects = client.list(self.kind, self.namespace.as_deref(), &self.filter).await?;
+            objects.retain(|object| self.is_wanted(object));
+            for missing in self.missing(&objects) {
+                let report =
+                    Report::new(Exit::Failed, format!("there is no {} `{missing}`", self.kind.word()));
+                exit = exit.worst(report.exit);
+                context.console.report(&report);
+            }
+        } else {
+            let namespace = self.namespace.as_deref().unwrap_or_default();
+            for object_name in &self.names {
+                match client.get(self.kind, namespace, object_name).await {
+                    Ok(object) => objects.push(object),
+                    Err(error) if error.problem_code().is_none() => return Err(error.into()),
+                    Err(error) => {
+                        let report = error.report();
+                        exit = exit.worst(report.exit);
+                        context.console.report(&report);
+                    }
+                }
+            }
+        }
+        self.print(context, &objects)?;
+        if objects.is_empty() && exit == Exit::Success && matches!(self.output, Format::Table | Format::Wide)
+        {
+            context.console.note(self.nothing());
+        }
+        Ok(exit)
+    }
+
+    fn nothing(&self) -> String {
+        let plural = self.kind.plural();
+        match &self.namespace {
+            Some(namespace) if self.kind.is_namespaced() => {
+                format!("There are no such {plural} in the namespace {namespace}.")
+            }
+            Some(_) | None => format!("There are no such {plural}."),
+        }
+    }
+
+    fn is_wanted(&self, object: &Value) -> bool {
+        (self.names.is_empty() || self.names.iter().any(|wanted| name_of(object) == wanted))
+            && self.selector.as_ref().is_none_or(|selector| selector.matches(object))
+    }
+
+    fn missing(&self, objects: &[Value]) -> Vec<&str> {
+        self.names
+            .iter()
+            .filter(|wanted| !objects.iter().any(|object| name_of(object) == wanted.as_str()))
+            .map(String::as_str)
+            .collect()
+    }
+
+    fn print(&self, context: &Context, objects: &[Value]) -> Result<(), Failure> {
+        let console = context.console;
+        match self.output {
+            Format::Table | Format::Wide if objects.is_empty() => Ok(()),
+            Format::Table | Format::Wide => {
+                let columns = view::columns(self.kind, self.width);
+                console.data(&table::format(&columns, &self.rows(objects)?, console.width()))
+            }
+            Format::Json => console.data(&json::format(&self.document(objects))),
+            Format::Yaml => console.data(&yaml::format(&self.document(objects))),
+            Format::Name => {
+                objects.iter().try_for_each(|object| console.line(name::format(self.kind, name_of(object))))
+            }
+        }
+    }
+
+    /// One object as itself where one was asked for, otherwise a list.
+    fn document(&self, objects: &[Value]) -> Value {
+        match (self.names.as_slice(), objects) {
+            ([_], [object]) => object.clone(),
+            _ => json!({"apiVersion": API_VERSION, "kind": list_kind(self.kind), "items": objects}),
+        }
+    }
+
+    fn rows(&self, objects: &[Value]) -> Result<Vec<Vec<Cell>>, Failure> {
+        let now = clock::now();
+        objects
+            .iter()
+            .map(|object| view::row(self.kind, object, self.width, now).map_err(|source| malformed(&source)))
+            .collect()
+    }
+
+    /// Prints what there is, then a line for each change, until nobody reads any more or the server is gone.
+    async fn watch(&self, context: &Context, client: &Client) -> Result<Exit, Failure> {
+        let console = context.console;
+        let columns = view::columns(self.kind, self.width);
+        let mut stream = client.watch(self.kind, self.namespace.as_deref(), &self.filter);
+        let mut known: BTreeMap<String, Known> = BTreeMap::new();
+        let mut layout: Option<Layout> = None;
+        let mut fresh: BTreeMap<String, Known> = BTreeMap::new();
+        let mut synced = false;
+        while let Some(item) = stream.next().await {
+            let event = match item? {
+                Followed::Event(event) => event,
+                Followed::Lost(reason) => {
+                    console.warn(format!("the connection is lost and is tried again: {reason}"));
+                    // The server tells everything again after this.
+                    synced = false;
+                    fresh.clear();
+                    continue;
+                }
+                Followed::Restored => {
+                    console.note("The connection is back.");
+                    continue;
+                }
+            };
+            if event.event == "synced" {
+                synced = true;
+                let (changed, gone) = difference(&known, &fresh);
+                known = std::mem::take(&mut fresh);
+                let objects: Vec<Value> = changed.iter().map(|key| known[key].object.clone()).collect();
+                if layout.is_none() && self.is_table() {
+                    let rows = self.rows(&objects)?;
+                    let new = Layout::new(&columns, &rows, console.width());
+                    console.data(&new.heading(&columns))?;
+                    layout = Some(new);
+                }
+                for object in &objects {
+                    self.print_change(context, &columns, layout.as_ref(), object, false)?;
+                }
+                for object in &gone {
+                    self.print_change(context, &columns, layout.as_ref(), object, true)?;
+                }
+                continue;
+            }
+            let deleted = match event.event.as_str() {
+                "added" | "modified" => false,
+                "deleted" => true,
+                // A newer server may tell more.
+                _ => continue,
+            };
+            let object: Value = serde_json::from_str(&event.data).map_err(|source| malformed(&source))?;
+            if !self.is_wanted(&object) {
+                continue;
+            }
+            let key = key_of(&object);
+            let entry = Known::new(object);
+            if !synced {
+                if deleted {
+                    fresh.remove(&key)
+                } else {
+                    fresh.insert(key, entry)
+                };
+                continue;
+            }
+            let object = entry.object.clone();
+            let unchanged = known.get(&key).is_some_and(|old| old.is_same(&entry));
+            if deleted {
+                known.remove(&key)
+            } else {
+                known.insert(key, entry)
+            };
+            if deleted || !unchanged {
+                self.print_change(context, &columns, layout.as_ref(), &object, deleted)?;
+            }
+        }
+        Ok(Exit::Success)
+    }
+
+    const fn is_table(&self) -> bool {
+        match self.output {
+            Format::Table | Format::Wide => true,
+            Format::Json | Format::Yaml | Format::Name => false,
+        }
+    }
+
+    fn print_change(
+        &self,
+        context: &Context,
+        columns: &[Column],
+        layout: Option<&Layout>,
+        object: &Value,
+        deleted: bool,
+    ) -> Result<(), Failure> {
+        let console = context.console;
+        match self.output {
+            Format::Table | Format::Wide => {
+                let mut rows = self.rows(std::slice::from_ref(object))?;
+                let mut row = rows.pop().unwrap_or_default();
+                if deleted && let Some(index) = columns.iter().position(Column::shows_state) {
+                    row[index] = Cell::notable("deleted");
+                }
+                layout.map_or(Ok(()), |layout| console.data(&layout.line(&row)))
+            }
+            // One line for each change, so that a program can read it line by line.
+            Format::Json => console.line(object.to_string()),
+            Format::Yaml => console.data(&format!("---\n{}", yaml::format(object))),
+            Format::Name => console.line(name::format(self.kind, name_of(object))),
+        }
+    }
+}
+
+/// An object that was told, and what tells whether it has changed.
+struct Known {
+    version: Option<String>,
+    object: Value,
+}
+
+impl Known {
+    fn new(object: Value) -> Self {
+        let version = object.pointer("/metadata/resourceVersion").and_then(Value::as_str).map(str::to_owned);
+        Self { version, object }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        match (&self.version, &other.version) {
+            (Some(one), Some(two)) => one == two,
+            (None, _) | (_, None) => self.object == other.object,
+        }
+    }
+}
+
+/// What is new or changed, and what is gone.
+fn difference(old: &BTreeMap<String, Known>, new: &BTreeMap<String, Known>) -> (Vec<String>, Vec<Value>) {
+    let changed = new
+        .iter()
+        .filter(|(key, entry)| !old.get(*key).is_some_and(|before| before.is_same(entry)))
+        .map(|(key, _)| key.clone())
+        .collect();
+    let gone = old
+        .iter()
+        .filter(|(key, _)| !new.contains_key(*key))
+        .map(|(_, entry)| entry.object.clone())
+        .collect();
+    (changed, gone)
+}
+
+fn name_of(object: &Value) -> &str {
+    object
+        .pointer("/metadata/name")
+        .or_else(|| object.get("name"))
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+}
+
+/// What tells an object from all others of its kind, also from an earlier one of the same name.
+fn key_of(object: &Value) -> String {
+    let text = |place: &str| object.pointer(place).and_then(Value::as_str).unwrap_or_default();
+    format!("{}/{}/{}", text("/metadata/namespace"), name_of(object), text("/metadata/uid"))
+}
+
+const fn list_kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Node => "NodeConfigList",
+        Kind::Job => "SandboxJobList",
+        Kind::Template => "JobTemplateList",
+        Kind::Queue => "QueueList",
+    }
+}
+
+fn malformed(source: &serde_json::Error) -> Failure {
+    Report::new(Exit::Failed, "an object from the server cannot be shown")
+        .detail(source.to_string())
+        .hint("the server may be newer than this command: `-o json` shows everything, `windlass version` tells both")
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_are_pairs() {
+        assert_eq!(parse_selector("a=b,c/d=").unwrap().text(), "a=b,c/d=");
+        assert_eq!(parse_selector("a==b").unwrap().text(), "a=b");
+        assert!(parse_selector("a").is_err());
+        assert!(parse_selector("=b").is_err());
+        let node = json!({"metadata": {"labels": {"a": "1"}}, "status": {"labels": {"b": "2"}}});
+        assert!(parse_selector("a=1,b=2").unwrap().matches(&node));
+        assert!(!parse_selector("a=2").unwrap().matches(&node));
+    }
+
+    #[test]
+    fn phases_are_read_in_any_case_and_others_name_the_known_ones() {
+        assert_eq!(parse_phase("timedout"), Ok(JobPhase::TimedOut));
+        assert!(parse_phase("done").unwrap_err().contains("Succeeded, Failed"));
+    }
+
+    #[test]
+    fn only_what_changed_is_told_again_after_the_connection_was_lost() {
+        let object =
+            |name: &str, version: &str| json!({"metadata": {"name": name, "resourceVersion": version}});
+        let map = |objects: &[Value]| -> BTreeMap<String, Known> {
+            objects.iter().map(|object| (key_of(object), Known::new(object.clone()))).collect()
+        };
+        let old = map(&[object("same", "1"), object("changed", "1"), object("gone", "1")]);
+        let new = map(&[object("same", "1"), object("changed", "2"), object("new", "3")]);
+        let (changed, gone) = difference(&old, &new);
+        assert_eq!(changed, ["/changed/", "/new/"]);
+        assert_eq!(gone, [object("gone", "1")]);
+    }
+}
