@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::MAX_ERRORS;
 use super::error::Code;
 use super::path::Path;
 use super::tree::{Data, Entry, Mark, Node};
@@ -18,7 +19,7 @@ pub(crate) struct Finding {
     pub(crate) hint: Option<String>,
 }
 
-/// Checks a value; what is found is in the order of the text.
+/// Checks a value; at most [`MAX_ERRORS`] findings, or a few more, in the order of the text.
 pub(crate) fn check(shape: &Shape, node: &Node, path: &Path<'_>) -> Vec<Finding> {
     let mut checker = Checker { root: shape, findings: Vec::new() };
     checker.value(shape, node, path);
@@ -31,12 +32,17 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
+    /// Whether more would not be shown.
+    fn is_full(&self) -> bool {
+        self.findings.len() >= MAX_ERRORS
+    }
+
     fn report(&mut self, path: &Path<'_>, mark: Mark, code: Code, message: String, hint: Option<String>) {
         self.findings.push(Finding { field: path.to_string(), mark, code, message, hint });
     }
 
     fn value(&mut self, shape: &Shape, node: &Node, path: &Path<'_>) {
-        if node.data == Data::Null && shape.nullable {
+        if self.is_full() || (node.data == Data::Null && shape.nullable) {
             return;
         }
         match (&shape.form, &node.data) {
@@ -106,6 +112,10 @@ impl Checker<'_> {
 
     fn object(&mut self, fields: &BTreeMap<String, Field>, entries: &[Entry], mark: Mark, path: &Path<'_>) {
         for entry in entries {
+            // Finding out what was meant costs more than reading on.
+            if self.is_full() {
+                return;
+            }
             let path = Path::Key(path, &entry.key);
             match fields.get(&entry.key) {
                 Some(field) => self.value(&field.shape, &entry.value, &path),

@@ -436,6 +436,23 @@ fn size_and_depth_are_limited() {
 }
 
 #[test]
+fn a_text_that_is_wrong_everywhere_has_a_bounded_number_of_errors() {
+    let unknown: String = (0..20_000).map(|index| format!("  unknown{index}: 1\n")).collect();
+    assert_eq!(errors(&job(&unknown)).len(), MAX_ERRORS);
+    let twice: String = (0..20_000).map(|_| "  title: 1\n").collect();
+    assert_eq!(errors(&job(&twice)).len(), MAX_ERRORS);
+    let documents = job("  titel: 1\n---\n").repeat(500);
+    assert_eq!(errors(&documents).len(), MAX_ERRORS);
+}
+
+#[test]
+fn a_fraction_of_a_core_needs_no_quotes() {
+    let object =
+        parse(&job("  command: [a]\n  sandbox: {resources: {cpu: 0.5}}\n"), "f").unwrap().remove(0).object;
+    assert!(to_yaml(&object).unwrap().contains("cpu: 500m"));
+}
+
+#[test]
 fn bytes_that_are_no_text_are_refused_with_their_place() {
     let mut bytes = JOB.as_bytes().to_vec();
     bytes.extend(b"  title: \xff\n");

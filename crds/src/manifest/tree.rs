@@ -10,6 +10,7 @@ use std::fmt;
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, Tag};
 use serde_json::Value;
 
+use super::MAX_ERRORS;
 use super::error::{Code, Error};
 use super::path;
 use crate::names::Quoted;
@@ -416,6 +417,9 @@ impl<'a> Builder<'a> {
                         }
                     }
                 } else if let Some(first) = seen.get(&key) {
+                    if self.duplicates.len() >= MAX_ERRORS {
+                        return Ok(None);
+                    }
                     let message = format!("the key is given twice, first at line {}", first.line);
                     let mut field = path_of(outer);
                     path::push_key(&mut field, &key);

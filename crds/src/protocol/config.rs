@@ -151,6 +151,7 @@ pub struct ConfigAck {
     JsonSchema,
     strum::IntoStaticStr,
     strum::Display,
+    strum::EnumString,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
