@@ -106,7 +106,7 @@ impl Requirement {
             labels,
             gpu: spec.requires.gpu.as_ref().map(|gpu| GpuPredicate {
                 vendor: gpu.vendor.clone(),
-                memory_bytes: gpu.memory.map_or(0, |memory| memory.get()),
+                memory_bytes: gpu.memory.map_or(0, windlass_crds::Bytes::get),
             }),
             enforced,
             named: resources.clone(),
@@ -126,8 +126,8 @@ pub fn room(spec: &SandboxJobSpec) -> Room {
     let cpu = spec.requires.cpu.or(spec.sandbox.resources.cpu);
     let memory = spec.requires.memory.or(spec.sandbox.resources.memory);
     Room {
-        cpu_millis: cpu.map_or(0, |cpu| cpu.millis()),
-        memory_bytes: memory.map_or(0, |memory| memory.get()),
+        cpu_millis: cpu.map_or(0, windlass_crds::Cpu::millis),
+        memory_bytes: memory.map_or(0, windlass_crds::Bytes::get),
         gpus: spec.requires.gpu.as_ref().map_or(0, |gpu| gpu.count),
     }
 }

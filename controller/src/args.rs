@@ -1,0 +1,182 @@
+//! Settings of the controller: flags, then `WINDLASS_*`. The environment is read nowhere else.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use windlass_crds::Span;
+
+use crate::dispatch::LeaseSettings;
+
+/// Settings of the controller.
+#[derive(Args, Clone, Debug)]
+pub struct ControllerArgs {
+    /// The folder that holds the database, logs, inputs and keys.
+    #[arg(
+        long,
+        env = "WINDLASS_STATE_DIR",
+        default_value = "/var/lib/windlass/controller",
+        value_name = "DIR"
+    )]
+    pub state_dir: PathBuf,
+
+    /// The address to listen on; port 0 takes a free one.
+    #[arg(long, env = "WINDLASS_LISTEN", default_value = "127.0.0.1:12082", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+
+    /// The URL under which nodes reach this controller, such as https://windlass.example:12082. Without it the
+    /// listening address.
+    #[arg(long, env = "WINDLASS_ADVERTISE_URL", value_name = "URL")]
+    pub advertise_url: Option<url::Url>,
+
+    /// Another host name or address that the server certificate names; may be repeated.
+    #[arg(long, env = "WINDLASS_TLS_SAN", value_delimiter = ',', value_name = "NAME")]
+    pub tls_san: Vec<String>,
+
+    /// How often nodes show a sign of life.
+    #[arg(long, env = "WINDLASS_HEARTBEAT", default_value = "10s", value_name = "SPAN")]
+    pub heartbeat: Span,
+
+    /// How long an attempt lives without a sign of life of its node.
+    #[arg(long, env = "WINDLASS_LEASE", default_value = "25s", value_name = "SPAN")]
+    pub lease: Span,
+
+    /// How long jobs with `offline: continue` go on without the controller, where the node says nothing else.
+    #[arg(long, env = "WINDLASS_OFFLINE_GRACE", default_value = "15m", value_name = "SPAN")]
+    pub offline_grace: Span,
+}
+
+/// Settings that contradict each other.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// The lease does not outlast two heartbeats.
+    #[error(
+        "--lease {lease} must be more than twice --heartbeat {heartbeat}, or one lost heartbeat ends every attempt"
+    )]
+    ShortLease {
+        /// What was given.
+        lease: Span,
+        /// What was given.
+        heartbeat: Span,
+    },
+    /// The grace is shorter than the lease.
+    #[error("--offline-grace {grace} must not be shorter than --lease {lease}")]
+    ShortGrace {
+        /// What was given.
+        grace: Span,
+        /// What was given.
+        lease: Span,
+    },
+    /// The heartbeat has no length the protocol can say.
+    #[error("--heartbeat {heartbeat} must be at least 1s and whole seconds")]
+    Heartbeat {
+        /// What was given.
+        heartbeat: Span,
+    },
+    /// Not a URL that nodes can use.
+    #[error("--advertise-url {url} must be https://HOST[:PORT] without a path")]
+    AdvertiseUrl {
+        /// What was given.
+        url: String,
+    },
+}
+
+impl ControllerArgs {
+    /// Settings for a state folder and an address, with every other default.
+    pub fn new(state_dir: PathBuf, listen: SocketAddr) -> Self {
+        Self {
+            state_dir,
+            listen,
+            advertise_url: None,
+            tls_san: Vec::new(),
+            heartbeat: Span::from_secs(10),
+            lease: Span::from_secs(25),
+            offline_grace: Span::from_secs(15 * 60),
+        }
+    }
+
+    /// The times of the agent protocol, if they make sense together.
+    pub fn leases(&self) -> Result<LeaseSettings, Error> {
+        let (heartbeat, lease, grace) = (self.heartbeat, self.lease, self.offline_grace);
+        if heartbeat.millis() < 1000 || heartbeat.millis() % 1000 != 0 {
+            return Err(Error::Heartbeat { heartbeat });
+        }
+        if lease.millis() <= 2 * heartbeat.millis() {
+            return Err(Error::ShortLease { lease, heartbeat });
+        }
+        if grace < lease {
+            return Err(Error::ShortGrace { grace, lease });
+        }
+        Ok(LeaseSettings {
+            beat: heartbeat.get(),
+            lease: Duration::from_secs(lease.millis() / 1000),
+            grace: Duration::from_secs(grace.millis() / 1000),
+        })
+    }
+
+    /// The base of every URL that nodes are given, without a trailing slash.
+    pub(crate) fn base_url(&self, listening: SocketAddr) -> Result<String, Error> {
+        let Some(url) = &self.advertise_url else {
+            // A wildcard address is nowhere to connect to; on the same host loopback is.
+            let ip = match listening.ip() {
+                ip if ip.is_unspecified() && ip.is_ipv4() => std::net::Ipv4Addr::LOCALHOST.into(),
+                ip if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+                ip => ip,
+            };
+            return Ok(format!("https://{}", SocketAddr::new(ip, listening.port())));
+        };
+        let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+        if url.scheme() != "https" || url.host().is_none() || !bare || !url.username().is_empty() {
+            return Err(Error::AdvertiseUrl { url: url.to_string() });
+        }
+        Ok(url.as_str().trim_end_matches('/').to_owned())
+    }
+
+    /// Every name and address that the server certificate must carry.
+    pub(crate) fn certificate_names(&self, listening: SocketAddr, hostname: Option<String>) -> Vec<String> {
+        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+        if !listening.ip().is_unspecified() {
+            names.push(listening.ip().to_string());
+        }
+        if let Some(host) = self.advertise_url.as_ref().and_then(url::Url::host_str) {
+            names.push(host.trim_matches(['[', ']']).to_owned());
+        }
+        names.extend(hostname);
+        names.extend(self.tls_san.iter().cloned());
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args() -> ControllerArgs {
+        ControllerArgs::new("/tmp/x".into(), ([0, 0, 0, 0], 0).into())
+    }
+
+    #[test]
+    fn contradictory_times_are_refused() {
+        let span = Span::from_secs;
+        let refused = |heartbeat, lease, grace| {
+            ControllerArgs { heartbeat, lease, offline_grace: grace, ..args() }.leases().unwrap_err()
+        };
+        assert!(matches!(refused(span(10), span(20), span(60)), Error::ShortLease { .. }));
+        assert!(matches!(refused(span(10), span(25), span(20)), Error::ShortGrace { .. }));
+        assert!(matches!(refused(Span::from_millis(1500), span(25), span(60)), Error::Heartbeat { .. }));
+        assert!(args().leases().is_ok());
+    }
+
+    #[test]
+    fn nodes_are_given_an_address_that_can_be_connected_to() {
+        assert_eq!(args().base_url(([0, 0, 0, 0], 8000).into()).unwrap(), "https://127.0.0.1:8000");
+        let url = |text: &str| ControllerArgs { advertise_url: Some(text.parse().unwrap()), ..args() };
+        let listening = ([127, 0, 0, 1], 1).into();
+        assert_eq!(url("https://w.example:9").base_url(listening).unwrap(), "https://w.example:9");
+        assert!(url("http://w.example").base_url(listening).is_err());
+        assert!(url("https://w.example/path").base_url(listening).is_err());
+    }
+}

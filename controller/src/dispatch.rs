@@ -1,0 +1,158 @@
+//! The controller's side of the agent protocol, apart from HTTP.
+//!
+//! Everything a node can ask is a method here, over the store and injected time and ids, so that the same code serves
+//! HTTP handlers and the simulation. Waiting (long polls) is built on [`windlass_store::Store::changes`]: a wake-up
+//! says only that something may have changed; what is true is always read again.
+//!
+//! ```text
+//! claim     ──► fits (classes of the node's profile) ──► store.claim      ─┐
+//! heartbeat ──► coalesced per tick ──► store.beat                          ├─► attempts, leases
+//! report    ──► bodies ──► core::progress, core::life ──► store.apply     ─┘
+//! ```
+
+mod claim;
+mod config;
+mod fits;
+mod heartbeat;
+mod register;
+mod report;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use windlass_crds::protocol;
+use windlass_store::{NodeRow, Store};
+
+use crate::auth::NodeTokens;
+use crate::bodies::Bodies;
+use crate::clock::{Clock, IdSource};
+use crate::error::{ApiError, Code};
+
+pub(crate) use report::transition;
+
+/// Times of the agent protocol.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseSettings {
+    /// How often agents send a heartbeat.
+    pub beat: Duration,
+    /// How long an attempt lives without a heartbeat.
+    pub lease: Duration,
+    /// The lease of attempts with `offline: continue`.
+    pub grace: Duration,
+}
+
+impl Default for LeaseSettings {
+    /// DESIGN §4: beat 10 s, lease 25 s, grace 15 min; with a sweep each second recovery takes at most 35 s.
+    fn default() -> Self {
+        Self {
+            beat: Duration::from_secs(10),
+            lease: Duration::from_secs(25),
+            grace: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
+/// What [`Dispatch`] works with.
+#[derive(Clone)]
+pub struct DispatchParts {
+    /// The store.
+    pub store: Store,
+    /// Bodies of log chunks and inputs.
+    pub bodies: Bodies,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// New ids and chance.
+    pub ids: Arc<dyn IdSource>,
+    /// Makes and checks node tokens.
+    pub tokens: NodeTokens,
+    /// Times.
+    pub leases: LeaseSettings,
+    /// The URL under which nodes reach this controller, without a trailing slash.
+    pub base_url: String,
+    /// The certificate authority that nodes should trust, in PEM.
+    pub ca_pem: Option<String>,
+    /// Fires when the controller is about to stop.
+    pub stopping: CancellationToken,
+}
+
+/// The controller's side of the agent protocol; cheap to clone.
+#[derive(Clone)]
+pub struct Dispatch {
+    parts: Arc<DispatchParts>,
+    fits: Arc<fits::Fits>,
+    beats: heartbeat::Beats,
+    started_at: Timestamp,
+}
+
+impl Dispatch {
+    /// Starts serving nodes.
+    pub fn new(parts: DispatchParts) -> Self {
+        let started_at = parts.clock.now();
+        let beats = heartbeat::Beats::start(parts.store.clone(), parts.clock.clone());
+        Self { parts: Arc::new(parts), fits: Arc::default(), beats, started_at }
+    }
+
+    /// The node that a token was made for, if it still exists under the same uid.
+    pub async fn authenticate(&self, token: &str) -> Result<NodeRow, ApiError> {
+        let refused = |detail: String| ApiError::new(Code::Unauthenticated, detail);
+        let (name, uid) =
+            self.parts.tokens.check(token, self.now()).map_err(|error| refused(error.to_string()))?;
+        let node = self.parts.store.get_node(&name).await?;
+        node.filter(|node| node.uid == uid)
+            .ok_or_else(|| refused(format!("node `{name}` is not known any more; register again")))
+    }
+
+    fn now(&self) -> Timestamp {
+        self.parts.clock.now()
+    }
+
+    /// Whether a lease that ended at this time may have ended because this controller was away: it was not yet up,
+    /// or had not been up for one lease, when the lease needed renewal.
+    pub(crate) fn was_away(&self, lease_until: Timestamp) -> bool {
+        lease_until.duration_since(self.started_at) <= signed(self.parts.leases.lease)
+    }
+
+    /// How long an attempt lives without a heartbeat.
+    pub(crate) fn lease(&self) -> Duration {
+        self.parts.leases.lease
+    }
+
+    /// When this controller came up.
+    pub(crate) const fn started_at(&self) -> Timestamp {
+        self.started_at
+    }
+}
+
+/// Refuses a payload of a version that this controller does not speak.
+fn check_version(version: u32) -> Result<(), ApiError> {
+    if version == protocol::VERSION {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        Code::UnsupportedPayloadVersion,
+        format!(
+            "payload version {version} is not supported; this controller speaks version {}",
+            protocol::VERSION
+        ),
+    ))
+}
+
+/// Refuses what comes from another run of the agent than the one that registered last.
+fn check_boot(node: &NodeRow, boot_id: &str) -> Result<(), ApiError> {
+    if node.boot_id.as_deref() == Some(boot_id) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        Code::Fenced,
+        format!(
+            "another agent has registered as node `{}` since; stop one of them, or give this one another name",
+            node.name
+        ),
+    ))
+}
+
+fn signed(duration: Duration) -> jiff::SignedDuration {
+    jiff::SignedDuration::try_from(duration).unwrap_or(jiff::SignedDuration::MAX)
+}

@@ -1,0 +1,169 @@
+//! Claims: work and orders for a node, as soon as there are any.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio::time::Instant;
+use windlass_core::placement::Offer;
+use windlass_crds::protocol::{self, Assignment, AttemptId, ClaimRequest, ClaimResponse, Order, Renewal};
+use windlass_store::{Beat, Change, ClaimSpec, ClaimedJob, NodeRow, Reserve};
+
+use super::{Dispatch, check_boot, check_version};
+use crate::error::{ApiError, Code};
+
+/// The longest long poll; below the 60 s after which many middleboxes drop a silent connection.
+const MAX_WAIT: Duration = Duration::from_secs(50);
+
+/// The most assignments in one answer.
+const MAX_BATCH: u32 = 256;
+
+impl Dispatch {
+    /// Work and orders for a node, waiting for them at most as long as the request says.
+    pub async fn claim(&self, name: &str, request: &ClaimRequest) -> Result<ClaimResponse, ApiError> {
+        check_version(request.version)?;
+        if request.request_id.is_empty() || request.request_id.len() > 100 {
+            return Err(ApiError::new(Code::BadRequest, "request_id must have 1 to 100 characters"));
+        }
+        let deadline = Instant::now() + Duration::from_secs(request.wait_seconds.into()).min(MAX_WAIT);
+        let mut changes = self.parts.store.changes();
+        loop {
+            let answer = self.claim_once(name, request).await?;
+            if !answer.assignments.is_empty() || !answer.orders.is_empty() {
+                return Ok(answer);
+            }
+            let next_ready = self.parts.store.next_ready_at(self.now()).await?;
+            let until_ready = next_ready.map(|at| at.duration_since(self.now()).max(SignedDuration::ZERO));
+            let wake_at =
+                until_ready.map_or(deadline, |wait| deadline.min(Instant::now() + wait.unsigned_abs()));
+            tokio::select! {
+                biased;
+                // Cancel-safe: nothing is held.
+                () = self.parts.stopping.cancelled() => return self.farewell(name, request).await,
+                // Cancel-safe: a change that is lost with the future is found by the look that follows.
+                open = relevant(&mut changes, name, request) => if !open { return Ok(answer) },
+                // Cancel-safe: a timer.
+                () = tokio::time::sleep_until(wake_at) => if Instant::now() >= deadline { return Ok(answer) },
+            }
+        }
+    }
+
+    /// Work and orders that are there now.
+    pub async fn claim_once(&self, name: &str, request: &ClaimRequest) -> Result<ClaimResponse, ApiError> {
+        let node = self.parts.store.get_node(name).await?;
+        let node = node.ok_or_else(|| ApiError::not_found("node", name))?;
+        check_boot(&node, &request.boot_id)?;
+        let orders = self.orders(name, &request.held).await?;
+        let assignments = self.assign(&node, request).await?;
+        Ok(ClaimResponse { version: protocol::VERSION, assignments, orders, renewed: Vec::new() })
+    }
+
+    async fn assign(&self, node: &NodeRow, request: &ClaimRequest) -> Result<Vec<Assignment>, ApiError> {
+        let Some(capability) = &node.capability else { return Ok(Vec::new()) };
+        let offer = Offer::new(&node.name, capability, &node.spec);
+        // A node that must not take jobs still shows that its claim channel is alive.
+        let closed = node.spec.unschedulable || node.applied_version.is_none() || node.not_ready.is_some();
+        let max = if closed { 0 } else { request.max.min(MAX_BATCH) };
+        let classes = self.fits.fitting(&self.parts.store, &offer).await?;
+        let own_slots = capability.sandbox.as_ref().and_then(|sandbox| sandbox.max_concurrency);
+        let leases = &self.parts.leases;
+        let spec = ClaimSpec {
+            node: &node.name,
+            boot_id: &request.boot_id,
+            request_id: &request.request_id,
+            max,
+            classes: &classes,
+            queues: &node.spec.queues,
+            slots: node.spec.concurrency.or(own_slots).unwrap_or(1),
+            capacity: Reserve {
+                cpu_millis: offer.capacity.cpu_millis,
+                memory_bytes: offer.capacity.memory_bytes,
+                gpus: offer.capacity.gpus,
+            },
+            lease: leases.lease,
+            lease_continue: node.spec.offline_grace.map_or(leases.grace, windlass_crds::Span::get),
+            node_offline_default: node.spec.offline,
+        };
+        let claimed = self.parts.store.claim(self.now(), spec).await?;
+        Ok(claimed.into_iter().map(|claimed| self.assignment(claimed)).collect())
+    }
+
+    fn assignment(&self, claimed: ClaimedJob) -> Assignment {
+        let ClaimedJob { job, epoch, number, lease, offline } = claimed;
+        tracing::info!(job.id = %job.uid, job.epoch = epoch, node.name = job.node.as_deref(), "job claimed");
+        Assignment {
+            attempt: AttemptId { job: job.uid, epoch },
+            namespace: job.namespace,
+            name: job.name,
+            number,
+            spec: (*job.spec).clone(),
+            offline,
+            lease_seconds: lease.as_secs(),
+            claimed_at: self.now(),
+        }
+    }
+
+    /// What to do with the attempts that a node says it holds.
+    async fn orders(&self, node: &str, held: &[AttemptId]) -> Result<Vec<Order>, ApiError> {
+        if held.is_empty() {
+            return Ok(Vec::new());
+        }
+        let uids: Vec<_> = held.iter().map(|attempt| attempt.job.clone()).collect();
+        let jobs = self.parts.store.get_jobs(&uids).await?;
+        let jobs: HashMap<_, _> = jobs.into_iter().map(|job| (job.uid.clone(), job)).collect();
+        let order = |attempt: &AttemptId| match jobs.get(&attempt.job) {
+            Some(job)
+                if job.epoch == attempt.epoch && job.phase.is_held() && job.node.as_deref() == Some(node) =>
+            {
+                job.cancel_requested_at.map(|_| Order::Cancel { attempt: attempt.clone() })
+            }
+            Some(_) | None => Some(Order::Fenced { attempt: attempt.clone() }),
+        };
+        Ok(held.iter().filter_map(order).collect())
+    }
+
+    /// The answer of a controller that is about to stop: long leases for what is held, so that it outlasts the
+    /// controller's absence.
+    async fn farewell(&self, name: &str, request: &ClaimRequest) -> Result<ClaimResponse, ApiError> {
+        let node = self.parts.store.get_node(name).await?;
+        let node = node.ok_or_else(|| ApiError::not_found("node", name))?;
+        let beat = Beat {
+            node: node.name,
+            boot_id: request.boot_id.clone(),
+            held: request.held.clone(),
+            slots: node.slots,
+            not_ready: node.not_ready,
+            lease: self.parts.leases.grace,
+            lease_continue: self.parts.leases.grace,
+        };
+        let outcomes = self.parts.store.beat(self.now(), vec![beat]).await?;
+        let renewed = outcomes
+            .into_iter()
+            .flat_map(|outcome| outcome.renewed)
+            .map(|(attempt, lease)| Renewal { attempt, lease_seconds: lease.as_secs() });
+        Ok(ClaimResponse {
+            version: protocol::VERSION,
+            assignments: Vec::new(),
+            orders: Vec::new(),
+            renewed: renewed.collect(),
+        })
+    }
+}
+
+/// Waits for a change that may concern this claim; false when there will be none any more.
+async fn relevant(changes: &mut Receiver<Change>, node: &str, request: &ClaimRequest) -> bool {
+    loop {
+        let concerns = match changes.recv().await {
+            Ok(Change::Queued) => request.max > 0,
+            Ok(Change::Node { name }) => name == node,
+            Ok(Change::Job { uid }) => request.held.iter().any(|attempt| attempt.job == uid),
+            Ok(Change::Records { .. } | Change::Event { .. } | Change::Template { .. }) => false,
+            Err(RecvError::Lagged(_)) => true,
+            Err(RecvError::Closed) => return false,
+        };
+        if concerns {
+            return true;
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The node's configuration: delivered when it is newer, acknowledged when it was tried.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use windlass_crds::node_config::NodeConfigSpec;
+use windlass_crds::protocol::{
+    self, ConfigAck, ConfigEndpoints, ConfigOrchestrator, Configuration, Constraints, NodeSettings, Policy,
+    ResourceLimits, SandboxRules, parse_config_version,
+};
+use windlass_crds::sandbox_job::Resources;
+use windlass_store::{Ack, NodeRow};
+
+use super::register::check_slug;
+use super::{Dispatch, check_version};
+use crate::error::{ApiError, Code};
+
+impl Dispatch {
+    /// The node's configuration if it is newer than `after`, waiting for that at most `wait`.
+    pub async fn configuration(
+        &self,
+        name: &str,
+        after: u64,
+        wait: Duration,
+    ) -> Result<Option<Configuration>, ApiError> {
+        let deadline = Instant::now() + wait;
+        let mut changes = self.parts.store.changes();
+        loop {
+            let node = self.parts.store.get_node(name).await?;
+            let node = node.ok_or_else(|| ApiError::not_found("node", name))?;
+            if node.config_version > after {
+                return Ok(Some(self.payload(&node)));
+            }
+            // Any wake-up, and also a missed one (`Lagged`), leads to another look.
+            let woken = async {
+                loop {
+                    match changes.recv().await {
+                        Ok(windlass_store::Change::Node { name: changed }) if changed == name => break true,
+                        Ok(_) => {}
+                        Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => break true,
+                        Err(tokio::sync::broadcast::error::RecvError::Closed) => break false,
+                    }
+                }
+            };
+            tokio::select! {
+                biased;
+                // Cancel-safe: nothing is held.
+                () = self.parts.stopping.cancelled() => return Ok(None),
+                // Cancel-safe: a change that is lost with the future only means one more look at the next poll.
+                woken = timeout_at(deadline, woken) => if woken != Ok(true) { return Ok(None) },
+            }
+        }
+    }
+
+    fn payload(&self, node: &NodeRow) -> Configuration {
+        let base_url = self.parts.base_url.clone();
+        Configuration {
+            version: protocol::VERSION,
+            config_version: node.config_version.to_string(),
+            issued_at: self.now(),
+            node_slug: node.name.clone(),
+            orchestrator: ConfigOrchestrator {
+                endpoints: ConfigEndpoints { node_report_url: format!("{base_url}/v1/nodes/capability") },
+                base_url,
+            },
+            node: NodeSettings { labels: node.spec.labels.clone(), concurrency: node.spec.concurrency },
+            policy: Policy { sandbox: rules(&node.spec) },
+            constraints: Constraints {
+                max_job_timeout_seconds: node
+                    .spec
+                    .sandbox
+                    .max_timeout
+                    .map(|span| span.millis().div_ceil(1000)),
+            },
+        }
+    }
+
+    /// Takes the acknowledgement of a configuration in.
+    pub async fn acknowledge(&self, node: &NodeRow, ack: ConfigAck) -> Result<(), ApiError> {
+        check_version(ack.version)?;
+        check_slug(node, &ack.node_slug)?;
+        let version = parse_config_version(&ack.config_version).ok_or_else(|| {
+            ApiError::new(
+                Code::BadRequest,
+                format!("config_version: `{}` is not a whole number", ack.config_version),
+            )
+        })?;
+        if version > node.config_version {
+            return Err(ApiError::new(
+                Code::BadRequest,
+                format!(
+                    "config_version: {version} was never issued; the newest of node `{}` is {}",
+                    node.name, node.config_version
+                ),
+            ));
+        }
+        tracing::info!(node.name = %node.name, config.version = version, config.status = %ack.status, "configuration acknowledged");
+        let ack = Ack { version, status: ack.status, error: ack.error, hash: ack.effective_config_hash };
+        self.parts.store.record_ack(self.now(), &node.name, ack).await?;
+        Ok(())
+    }
+}
+
+/// The policy of a manifest in the protocol's plain numbers.
+fn rules(spec: &NodeConfigSpec) -> SandboxRules {
+    let policy = &spec.sandbox;
+    SandboxRules {
+        runtimes: policy.runtimes.clone(),
+        networks: policy.networks.clone(),
+        defaults: limits(&policy.defaults),
+        max: limits(&policy.max),
+        host_paths: policy.host_paths.clone(),
+        output_cap_bytes: policy.output_cap.map(windlass_crds::Bytes::get),
+    }
+}
+
+fn limits(resources: &Resources) -> ResourceLimits {
+    ResourceLimits {
+        cpu_millis: resources.cpu.map(windlass_crds::Cpu::millis),
+        memory_bytes: resources.memory.map(windlass_crds::Bytes::get),
+        pids: resources.pids,
+        disk_bytes: resources.disk.map(windlass_crds::Bytes::get),
+    }
+}

@@ -1,0 +1,225 @@
+//! The one error of the REST API and the agent protocol: problem details with a stable code.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use windlass_crds::protocol::{FieldError, Problem};
+
+/// What went wrong, as programs see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::EnumIter)]
+#[strum(serialize_all = "snake_case")]
+pub enum Code {
+    /// The request could not be read.
+    BadRequest,
+    /// No or no valid credentials.
+    Unauthenticated,
+    /// Valid credentials that do not permit this.
+    Forbidden,
+    /// There is no such thing.
+    NotFound,
+    /// The method is not one of this path's.
+    MethodNotAllowed,
+    /// Somebody else changed the object first.
+    Conflict,
+    /// The name belongs to somebody else.
+    NameTaken,
+    /// An idempotency key came with another request than before.
+    IdempotencyKeyReused,
+    /// The job has ended.
+    AlreadyEnded,
+    /// The job has not ended.
+    NotEnded,
+    /// The thing is still being used.
+    InUse,
+    /// The same version exists with other content.
+    VersionConflict,
+    /// A newer instance or attempt has taken over.
+    Fenced,
+    /// The body is too large.
+    TooLarge,
+    /// The object says something that cannot be.
+    Invalid,
+    /// The content does not have the digest that was named.
+    DigestMismatch,
+    /// A payload version that this controller does not speak.
+    UnsupportedPayloadVersion,
+    /// The request took too long.
+    Timeout,
+    /// The controller has a defect or its host is in trouble; the log says more.
+    Internal,
+    /// The store cannot be reached or cannot write just now; trying again helps.
+    Unavailable,
+}
+
+impl Code {
+    const fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest | Self::UnsupportedPayloadVersion => StatusCode::BAD_REQUEST,
+            Self::Unauthenticated => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Conflict
+            | Self::NameTaken
+            | Self::IdempotencyKeyReused
+            | Self::AlreadyEnded
+            | Self::NotEnded
+            | Self::InUse
+            | Self::VersionConflict
+            | Self::Fenced => StatusCode::CONFLICT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Invalid | Self::DigestMismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::BadRequest => "Malformed request",
+            Self::Unauthenticated => "Credentials needed",
+            Self::Forbidden => "Not permitted",
+            Self::NotFound => "Not found",
+            Self::MethodNotAllowed => "Method not allowed",
+            Self::Conflict => "Changed meanwhile",
+            Self::NameTaken => "Name taken",
+            Self::IdempotencyKeyReused => "Idempotency key reused",
+            Self::AlreadyEnded => "Already ended",
+            Self::NotEnded => "Not ended yet",
+            Self::InUse => "Still in use",
+            Self::VersionConflict => "Version exists with other content",
+            Self::Fenced => "Superseded",
+            Self::TooLarge => "Too large",
+            Self::Invalid => "Invalid object",
+            Self::DigestMismatch => "Digest mismatch",
+            Self::UnsupportedPayloadVersion => "Unsupported payload version",
+            Self::Timeout => "Timed out",
+            Self::Internal => "Internal error",
+            Self::Unavailable => "Unavailable",
+        }
+    }
+}
+
+/// An error of a request.
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
+pub struct ApiError {
+    /// What went wrong, as programs see it.
+    pub code: Code,
+    /// What is wrong this time and what to do about it.
+    pub detail: String,
+    /// The fields that are wrong.
+    pub errors: Vec<FieldError>,
+    /// What caused it; goes to the log, never to the caller.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl ApiError {
+    /// An error with its explanation.
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into(), errors: Vec::new(), source: None }
+    }
+
+    /// `404` for a named thing.
+    pub fn not_found(kind: &str, name: &str) -> Self {
+        Self::new(Code::NotFound, format!("there is no {kind} `{name}`"))
+    }
+
+    /// `422` with the fields that are wrong.
+    pub fn invalid(kind: &str, errors: Vec<FieldError>) -> Self {
+        let count = errors.len();
+        let detail = match errors.first() {
+            Some(first) if count == 1 => first.to_string(),
+            Some(_) | None => format!("the {kind} has {count} errors"),
+        };
+        Self { errors, ..Self::new(Code::Invalid, detail) }
+    }
+
+    /// An error whose cause is for the log.
+    pub fn internal(doing: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { source: Some(source.into()), ..Self::new(Code::Internal, doing) }
+    }
+
+    /// The body of the answer.
+    pub fn problem(&self) -> Problem {
+        let code: &'static str = self.code.into();
+        let status = self.code.status();
+        let detail = if status.is_server_error() && self.source.is_some() {
+            "the controller could not do this; its log has the cause under this request's id".to_owned()
+        } else {
+            self.detail.clone()
+        };
+        Problem {
+            problem_type: format!("urn:windlass:problem:{}", code.replace('_', "-")),
+            title: self.code.title().to_owned(),
+            status: status.as_u16(),
+            detail: Some(detail),
+            code: code.to_owned(),
+            request_id: None,
+            errors: self.errors.clone(),
+        }
+    }
+}
+
+impl From<windlass_store::Error> for ApiError {
+    fn from(error: windlass_store::Error) -> Self {
+        use windlass_store::Error;
+        let code = match &error {
+            Error::Conflict { .. } => Code::Conflict,
+            Error::NotFound { .. } => Code::NotFound,
+            Error::AlreadyExists { .. } => Code::NameTaken,
+            Error::InUse { .. } => Code::InUse,
+            Error::OtherBoot { .. } => Code::Fenced,
+            Error::Invalid { .. } => Code::Invalid,
+            Error::Unavailable { .. } | Error::DiskFull { .. } | Error::NotWritable { .. } => {
+                Code::Unavailable
+            }
+            Error::Corrupt { .. }
+            | Error::Damaged { .. }
+            | Error::Locked { .. }
+            | Error::NewerSchema { .. }
+            | Error::SchemaBroken { .. } => Code::Internal,
+        };
+        match code {
+            Code::Unavailable | Code::Internal => {
+                Self { code, detail: error.to_string(), errors: Vec::new(), source: Some(Box::new(error)) }
+            }
+            _ => Self::new(code, error.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.code.status();
+        if status.is_server_error() {
+            let error = self.source.as_ref().map(|source| chain(source.as_ref()));
+            tracing::error!(error.kind = <&str>::from(self.code), error = error, "{}", self.detail);
+        }
+        let mut response = (status, Json(self.problem())).into_response();
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,270 @@
+//! Creating jobs, and applying manifests.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use jiff::SignedDuration;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use windlass_core::requirement::{self, Requirement};
+use windlass_core::validate;
+use windlass_crds::protocol::FieldError;
+use windlass_crds::{JobPhase, SandboxJob};
+use windlass_store::{CancelOutcome, CreateOutcome, IdempotencyKey, JobPatch, JobRow, NewJob, Reserve};
+
+use super::super::App;
+use super::super::extract::{Body, Operator, Query};
+use super::super::present;
+use crate::error::{ApiError, Code};
+
+/// How long an idempotency key is remembered.
+const KEY_LIFE: SignedDuration = SignedDuration::from_hours(24);
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::rest) struct WriteQuery {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+pub(in crate::rest) async fn create(
+    State(app): State<App>,
+    _: Operator,
+    Path(namespace): Path<String>,
+    Query(query): Query<WriteQuery>,
+    headers: HeaderMap,
+    Body(mut job): Body<SandboxJob>,
+) -> Result<Response, ApiError> {
+    check_place(&mut job, &namespace, None)?;
+    let generated = job.metadata.name.is_none();
+    // The hash is of what was sent: a generated name must not make a repeated request another one.
+    let idempotency = idempotency(&app, &namespace, &headers, &job)?;
+    for _ in 0..8 {
+        let new = prepare(&app, job.clone(), idempotency.clone()).await?;
+        if query.dry_run {
+            return Ok((StatusCode::OK, Json(preview(job, &new))).into_response());
+        }
+        let name = new.name.clone();
+        match insert(&app, new).await? {
+            CreateOutcome::Created(row) => {
+                return Ok((StatusCode::CREATED, Json(present::job(&row))).into_response());
+            }
+            CreateOutcome::Replayed(row) => {
+                return Ok((StatusCode::OK, Json(present::job(&row))).into_response());
+            }
+            CreateOutcome::KeyReused => {
+                return Err(ApiError::new(
+                    Code::IdempotencyKeyReused,
+                    "the Idempotency-Key was used for another job before; use a new one",
+                ));
+            }
+            CreateOutcome::NameTaken(_) if generated => {}
+            CreateOutcome::NameTaken(_) => {
+                return Err(ApiError::new(
+                    Code::NameTaken,
+                    format!("job `{namespace}/{name}` exists; use another name, or metadata.generateName"),
+                ));
+            }
+        }
+    }
+    Err(ApiError::new(Code::NameTaken, "no free name was found for metadata.generateName; make it longer"))
+}
+
+pub(in crate::rest) async fn apply(
+    State(app): State<App>,
+    _: Operator,
+    Path((namespace, name)): Path<(String, String)>,
+    Query(query): Query<WriteQuery>,
+    Body(mut job): Body<SandboxJob>,
+) -> Result<Response, ApiError> {
+    check_place(&mut job, &namespace, Some(&name))?;
+    // A job that is created or changed in between leads to another look.
+    for _ in 0..8 {
+        let Some(row) = app.store.get_job(&namespace, &name).await? else {
+            let new = prepare(&app, job.clone(), None).await?;
+            if query.dry_run {
+                return Ok(outcome(StatusCode::OK, "created", preview(job, &new)));
+            }
+            match insert(&app, new).await? {
+                CreateOutcome::Created(row) | CreateOutcome::Replayed(row) => {
+                    return Ok(outcome(StatusCode::CREATED, "created", present::job(&row)));
+                }
+                CreateOutcome::NameTaken(_) | CreateOutcome::KeyReused => continue,
+            }
+        };
+        let current = present::job(&row);
+        validate::validate_job(&job).map_err(|errors| ApiError::invalid("job", errors))?;
+        validate::validate_job_update(&current.spec, &validate::normalised(&job.spec))
+            .map_err(|errors| ApiError::invalid("job", errors))?;
+        let patch = changes(&row, &job);
+        let wants_cancel = job.spec.cancel && row.cancel_requested_at.is_none() && !row.phase.is_terminal();
+        if patch == JobPatch::default() && !wants_cancel {
+            return Ok(outcome(StatusCode::OK, "unchanged", current));
+        }
+        if query.dry_run {
+            return Ok(outcome(StatusCode::OK, "configured", job));
+        }
+        let mut updated = row.clone();
+        if patch != JobPatch::default() {
+            match app.store.update_job(app.clock.now(), &row.uid, patch, Some(row.resource_version)).await {
+                Err(windlass_store::Error::Conflict { .. } | windlass_store::Error::NotFound { .. }) => {
+                    continue;
+                }
+                result => updated = result?,
+            }
+        }
+        if wants_cancel {
+            match app.store.request_cancel(app.clock.now(), &row.uid).await? {
+                CancelOutcome::Cancelled(row)
+                | CancelOutcome::Requested(row)
+                | CancelOutcome::AlreadyEnded(row) => {
+                    updated = row;
+                }
+                CancelOutcome::NotFound => continue,
+            }
+        }
+        return Ok(outcome(StatusCode::OK, "configured", present::job(&updated)));
+    }
+    Err(ApiError::new(Code::Conflict, format!("job `{namespace}/{name}` keeps changing; try again")))
+}
+
+/// What applying the manifest changes on the job.
+fn changes(row: &JobRow, job: &SandboxJob) -> JobPatch {
+    let labels = job.metadata.labels.clone().unwrap_or_default();
+    let annotations = job.metadata.annotations.clone().unwrap_or_default();
+    let ttl = job.spec.ttl_after_finished;
+    JobPatch {
+        suspend: (job.spec.suspend != row.suspend).then_some(job.spec.suspend),
+        priority: (job.spec.priority.get() != row.priority).then_some(job.spec.priority.get()),
+        ttl_after_finished: (ttl != row.spec.ttl_after_finished).then_some(ttl),
+        labels: (labels != row.labels).then_some(labels),
+        annotations: (annotations != row.annotations).then_some(annotations),
+    }
+}
+
+fn outcome(status: StatusCode, word: &'static str, job: SandboxJob) -> Response {
+    (status, [("windlass-outcome", word)], Json(job)).into_response()
+}
+
+async fn insert(app: &App, new: NewJob) -> Result<CreateOutcome, ApiError> {
+    let mut outcomes = app.store.create_jobs(app.clock.now(), vec![new]).await?;
+    outcomes.pop().ok_or_else(|| ApiError::new(Code::Internal, "the store gave no outcome for a job"))
+}
+
+/// The job as it would be made.
+fn preview(mut job: SandboxJob, new: &NewJob) -> SandboxJob {
+    job.metadata.name = Some(new.name.clone());
+    job.metadata.namespace = Some(new.namespace.clone());
+    job.spec = new.spec.clone();
+    job
+}
+
+/// Makes the manifest agree with the path, or refuses it.
+fn check_place(job: &mut SandboxJob, namespace: &str, name: Option<&str>) -> Result<(), ApiError> {
+    let mut errors = Vec::new();
+    let mut differs = |field: &str, found: &Option<String>, wanted: &str| {
+        if let Some(found) = found
+            && found != wanted
+        {
+            errors.push(FieldError {
+                field: field.to_owned(),
+                message: format!("`{found}` differs from `{wanted}` in the path"),
+            });
+        }
+    };
+    // A manifest that names no namespace is read as one of the default namespace; the path says which it is.
+    differs("metadata.namespace", &job.metadata.namespace, namespace);
+    if let Some(name) = name {
+        differs("metadata.name", &job.metadata.name, name);
+        job.metadata.name = Some(name.to_owned());
+    }
+    job.metadata.namespace = Some(namespace.to_owned());
+    if let Err(error) = windlass_crds::names::check_label(namespace) {
+        errors.push(FieldError { field: "metadata.namespace".to_owned(), message: error.to_string() });
+    }
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid("job", errors)) }
+}
+
+fn idempotency(
+    app: &App,
+    namespace: &str,
+    headers: &HeaderMap,
+    job: &SandboxJob,
+) -> Result<Option<IdempotencyKey>, ApiError> {
+    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = key.to_str().ok().filter(|key| (1..=255).contains(&key.len())).ok_or_else(|| {
+        ApiError::new(Code::BadRequest, "Idempotency-Key must have 1 to 255 printable ASCII characters")
+    })?;
+    let json = serde_json::to_vec(job).map_err(|error| ApiError::internal("hash a job", error))?;
+    Ok(Some(IdempotencyKey {
+        key: format!("{namespace}/{key}"),
+        request_hash: hex::encode(Sha256::digest(json)),
+        keep_until: app.clock.now().checked_add(KEY_LIFE).unwrap_or(jiff::Timestamp::MAX),
+    }))
+}
+
+/// Validates a manifest and makes the row that it becomes.
+async fn prepare(
+    app: &App,
+    job: SandboxJob,
+    idempotency: Option<IdempotencyKey>,
+) -> Result<NewJob, ApiError> {
+    let valid = validate::validate_job(&job).map_err(|errors| ApiError::invalid("job", errors))?;
+    let spec = valid.spec().clone();
+    let input_digests = check_inputs(app, &job).await?;
+    let json = serde_json::to_vec(&spec).map_err(|error| ApiError::internal("hash a job", error))?;
+    let requirement = Requirement::of(&spec);
+    let predicates =
+        serde_json::to_value(&requirement).map_err(|error| ApiError::internal("store a job", error))?;
+    let room = requirement::room(&spec);
+    let metadata = job.metadata;
+    let name = match metadata.name {
+        Some(name) => name,
+        None => generated_name(app, metadata.generate_name.as_deref().unwrap_or("job-")),
+    };
+    Ok(NewJob {
+        uid: app.ids.uid(app.clock.now()),
+        namespace: metadata.namespace.unwrap_or_else(|| "default".to_owned()),
+        name,
+        labels: metadata.labels.unwrap_or_default(),
+        annotations: metadata.annotations.unwrap_or_default(),
+        spec_hash: hex::encode(Sha256::digest(json)),
+        requirement: windlass_store::Requirement { hash: requirement.class(), predicates },
+        reserve: Reserve { cpu_millis: room.cpu_millis, memory_bytes: room.memory_bytes, gpus: room.gpus },
+        queue: spec.queue.clone(),
+        priority: spec.priority.get(),
+        phase: JobPhase::Queued,
+        idempotency,
+        input_digests,
+        spec,
+    })
+}
+
+/// A prefix and five random characters, without vowels and look-alikes, as Kubernetes makes them.
+fn generated_name(app: &App, prefix: &str) -> String {
+    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+    let random = app.ids.secret();
+    let suffix = random[..5].iter().map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]));
+    format!("{prefix}{}", suffix.collect::<String>())
+}
+
+/// Every uploaded input must be there before a job may name it.
+async fn check_inputs(app: &App, job: &SandboxJob) -> Result<Vec<String>, ApiError> {
+    let mut digests = Vec::new();
+    let mut errors = Vec::new();
+    for (position, input) in job.spec.workspace.inputs.iter().enumerate() {
+        let Some(upload) = &input.upload else { continue };
+        if app.store.get_input(&upload.digest).await?.is_none() {
+            errors.push(FieldError {
+                field: format!("spec.workspace.inputs[{position}].upload.digest"),
+                message: format!(
+                    "`{}` was never uploaded; `windlass run --input PATH` does it, or PUT /v1/inputs/{{digest}}",
+                    upload.digest
+                ),
+            });
+        }
+        digests.push(upload.digest.clone());
+    }
+    if errors.is_empty() { Ok(digests) } else { Err(ApiError::invalid("job", errors)) }
+}

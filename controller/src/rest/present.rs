@@ -1,0 +1,217 @@
+//! Rows of the store as the objects that callers see.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde::Serialize;
+use serde_json::{Value, json};
+use windlass_core::placement::Offer;
+use windlass_crds::conditions::{Condition, ConditionStatus};
+use windlass_crds::job_template::JobTemplate;
+use windlass_crds::node_config::HostSummary;
+use windlass_crds::protocol::CapabilityReport;
+use windlass_crds::{
+    API_VERSION, JobPhase, NodeConfig, NodeConfigStatus, Priority, SandboxJob, SandboxJobStatus,
+};
+use windlass_store::{AttemptRow, EventRow, JobRow, NodeRow, TemplateRow};
+
+/// A job as a manifest with its status.
+pub(super) fn job(row: &JobRow) -> SandboxJob {
+    let mut spec = (*row.spec).clone();
+    spec.suspend = row.suspend;
+    spec.cancel = spec.cancel || row.cancel_requested_at.is_some();
+    if let Some(priority) = Priority::new(row.priority) {
+        spec.priority = priority;
+    }
+    let status = SandboxJobStatus {
+        phase: row.phase,
+        reason: row.reason.clone(),
+        message: row.message.clone(),
+        node: row.node.clone(),
+        attempts: row.attempts,
+        epoch: row.epoch,
+        exit_code: row.exit_code,
+        steps: row.steps.clone(),
+        unenforced: row.unenforced.clone(),
+        logs_complete: row.logs_complete,
+        queued_at: row.queued_at,
+        not_before: row.not_before,
+        started_at: row.started_at,
+        finished_at: row.finished_at,
+        observed_generation: Some(row.generation),
+        conditions: job_conditions(row),
+    };
+    SandboxJob {
+        metadata: metadata(Meta {
+            name: &row.name,
+            namespace: Some(&row.namespace),
+            uid: &row.uid,
+            generation: row.generation,
+            resource_version: row.resource_version,
+            created_at: row.created_at,
+            labels: &row.labels,
+            annotations: &row.annotations,
+        }),
+        spec,
+        status: Some(status),
+    }
+}
+
+/// `Complete` once the job has succeeded and `Failed` once it has ended otherwise; nothing before.
+fn job_conditions(row: &JobRow) -> Vec<Condition> {
+    let condition_type = match row.phase {
+        JobPhase::Succeeded => "Complete",
+        JobPhase::Failed | JobPhase::Cancelled | JobPhase::TimedOut => "Failed",
+        JobPhase::PendingApproval
+        | JobPhase::Queued
+        | JobPhase::Claimed
+        | JobPhase::Running
+        | JobPhase::Waiting => return Vec::new(),
+    };
+    vec![Condition {
+        condition_type: condition_type.to_owned(),
+        status: ConditionStatus::True,
+        reason: row.reason.clone().unwrap_or_else(|| row.phase.to_string()),
+        message: row.message.clone().unwrap_or_default(),
+        last_transition_time: row.finished_at.unwrap_or(row.created_at),
+        observed_generation: Some(row.generation),
+    }]
+}
+
+/// A node as a manifest with its status.
+pub(super) fn node(row: &NodeRow) -> NodeConfig {
+    let labels = row
+        .capability
+        .as_ref()
+        .map(|capability| Offer::new(&row.name, capability, &row.spec).labels)
+        .unwrap_or_default();
+    let own_slots = row
+        .capability
+        .as_ref()
+        .and_then(|capability| capability.sandbox.as_ref())
+        .and_then(|sandbox| sandbox.max_concurrency);
+    let status = NodeConfigStatus {
+        conditions: row.conditions.clone(),
+        config_version: row.config_version,
+        acknowledged_version: row.acked_version,
+        applied_version: row.applied_version,
+        agent_version: row.agent_version.clone(),
+        last_seen_at: row.last_seen_at,
+        running_jobs: row.running,
+        slots: row.spec.concurrency.or(own_slots).unwrap_or(row.slots),
+        host: row.capability.as_ref().map(host),
+        labels,
+        observed_generation: Some(row.generation),
+    };
+    NodeConfig {
+        metadata: metadata(Meta {
+            name: &row.name,
+            namespace: None,
+            uid: &row.uid,
+            generation: row.generation,
+            resource_version: row.resource_version,
+            created_at: row.created_at,
+            labels: &row.meta_labels,
+            annotations: &row.annotations,
+        }),
+        spec: row.spec.clone(),
+        status: Some(status),
+    }
+}
+
+fn host(report: &CapabilityReport) -> HostSummary {
+    HostSummary {
+        os: report.platform.distro.clone().unwrap_or_else(|| report.platform.os.clone()),
+        arch: report.platform.arch.clone(),
+        kernel: report.platform.kernel_version.clone().unwrap_or_default(),
+        cpus: report.compute.cpu_cores,
+        memory_mib: report.compute.ram_mb,
+        runtimes: report.sandbox.as_ref().map(|sandbox| sandbox.runtimes.clone()).unwrap_or_default(),
+        gpus: report.gpu.as_ref().map_or(0, |gpu| u32::try_from(gpu.devices.len()).unwrap_or(u32::MAX)),
+    }
+}
+
+/// A template as a manifest.
+pub(super) fn template(row: &TemplateRow) -> JobTemplate {
+    let none = BTreeMap::new();
+    JobTemplate {
+        metadata: metadata(Meta {
+            name: &row.name,
+            namespace: Some(&row.namespace),
+            uid: &row.uid,
+            generation: row.generation,
+            resource_version: row.resource_version,
+            created_at: row.created_at,
+            labels: &none,
+            annotations: &none,
+        }),
+        spec: row.spec.clone(),
+    }
+}
+
+/// An attempt.
+pub(super) fn attempt(row: &AttemptRow) -> Value {
+    json!({
+        "epoch": row.epoch,
+        "number": row.number,
+        "node": row.node,
+        "phase": row.phase.to_string(),
+        "reason": row.reason,
+        "message": row.message,
+        "exitCode": row.exit_code,
+        "claimedAt": row.claimed_at,
+        "startedAt": row.started_at,
+        "endedAt": row.ended_at,
+        "leaseUntil": row.ended_at.is_none().then_some(row.lease_until),
+    })
+}
+
+/// An event.
+pub(super) fn event(row: &EventRow) -> Value {
+    json!({
+        "id": row.id,
+        "at": row.at,
+        "level": row.level.to_string(),
+        "source": row.source,
+        "reason": row.reason,
+        "message": row.message,
+        "data": row.data,
+        "job": row.job,
+        "node": row.node,
+    })
+}
+
+/// A list as Kubernetes writes it.
+pub(super) fn list<T: Serialize>(kind: &str, items: &[T], next: Option<String>) -> Value {
+    let metadata = next.map_or_else(|| json!({}), |next| json!({"continue": next}));
+    json!({"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "items": items})
+}
+
+#[derive(Clone, Copy)]
+struct Meta<'a> {
+    name: &'a str,
+    namespace: Option<&'a str>,
+    uid: &'a str,
+    generation: i64,
+    resource_version: i64,
+    created_at: Timestamp,
+    labels: &'a BTreeMap<String, String>,
+    annotations: &'a BTreeMap<String, String>,
+}
+
+fn metadata(meta: Meta<'_>) -> ObjectMeta {
+    let Meta { name, namespace, uid, generation, resource_version, created_at, labels, annotations } = meta;
+    let map = |map: &BTreeMap<String, String>| (!map.is_empty()).then(|| map.clone());
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: namespace.map(str::to_owned),
+        uid: Some(uid.to_owned()),
+        generation: Some(generation),
+        resource_version: Some(resource_version.to_string()),
+        creation_timestamp: Some(Time(created_at)),
+        labels: map(labels),
+        annotations: map(annotations),
+        ..ObjectMeta::default()
+    }
+}

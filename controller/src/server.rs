@@ -1,0 +1,255 @@
+//! A running controller: everything wired together, listening, and stopped in order.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum_server::Handle;
+use axum_server::tls_rustls::RustlsConfig;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use windlass_crds::Span;
+use windlass_store::{ApiTokenRow, Store, StoreOptions, StoreUrl};
+
+use crate::args::{self, ControllerArgs};
+use crate::auth::{self, NodeTokens};
+use crate::bodies::{self, Bodies};
+use crate::clock::{Clock, IdSource, RandomIds, SystemClock};
+use crate::dispatch::{Dispatch, DispatchParts};
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+use crate::reconcile;
+use crate::rest::{self, App, AppParts, NewJoinToken};
+use crate::tls::{self, Authority};
+
+/// Why a controller could not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The settings contradict each other.
+    #[error(transparent)]
+    Args(#[from] args::Error),
+    /// The state folder cannot be used.
+    #[error("could not use the state folder {}; choose another with --state-dir, or make it writable", path.display())]
+    StateDir {
+        /// The folder.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The store could not be opened.
+    #[error("could not open the store")]
+    Store(#[from] windlass_store::Error),
+    /// The folder for bodies could not be opened.
+    #[error(transparent)]
+    Bodies(#[from] bodies::Error),
+    /// There is no certificate.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// The address cannot be listened on.
+    #[error("could not listen on {address}; another program may have it (choose another with --listen)")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Serving ended with an error.
+    #[error("the server stopped")]
+    Serve(#[source] io::Error),
+    /// Something of the API failed at start.
+    #[error("could not start")]
+    Start(#[source] ApiError),
+}
+
+/// How long requests may go on once the controller stops.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A running controller. Dropping it ends it at once; cancelling its token ends it in order.
+pub struct Controller {
+    app: App,
+    ca_file: PathBuf,
+    admin_token_file: PathBuf,
+    address: SocketAddr,
+    serving: JoinHandle<io::Result<()>>,
+    tasks: JoinSet<()>,
+    store: Store,
+    grace: Duration,
+}
+
+impl Controller {
+    /// Starts a controller; it is listening when this returns, and stops when `stop` fires.
+    pub async fn start(args: ControllerArgs, stop: CancellationToken) -> Result<Self, Error> {
+        let leases = args.leases()?;
+        let state = args.state_dir.clone();
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&state)
+            .map_err(|source| Error::StateDir { path: state.clone(), source })?;
+        // The store takes the folder's lock, so it comes before anything that writes there.
+        let store = Store::open(StoreOptions {
+            url: StoreUrl::Sqlite(state.join("windlass.db")),
+            read_connections: 4,
+        })
+        .await?;
+        let bodies = Bodies::folder(&state.join("bodies"))?;
+        let authority = Authority::open(&state)?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let ids: Arc<dyn IdSource> = Arc::new(RandomIds::from_os());
+        let tokens = NodeTokens::new(&node_token_secret(&store, &*ids).await?);
+        let admin_token_file = admin_token(&store, &state, &*clock, &*ids).await?;
+
+        let listening = |source| Error::Listen { address: args.listen, source };
+        let listener = TcpListener::bind(args.listen).map_err(listening)?;
+        listener.set_nonblocking(true).map_err(listening)?;
+        let address = listener.local_addr().map_err(listening)?;
+        let base_url = args.base_url(address)?;
+        let hostname =
+            fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned());
+        let hostname = hostname.filter(|name| windlass_crds::names::check_subdomain(name).is_ok());
+        let tls =
+            RustlsConfig::from_config(authority.server_config(&args.certificate_names(address, hostname))?);
+
+        let dispatch = Dispatch::new(DispatchParts {
+            store: store.clone(),
+            bodies: bodies.clone(),
+            clock: clock.clone(),
+            ids: ids.clone(),
+            tokens,
+            leases,
+            base_url: base_url.clone(),
+            ca_pem: Some(authority.pem().to_owned()),
+            stopping: stop.clone(),
+        });
+        let mut tasks = JoinSet::new();
+        reconcile::start(&mut tasks, &stop, &dispatch, &store, &bodies, &clock);
+        let app: App = Arc::new(AppParts {
+            store: store.clone(),
+            bodies,
+            dispatch,
+            clock,
+            ids,
+            metrics: Metrics::new(),
+            base_url,
+            ca_fingerprint: authority.fingerprint(),
+            stopping: stop.clone(),
+        });
+
+        let handle = Handle::new();
+        let server = axum_server::from_tcp_rustls(listener, tls).map_err(listening)?.handle(handle.clone());
+        let service = rest::router(app.clone()).into_make_service();
+        let serving = tokio::spawn(server.serve(service));
+        tasks.spawn(async move {
+            stop.cancelled().await;
+            handle.graceful_shutdown(Some(DRAIN));
+        });
+        tracing::info!(url = %app.base_url, state.dir = %state.display(), "controller is listening");
+        let ca_file = authority.file().to_owned();
+        Ok(Self { app, ca_file, admin_token_file, address, serving, tasks, store, grace: leases.grace })
+    }
+
+    /// The URL under which nodes and operators reach it.
+    pub fn url(&self) -> &str {
+        &self.app.base_url
+    }
+
+    /// The address that it listens on.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The file with the certificate authority to trust.
+    pub fn ca_file(&self) -> &Path {
+        &self.ca_file
+    }
+
+    /// The file with an API token that may do everything; only its owner can read it.
+    pub fn admin_token_file(&self) -> &Path {
+        &self.admin_token_file
+    }
+
+    /// Makes a join token that works for `life` and `max_uses` nodes.
+    pub async fn create_join_token(
+        &self,
+        description: &str,
+        life: Duration,
+        max_uses: Option<u32>,
+    ) -> Result<String, ApiError> {
+        let new = NewJoinToken {
+            description: description.to_owned(),
+            expires_in: Some(Span::from_millis(u64::try_from(life.as_millis()).unwrap_or(u64::MAX))),
+            max_uses,
+            replace_node: None,
+        };
+        rest::create_join_token(&self.app, new).await.map(|(token, _)| token)
+    }
+
+    /// Completes when the controller has stopped: requests are answered, and what nodes hold has a lease that
+    /// outlasts a restart.
+    pub async fn stopped(mut self) -> Result<(), Error> {
+        let served = self.serving.await;
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                tracing::error!(error = %error, "a task panicked; this is a defect");
+            }
+        }
+        let now = self.app.clock.now();
+        let until =
+            now.checked_add(jiff::SignedDuration::try_from(self.grace).unwrap_or(jiff::SignedDuration::MAX));
+        let extended = self.store.extend_all_leases(now, until.unwrap_or(jiff::Timestamp::MAX)).await?;
+        tracing::info!(leases.extended = extended, "controller stopped");
+        drop(self.app);
+        self.store.close().await?;
+        match served {
+            Ok(result) => result.map_err(Error::Serve),
+            Err(error) => Err(Error::Serve(io::Error::other(error))),
+        }
+    }
+}
+
+/// The secret that node tokens are signed with; made once and kept in the store.
+async fn node_token_secret(store: &Store, ids: &dyn IdSource) -> Result<Vec<u8>, Error> {
+    Ok(store.put_setting_if_absent("node-token-secret", ids.secret().to_vec()).await?)
+}
+
+/// The admin token's file. The token is made at the first start, and again when its file was removed.
+async fn admin_token(
+    store: &Store,
+    state: &Path,
+    clock: &dyn Clock,
+    ids: &dyn IdSource,
+) -> Result<PathBuf, Error> {
+    let file = state.join("admin.token");
+    let kept = match fs::read_to_string(&file) {
+        Ok(text) => Some(text.trim().to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(source) => return Err(Error::StateDir { path: file, source }),
+    };
+    if let Some(token) = kept
+        && store.find_api_token(&auth::secret_hash(&token)).await?.is_some()
+    {
+        return Ok(file);
+    }
+    let token = auth::secret_text("wlt_", ids.secret());
+    let now = clock.now();
+    let row = ApiTokenRow {
+        id: ids.uid(now),
+        secret_hash: auth::secret_hash(&token),
+        name: "admin".to_owned(),
+        role: "admin".to_owned(),
+        created_at: now,
+        expires_at: None,
+    };
+    store.create_api_token(row).await?;
+    tls::write_private(&file, format!("{token}\n").as_bytes())?;
+    tracing::info!(file = %file.display(), "admin token created");
+    Ok(file)
+}

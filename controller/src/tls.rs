@@ -1,0 +1,213 @@
+//! The controller's certificate authority and its server certificate.
+//!
+//! The authority is made at the first start and kept in `<state>/pki`; its hash travels in join tokens, so that a
+//! node trusts the right controller from its first byte. The server certificate is made anew at every start, so that
+//! it always names the addresses that are served.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use sha2::{Digest, Sha256};
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of the authority could not be read or written.
+    #[error("could not {action} {}", path.display())]
+    File {
+        /// `read`, `write` or `create`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The authority's files are damaged.
+    #[error("{} is damaged; restore it from a backup, or remove the folder to make a new authority (every node must then join again)", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A name that is not a valid host name or address.
+    #[error("`{name}` is neither a host name nor an address (--tls-san)")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A certificate could not be made.
+    #[error("could not make a certificate")]
+    Make(#[source] rcgen::Error),
+    /// The TLS library refused the certificate.
+    #[error("could not use the certificate")]
+    Use(#[source] rustls::Error),
+}
+
+/// The certificate authority.
+pub struct Authority {
+    key: KeyPair,
+    pem: String,
+    der: CertificateDer<'static>,
+    file: PathBuf,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// Reads the authority from `<state>/pki`, or makes it there.
+    pub fn open(state: &Path) -> Result<Self, Error> {
+        let folder = state.join("pki");
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|source| Error::File {
+            action: "create",
+            path: folder.clone(),
+            source,
+        })?;
+        let (key_file, file) = (folder.join("ca.key"), folder.join("ca.crt"));
+        if !file.exists() {
+            Self::make(&key_file, &file)?;
+        }
+        let read = |path: &Path| {
+            fs::read_to_string(path).map_err(|source| Error::File {
+                action: "read",
+                path: path.to_owned(),
+                source,
+            })
+        };
+        let (key, pem) = (read(&key_file)?, read(&file)?);
+        let key = KeyPair::from_pem(&key).map_err(|_| Error::Damaged { path: key_file })?;
+        let der = CertificateDer::from_pem_slice(pem.as_bytes())
+            .map_err(|_| Error::Damaged { path: file.clone() })?
+            .into_owned();
+        Ok(Self { key, pem, der, file })
+    }
+
+    /// Makes a new authority. The certificate is written last, so that its presence means that all is there.
+    fn make(key_file: &Path, file: &Path) -> Result<(), Error> {
+        let key = KeyPair::generate().map_err(Error::Make)?;
+        let certificate = authority_params().self_signed(&key).map_err(Error::Make)?;
+        write_private(key_file, key.serialize_pem().as_bytes())?;
+        write_private(file, certificate.pem().as_bytes())
+    }
+
+    /// The authority's certificate in PEM.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// The file with the authority's certificate.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The SHA-256 of the authority's certificate in DER, in hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        hex::encode(Sha256::digest(&self.der))
+    }
+
+    /// A server configuration for these host names and addresses.
+    pub fn server_config(&self, names: &[String]) -> Result<Arc<rustls::ServerConfig>, Error> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "windlass-controller");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        params.not_before = rcgen::date_time_ymd(2025, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2055, 1, 1);
+        for name in names {
+            let san = match name.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => {
+                    let refused = || Error::Name { name: name.clone() };
+                    windlass_crds::names::check_subdomain(name).map_err(|_| refused())?;
+                    SanType::DnsName(name.as_str().try_into().map_err(|_| refused())?)
+                }
+            };
+            params.subject_alt_names.push(san);
+        }
+        let params_of_authority = authority_params();
+        let issuer = Issuer::from_params(&params_of_authority, &self.key);
+        let key = KeyPair::generate().map_err(Error::Make)?;
+        let certificate = params.signed_by(&key, &issuer).map_err(Error::Make)?;
+        let chain = vec![certificate.der().clone(), self.der.clone()];
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(Error::Use)?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .map_err(Error::Use)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+/// What every authority's certificate says; only the key differs.
+fn authority_params() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, "Windlass controller CA");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = rcgen::date_time_ymd(2025, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2055, 1, 1);
+    params
+}
+
+/// Writes a file that only its owner can read, whole or not at all.
+pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let failed = |source| Error::File { action: "write", path: path.to_owned(), source };
+    let temporary = path.with_extension("new");
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(failed)?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
+    fs::rename(&temporary, path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_authority_is_made_once_and_signs_for_names_and_addresses() {
+        let state = tempfile::tempdir().unwrap();
+        let first = Authority::open(state.path()).unwrap();
+        let second = Authority::open(state.path()).unwrap();
+        assert_eq!(first.fingerprint(), second.fingerprint());
+        assert!(second.server_config(&["localhost".into(), "127.0.0.1".into(), "::1".into()]).is_ok());
+        assert!(matches!(second.server_config(&["not a name".into()]), Err(Error::Name { .. })));
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &fs::metadata(state.path().join("pki/ca.key")).unwrap().permissions(),
+        );
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_damaged_key_is_reported_with_its_path() {
+        let state = tempfile::tempdir().unwrap();
+        Authority::open(state.path()).unwrap();
+        fs::write(state.path().join("pki/ca.key"), "rubbish").unwrap();
+        let error = Authority::open(state.path()).unwrap_err();
+        assert!(error.to_string().contains("ca.key is damaged"), "{error}");
+    }
+}

@@ -1,0 +1,17 @@
+//! The API as its callers meet it: the whole router over an in-memory store, a clock that stands still and seeded ids.
+
+#![expect(clippy::unwrap_used, reason = "a test that finds something else than it expects ends there")]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "values made in place read best when they are handed over"
+)]
+
+mod agents;
+mod generated;
+mod inputs;
+mod jobs;
+mod nodes;
+mod streams;
+mod templates;
+mod tokens;
+mod world;
