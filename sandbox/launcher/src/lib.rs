@@ -2,7 +2,40 @@
 //!
 //! It takes a [`plan::LaunchPlan`], which is finished policy, and carries it out; it decides nothing itself. This is the
 //! only crate of Windlass with unsafe code, and it has neither threads nor an async runtime.
+//!
+//! ```text
+//!  agent ── Spawner ──(socket)──► spawner ──fork──► supervisor ──clone──► init ──fork──► program
+//!    │                                                 │ output, exit.json, deadlines
+//!    └──────────────── unit's folder ──────────────────┘
+//! ```
 
+mod child;
 pub mod deadline;
 pub mod exit;
 pub mod frame;
+pub mod plan;
+pub mod probe;
+pub mod record;
+mod spawner;
+mod supervisor;
+mod sys;
+
+use std::process::ExitCode;
+
+pub use spawner::Spawner;
+
+/// Must be the first call of every program that uses the sandbox: before any thread, runtime, or use of the standard
+/// descriptors. If this process was started as a launcher, it runs that and gives the code that `main` has to return;
+/// otherwise `None`.
+#[must_use]
+pub fn run_if_requested() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != spawner::ARGUMENT {
+        return None;
+    }
+    Some(match arguments.next() {
+        None => spawner::run(),
+        Some(mode) if mode == probe::ARGUMENT => probe::run(),
+        Some(_) => ExitCode::FAILURE,
+    })
+}

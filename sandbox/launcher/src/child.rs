@@ -1,0 +1,656 @@
+//! Everything that runs between the clone and the program's first instruction, and the tiny init that stays.
+//!
+//! *Flow*: the first process of the new namespaces waits until its supervisor has written its id maps, carries out the
+//! plan's steps, forks the program, and then only reaps, forwards TERM, and tells the program's status.
+//!
+//! *Assumptions*: the code here runs in a copy of a process with one thread. It uses system calls and memory that was
+//! made before the clone; it allocates nothing, takes no locks, and never returns.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags,
+};
+use rustix::process::{Pid, Rlimit, Signal};
+use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
+
+use crate::plan::{LaunchPlan, Resource, Step, Text};
+use crate::sys::{self, Fork, NullTerminated};
+
+/// Supervisor to init: the id maps are written.
+pub(crate) const GO: u8 = b'G';
+/// Supervisor to init: send TERM to everything.
+pub(crate) const TERM: u8 = b'T';
+/// Exit code of a program that was not found, as shells have it.
+pub(crate) const NOT_FOUND: i32 = 127;
+/// Exit code of a program that could not be executed, as shells have it.
+pub(crate) const NOT_EXECUTABLE: i32 = 126;
+
+/// What comes back through the set-up pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// A step failed; there is no sandbox.
+    StepFailed {
+        /// Its place in the plan.
+        index: u32,
+        /// Why.
+        errno: i32,
+    },
+    /// The program's process could not be made.
+    ForkFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// The sandbox is complete and the program's process exists.
+    Forked,
+    /// The program could not be executed.
+    ExecFailed {
+        /// Why.
+        errno: i32,
+    },
+}
+
+impl Report {
+    /// Length of the encoded form.
+    pub(crate) const LENGTH: usize = 9;
+
+    fn encode(self) -> [u8; Self::LENGTH] {
+        let (kind, index, errno) = match self {
+            Self::StepFailed { index, errno } => (b'S', index, errno),
+            Self::ForkFailed { errno } => (b'K', 0, errno),
+            Self::Forked => (b'F', 0, 0),
+            Self::ExecFailed { errno } => (b'E', 0, errno),
+        };
+        let mut bytes = [kind; Self::LENGTH];
+        bytes[1..5].copy_from_slice(&index.to_le_bytes());
+        bytes[5..9].copy_from_slice(&errno.to_le_bytes());
+        bytes
+    }
+
+    /// The report of an encoded form.
+    pub(crate) fn decode(bytes: &[u8; Self::LENGTH]) -> Option<Self> {
+        let index = u32::from_le_bytes(bytes[1..5].try_into().expect("four bytes"));
+        let errno = i32::from_le_bytes(bytes[5..9].try_into().expect("four bytes"));
+        match bytes[0] {
+            b'S' => Some(Self::StepFailed { index, errno }),
+            b'K' => Some(Self::ForkFailed { errno }),
+            b'F' => Some(Self::Forked),
+            b'E' => Some(Self::ExecFailed { errno }),
+            _ => None,
+        }
+    }
+}
+
+/// What the child needs, all made before the clone.
+pub(crate) struct Child<'a> {
+    /// The plan.
+    pub(crate) plan: &'a LaunchPlan,
+    /// For each step, the detached mount of its source where the supervisor could open it.
+    pub(crate) sources: Vec<Option<OwnedFd>>,
+    /// For each step, its seccomp filter in the kernel's form.
+    pub(crate) filters: Vec<Vec<libc::sock_filter>>,
+    /// The `tasks` files of the unit's v1 cgroups.
+    pub(crate) tasks: Vec<OwnedFd>,
+    /// The program's arguments.
+    pub(crate) arguments: NullTerminated<'a>,
+    /// The program's environment.
+    pub(crate) environment: NullTerminated<'a>,
+    /// Write end of the set-up pipe.
+    pub(crate) setup: OwnedFd,
+    /// The line to the supervisor.
+    pub(crate) control: OwnedFd,
+    /// Write end of standard output.
+    pub(crate) stdout: OwnedFd,
+    /// Write end of standard error.
+    pub(crate) stderr: OwnedFd,
+    /// Whether the supervisor is root, so that nothing may be left of its groups.
+    pub(crate) privileged: bool,
+}
+
+/// The first process of the namespaces. Runs in the clone.
+pub(crate) fn run(mut child: Child<'_>) -> ! {
+    child.close_foreign_descriptors();
+    if !child.await_go() {
+        sys::exit_now(0);
+    }
+    let Ok(deaths) = sys::signal_fd(&[libc::SIGCHLD]) else { sys::exit_now(0) };
+    for index in 0..child.plan.steps.len() {
+        if let Err(errno) = child.open_source(index).and_then(|()| child.carry_out(index)) {
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            child.report(Report::StepFailed { index, errno: errno.raw_os_error() });
+            sys::exit_now(0);
+        }
+    }
+    // SAFETY: this process is the copy of a process with one thread and has made none.
+    #[expect(unsafe_code, reason = "fork of a process with one thread")]
+    let forked = unsafe { sys::fork() };
+    match forked {
+        Ok(Fork::Child) => child.become_program(),
+        Ok(Fork::Parent(program)) => {
+            child.report(Report::Forked);
+            let Child { control, setup, stdout, stderr, .. } = child;
+            drop((setup, stdout, stderr));
+            attend(program, &control, &deaths)
+        }
+        Err(errno) => {
+            child.report(Report::ForkFailed { errno: errno.raw_os_error() });
+            sys::exit_now(0)
+        }
+    }
+}
+
+/// Opens what a step shows as a detached mount with its final flags. The supervisor does it for everything if it is root,
+/// because the job's user may not be able to reach the path; otherwise the child does it for itself.
+pub(crate) fn open_tree_of(step: &Step) -> Result<Option<OwnedFd>, Errno> {
+    let clone =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let harmless = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let (tree, flags) = match step {
+        Step::Show { source, .. } => (
+            rustix::mount::open_tree(CWD, source.as_c_str(), clone)?,
+            harmless | MountAttrFlags::MOUNT_ATTR_RDONLY,
+        ),
+        Step::ShowDevice { source, .. } => (
+            rustix::mount::open_tree(CWD, source.as_c_str(), clone)?,
+            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+        ),
+        Step::Attach { source, read_only, .. } => {
+            let place = rustix::fs::openat2(
+                CWD,
+                source.as_c_str(),
+                OFlags::PATH | OFlags::CLOEXEC,
+                Mode::empty(),
+                ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+            )?;
+            let tree = rustix::mount::open_tree(&place, c"", clone | OpenTreeFlags::AT_EMPTY_PATH)?;
+            let flags = if *read_only { harmless | MountAttrFlags::MOUNT_ATTR_RDONLY } else { harmless };
+            (tree, flags)
+        }
+        _ => return Ok(None),
+    };
+    set_flags(tree.as_fd(), flags)?;
+    Ok(Some(tree))
+}
+
+/// Sets a detached mount's flags and cuts its propagation.
+fn set_flags(tree: BorrowedFd<'_>, flags: MountAttrFlags) -> Result<(), Errno> {
+    sys::mount_setattr(tree, c"", true, u64::from(flags.bits()), libc::MS_PRIVATE)
+}
+
+impl Child<'_> {
+    /// Closes what the clone inherited and the sandbox does not need: the supervisor's files, above all its lock.
+    fn close_foreign_descriptors(&self) {
+        let mut keep = [0; 256];
+        let mut count = 0;
+        let ends = [&self.setup, &self.control, &self.stdout, &self.stderr];
+        for fd in ends.into_iter().chain(self.sources.iter().flatten()).chain(&self.tasks) {
+            if let Some(slot) = keep.get_mut(count) {
+                *slot = fd.as_raw_fd();
+                count += 1;
+            } else {
+                // More mounts than the table holds: the rest is closed by `close_on_exec_from` at the latest.
+                return;
+            }
+        }
+        // SAFETY: the values that own the closed descriptors belong to the supervisor's code, which never runs in this
+        // process: `run` does not return.
+        #[expect(unsafe_code, reason = "closing descriptors of values that are never used again")]
+        unsafe {
+            sys::close_others(3, &mut keep[..count]);
+        }
+    }
+
+    /// Waits until the supervisor has written the id maps; `false` if it is gone.
+    fn await_go(&self) -> bool {
+        let mut byte = [0];
+        loop {
+            match rustix::io::read(&self.control, &mut byte) {
+                Ok(1) => return byte[0] == GO,
+                Err(Errno::INTR) => {}
+                Ok(_) | Err(_) => return false,
+            }
+        }
+    }
+
+    /// Tells the supervisor something through the set-up pipe.
+    fn report(&self, report: Report) {
+        // A report is smaller than PIPE_BUF, so it is written whole; if the supervisor is gone there is nobody to tell,
+        // and this process ends with it.
+        let _gone = rustix::io::write(&self.setup, &report.encode());
+    }
+
+    /// Opens the source of a step where the supervisor could not.
+    fn open_source(&mut self, index: usize) -> Result<(), Errno> {
+        if self.sources[index].is_none() {
+            self.sources[index] = open_tree_of(&self.plan.steps[index])?;
+        }
+        Ok(())
+    }
+
+    /// Carries out one step.
+    fn carry_out(&mut self, index: usize) -> Result<(), Errno> {
+        let plan = self.plan;
+        match &plan.steps[index] {
+            Step::JoinCgroups => {
+                // Writing 0 means the caller. Through `tasks` it needs no lock on all processes of the host, which
+                // through `cgroup.procs` costs milliseconds.
+                for tasks in &self.tasks {
+                    rustix::io::write(tasks, b"0")?;
+                }
+                Ok(())
+            }
+            Step::HideCgroups => sys::unshare(libc::CLONE_NEWCGROUP),
+            Step::AssumeIdentity { uid, gid } => self.assume_identity(*uid, *gid),
+            Step::DieWithSupervisor => self.die_with_supervisor(),
+            Step::SetHostname { name } => rustix::system::sethostname(name.as_c_str().to_bytes()),
+            Step::RaiseLoopback => sys::interface_up(c"lo"),
+            Step::DetachMounts => {
+                rustix::mount::mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            }
+            Step::MakeRoot { bytes, files } => make_root(*bytes, *files),
+            Step::MakeDir { path, mode } => make_dir(path, *mode),
+            Step::MakeFile { path, content } => make_file(path, content.as_bytes()),
+            Step::MakeLink { path, target } => rustix::fs::symlink(target.as_c_str(), path.as_c_str()),
+            Step::Show { target, .. } | Step::ShowDevice { target, .. } => {
+                let tree = self.sources[index].take().ok_or(Errno::BADF)?;
+                match file_type(&tree)? {
+                    FileType::Directory => make_dir(target, 0o755)?,
+                    _ => make_file(target, b"")?,
+                }
+                mount_at(&tree, target.as_c_str())
+            }
+            Step::MountProc { target } => mount_proc(target),
+            Step::Mask { path } => mask(path),
+            Step::Freeze { path } => freeze(path),
+            Step::MakeScratch { path, mode } => {
+                make_dir(path, *mode)?;
+                let tree = clone_of(path.as_c_str())?;
+                set_flags(
+                    tree.as_fd(),
+                    MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
+                )?;
+                mount_at(&tree, path.as_c_str())
+            }
+            Step::EnterRoot => {
+                rustix::process::pivot_root(c".", c".")?;
+                // The old root now lies over the new one.
+                rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+                rustix::process::chdir(c"/")
+            }
+            Step::Attach { target, .. } => {
+                let tree = self.sources[index].take().ok_or(Errno::BADF)?;
+                attach(&tree, target)
+            }
+            Step::SealRoot => {
+                sys::mount_setattr(CWD, c"/", false, u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()), 0)
+            }
+            Step::DropCapabilities => drop_capabilities(),
+            Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
+            Step::Landlock { abi, write, execute } => landlock(*abi, write, execute),
+            Step::Limit { resource, value } => limit(*resource, *value),
+            Step::Umask { mask } => {
+                rustix::process::umask(Mode::from_raw_mode(*mask));
+                Ok(())
+            }
+            Step::WorkIn { path } => rustix::process::chdir(path.as_c_str()),
+            Step::Seccomp { .. } => sys::install_filter(&mut self.filters[index]),
+        }
+    }
+
+    /// See [`Step::AssumeIdentity`].
+    fn assume_identity(&self, uid: u32, gid: u32) -> Result<(), Errno> {
+        match rustix::thread::set_thread_groups(&[]) {
+            // An ordinary user's namespace may not change groups; what its groups reach is not shown inside.
+            Err(Errno::PERM) if !self.privileged => {}
+            result => result?,
+        }
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+        // Capabilities stay: user 0 is not mapped, so this is not a change away from root.
+        rustix::thread::set_thread_res_uid(uid, uid, uid)
+    }
+
+    /// See [`Step::DieWithSupervisor`]. It comes after the change of user, which would undo it.
+    fn die_with_supervisor(&self) -> Result<(), Errno> {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The job may not trace or read this process, though both have one user.
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+        // The supervisor alone holds the other end; if that is closed, it died before the signal was set.
+        let mut polled = [PollFd::new(&self.control, PollFlags::empty())];
+        rustix::event::poll(&mut polled, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        if polled[0].revents().contains(PollFlags::HUP) { Err(Errno::SRCH) } else { Ok(()) }
+    }
+
+    /// The forked process becomes the program.
+    fn become_program(self) -> ! {
+        sys::reset_signals();
+        let failed = match self.prepare_program() {
+            Err(errno) => errno,
+            Ok(()) => {
+                let mut failed = Errno::NOENT;
+                for program in &self.plan.programs {
+                    match sys::execute(program.as_c_str(), &self.arguments, &self.environment) {
+                        Errno::NOENT | Errno::NOTDIR => {}
+                        // Another folder of PATH may have one that may be executed.
+                        Errno::ACCESS => failed = Errno::ACCESS,
+                        errno => {
+                            failed = errno;
+                            break;
+                        }
+                    }
+                }
+                failed
+            }
+        };
+        self.report(Report::ExecFailed { errno: failed.raw_os_error() });
+        sys::exit_now(exec_failure_code(failed.raw_os_error()))
+    }
+
+    /// Session, standard descriptors, no others.
+    fn prepare_program(&self) -> Result<(), Errno> {
+        rustix::process::setsid()?;
+        let null = rustix::fs::open(c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        sys::place(&null, 0)?;
+        sys::place(&self.stdout, 1)?;
+        sys::place(&self.stderr, 2)?;
+        sys::close_on_exec_from(3)
+    }
+}
+
+/// The exit code that shells use for a failed execution.
+pub(crate) fn exec_failure_code(errno: i32) -> i32 {
+    if errno == Errno::NOENT.raw_os_error() || errno == Errno::NOTDIR.raw_os_error() {
+        NOT_FOUND
+    } else {
+        NOT_EXECUTABLE
+    }
+}
+
+/// The init: reaps, forwards TERM, and ends when the program does, which ends everything else in the pid namespace.
+fn attend(program: Pid, control: &OwnedFd, deaths: &OwnedFd) -> ! {
+    loop {
+        let mut polled = [PollFd::new(deaths, PollFlags::IN), PollFd::new(control, PollFlags::IN)];
+        match rustix::event::poll(&mut polled, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(_) => sys::exit_now(1),
+        }
+        let [died, told] = polled.map(|entry| entry.revents());
+        if !died.is_empty() {
+            let mut siginfo = [0; 128];
+            while rustix::io::read(deaths, &mut siginfo).is_ok() {}
+        }
+        // Looked at every time: it costs one call, and no death can be missed.
+        while let Ok(Some((pid, status))) = sys::reap_any() {
+            if pid == program {
+                let mut message = [b'X'; 5];
+                message[1..].copy_from_slice(&status.to_le_bytes());
+                // If the supervisor is gone, so is this process at once.
+                let _gone = rustix::io::write(control, &message);
+                sys::exit_now(0);
+            }
+        }
+        if !told.is_empty() {
+            let mut byte = [0];
+            match rustix::io::read(control, &mut byte) {
+                Ok(1) if byte[0] == TERM => {
+                    // A stopped process takes TERM only once it goes on. No process left is no failure.
+                    let _none_left = sys::kill_all(libc::SIGTERM);
+                    let _none_left = sys::kill_all(libc::SIGCONT);
+                }
+                Ok(1) | Err(Errno::INTR | Errno::AGAIN) => {}
+                Ok(_) | Err(_) => sys::exit_now(1),
+            }
+        }
+    }
+}
+
+/// The kind of file that a descriptor refers to.
+fn file_type(fd: impl AsFd) -> Result<FileType, Errno> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode))
+}
+
+/// Makes a folder with exactly this mode; one that is there is fine.
+fn make_dir(path: &Text, mode: u32) -> Result<(), Errno> {
+    match rustix::fs::mkdir(path.as_c_str(), Mode::RWXU) {
+        Ok(()) => rustix::fs::chmod(path.as_c_str(), Mode::from_raw_mode(mode)),
+        Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Makes a file with mode 0644.
+fn make_file(path: &Text, mut content: &[u8]) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path.as_c_str(), flags, Mode::from_raw_mode(0o644))?;
+    while !content.is_empty() {
+        let written = rustix::io::write(&file, content)?;
+        content = content.get(written..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// Attaches a detached mount.
+fn mount_at(tree: &OwnedFd, target: &CStr) -> Result<(), Errno> {
+    rustix::mount::move_mount(tree, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+/// A detached mount of what is at `path`.
+fn clone_of(path: &CStr) -> Result<OwnedFd, Errno> {
+    rustix::mount::open_tree(
+        CWD,
+        path,
+        OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_SYMLINK_NOFOLLOW
+            | OpenTreeFlags::AT_RECURSIVE,
+    )
+}
+
+/// See [`Step::MakeRoot`]. The new root is laid over the old one and becomes the working directory; absolute paths still
+/// begin at the old one.
+fn make_root(bytes: u64, files: u64) -> Result<(), Errno> {
+    let mut digits = [0; 24];
+    let context = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(&context, c"source", c"windlass")?;
+    rustix::mount::fsconfig_set_string(&context, c"size", decimal(bytes, &mut digits))?;
+    rustix::mount::fsconfig_set_string(&context, c"nr_inodes", decimal(files, &mut digits))?;
+    rustix::mount::fsconfig_set_string(&context, c"mode", c"0755")?;
+    rustix::mount::fsconfig_create(&context)?;
+    let root = rustix::mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
+    )?;
+    mount_at(&root, c"/")?;
+    rustix::process::fchdir(&root)
+}
+
+/// A number in decimal digits, without allocating.
+fn decimal(mut value: u64, digits: &mut [u8; 24]) -> &CStr {
+    let mut at = digits.len() - 1;
+    digits[at] = 0;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + u8::try_from(value % 10).expect("a digit");
+        value /= 10;
+        if value == 0 {
+            return CStr::from_bytes_with_nul(&digits[at..]).expect("only digits before the NUL");
+        }
+    }
+}
+
+/// See [`Step::MountProc`].
+fn mount_proc(target: &Text) -> Result<(), Errno> {
+    let context = rustix::mount::fsopen(c"proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(&context)?;
+    let proc = rustix::mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    )?;
+    make_dir(target, 0o555)?;
+    mount_at(&proc, target.as_c_str())
+}
+
+/// See [`Step::Mask`]. The covers are the root's own `dev/null` and `sys`, which is empty.
+fn mask(path: &Text) -> Result<(), Errno> {
+    let stat = match rustix::fs::statat(CWD, path.as_c_str(), AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(errno),
+    };
+    let cover = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => {
+            let cover = clone_of(c"sys")?;
+            set_flags(cover.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+            cover
+        }
+        _ => clone_of(c"dev/null")?,
+    };
+    mount_at(&cover, path.as_c_str())
+}
+
+/// See [`Step::Freeze`].
+fn freeze(path: &Text) -> Result<(), Errno> {
+    let tree = match clone_of(path.as_c_str()) {
+        Ok(tree) => tree,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(errno),
+    };
+    set_flags(tree.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    mount_at(&tree, path.as_c_str())
+}
+
+/// See [`Step::Attach`]. Every part of the target is opened beneath the one before, never through a link, because the
+/// target may lie in a workspace that an earlier step has prepared.
+fn attach(tree: &OwnedFd, target: &Text) -> Result<(), Errno> {
+    let through = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let confined = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let is_dir = file_type(tree)? == FileType::Directory;
+    let mut at = rustix::fs::open(c"/", through | OFlags::DIRECTORY, Mode::empty())?;
+    let mut parts =
+        target.as_c_str().to_bytes().split(|byte| *byte == b'/').filter(|part| !part.is_empty()).peekable();
+    while let Some(part) = parts.next() {
+        let mut buffer = [0; 256];
+        let name = buffer.get_mut(..part.len()).ok_or(Errno::NAMETOOLONG)?;
+        name.copy_from_slice(part);
+        let name = CStr::from_bytes_until_nul(&buffer).map_err(|_| Errno::NAMETOOLONG)?;
+        let made = if parts.peek().is_some() || is_dir {
+            rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))
+        } else {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(&at, name, flags, Mode::from_raw_mode(0o644)).map(|_| ())
+        };
+        match made {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        at = rustix::fs::openat2(&at, name, through, Mode::empty(), confined)?;
+    }
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(tree, c"", &at, c"", flags)
+}
+
+/// See [`Step::DropCapabilities`].
+fn drop_capabilities() -> Result<(), Errno> {
+    rustix::thread::clear_ambient_capability_set()?;
+    sys::drop_bounding_set()?;
+    let none = CapabilitySet::empty();
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets { effective: none, permitted: none, inheritable: none },
+    )
+}
+
+/// See [`Step::Limit`].
+fn limit(resource: Resource, value: u64) -> Result<(), Errno> {
+    let resource = match resource {
+        Resource::Core => rustix::process::Resource::Core,
+        Resource::FileSize => rustix::process::Resource::Fsize,
+        Resource::OpenFiles => rustix::process::Resource::Nofile,
+        Resource::Tasks => rustix::process::Resource::Nproc,
+    };
+    let hard = rustix::process::getrlimit(resource).maximum;
+    let value = Some(hard.map_or(value, |hard| hard.min(value)));
+    rustix::process::setrlimit(resource, Rlimit { current: value, maximum: value })
+}
+
+/// Access rights of <linux/landlock.h>.
+mod access {
+    pub(super) const EXECUTE: u64 = 1;
+    pub(super) const WRITE_FILE: u64 = 1 << 1;
+    /// Remove and make entries of every kind.
+    pub(super) const CHANGE_DIR: u64 = 0b1_1111_1111 << 4;
+    /// Device nodes are never made.
+    pub(super) const MAKE_DEVICE: u64 = (1 << 6) | (1 << 11);
+    pub(super) const REFER: u64 = 1 << 13;
+    pub(super) const TRUNCATE: u64 = 1 << 14;
+    pub(super) const IOCTL_DEV: u64 = 1 << 15;
+    /// Abstract sockets and signals stay in the domain.
+    pub(super) const SCOPES: u64 = 0b11;
+}
+
+/// See [`Step::Landlock`]. Reading is not restricted: only what may be read is mounted.
+fn landlock(abi: u32, write: &[Text], execute: &[Text]) -> Result<(), Errno> {
+    let mut on_file = access::WRITE_FILE;
+    if abi >= 3 {
+        on_file |= access::TRUNCATE;
+    }
+    if abi >= 5 {
+        on_file |= access::IOCTL_DEV;
+    }
+    let on_dir = on_file | (access::CHANGE_DIR & !access::MAKE_DEVICE) | access::REFER;
+    let ruleset = sys::LandlockRuleset {
+        handled_access_fs: on_file | access::CHANGE_DIR | access::REFER | access::EXECUTE,
+        handled_access_net: 0,
+        scoped: if abi >= 6 { access::SCOPES } else { 0 },
+    };
+    let size = match abi {
+        0..=3 => 8,
+        4..=5 => 16,
+        6.. => 24,
+    };
+    let ruleset = sys::landlock_ruleset(&ruleset, size)?;
+    for path in write {
+        let place = rustix::fs::open(path.as_c_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let allowed = if file_type(&place)? == FileType::Directory { on_dir } else { on_file };
+        sys::landlock_allow(ruleset.as_fd(), place.as_fd(), allowed)?;
+    }
+    for path in execute {
+        let place = rustix::fs::open(path.as_c_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        sys::landlock_allow(ruleset.as_fd(), place.as_fd(), access::EXECUTE)?;
+    }
+    sys::landlock_restrict(ruleset.as_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_survive_the_pipe() {
+        for report in [
+            Report::StepFailed { index: 7, errno: 13 },
+            Report::ForkFailed { errno: 11 },
+            Report::Forked,
+            Report::ExecFailed { errno: -1 },
+        ] {
+            assert_eq!(Report::decode(&report.encode()), Some(report));
+        }
+        assert_eq!(Report::decode(&[0; Report::LENGTH]), None);
+    }
+
+    #[test]
+    fn numbers_are_written_in_decimal() {
+        let mut digits = [0; 24];
+        assert_eq!(decimal(0, &mut digits), c"0");
+        assert_eq!(decimal(u64::MAX, &mut digits), c"18446744073709551615");
+    }
+}

@@ -1,0 +1,393 @@
+//! The plan of a launch: finished policy as data. Whoever reads a plan knows what a sandbox is made of; the launcher adds
+//! nothing and leaves nothing out.
+
+use std::ffi::{CStr, CString};
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the plan's shape. A supervisor refuses a plan of another version.
+pub const VERSION: u32 = 1;
+
+/// Text without NUL, kept in the form that system calls take, so that carrying out a step allocates nothing.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Text(CString);
+
+/// The text contains NUL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("text contains NUL")]
+pub struct ContainsNul;
+
+impl Text {
+    /// Checks and wraps a text.
+    ///
+    /// # Errors
+    /// [`ContainsNul`].
+    pub fn new(text: impl Into<String>) -> Result<Self, ContainsNul> {
+        CString::new(text.into()).map(Self).map_err(|_| ContainsNul)
+    }
+
+    /// For system calls.
+    #[must_use]
+    pub fn as_c_str(&self) -> &CStr {
+        &self.0
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().expect("a Text is made of a String")
+    }
+}
+
+impl TryFrom<String> for Text {
+    type Error = ContainsNul;
+    fn try_from(text: String) -> Result<Self, ContainsNul> {
+        Self::new(text)
+    }
+}
+
+impl From<Text> for String {
+    fn from(text: Text) -> Self {
+        text.as_str().to_owned()
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A compiled seccomp filter: one number an instruction, `code << 48 | jt << 40 | jf << 32 | k`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Filter(pub Vec<u64>);
+
+/// The text is not a filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a filter is a multiple of 16 hexadecimal digits")]
+pub struct NotAFilter;
+
+impl TryFrom<String> for Filter {
+    type Error = NotAFilter;
+    fn try_from(text: String) -> Result<Self, NotAFilter> {
+        if !text.is_ascii() || !text.len().is_multiple_of(16) {
+            return Err(NotAFilter);
+        }
+        (0..text.len())
+            .step_by(16)
+            .map(|at| u64::from_str_radix(&text[at..at + 16], 16).map_err(|_| NotAFilter))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+impl From<Filter> for String {
+    fn from(filter: Filter) -> Self {
+        use fmt::Write;
+        let mut text = Self::with_capacity(filter.0.len() * 16);
+        for word in filter.0 {
+            write!(text, "{word:016x}").expect("writing to a String does not fail");
+        }
+        text
+    }
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} instructions", self.0.len())
+    }
+}
+
+/// A resource limit of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Resource {
+    /// Size of a core file.
+    Core,
+    /// Size of one file.
+    FileSize,
+    /// Open files.
+    OpenFiles,
+    /// Tasks of this user in this user namespace.
+    Tasks,
+}
+
+/// One step of making a sandbox, carried out in order by the first process of the new namespaces. Until
+/// [`Step::EnterRoot`] relative paths are below the new root and absolute ones on the host; after it all paths are inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// Moves into the unit's cgroups.
+    JoinCgroups,
+    /// Makes the cgroup just joined the root of what is visible of cgroups.
+    HideCgroups,
+    /// Becomes the job's user and group, without supplementary groups where the host allows to drop them.
+    AssumeIdentity {
+        /// User id inside.
+        uid: u32,
+        /// Group id inside.
+        gid: u32,
+    },
+    /// Dies when the supervisor does, also if it is gone already.
+    DieWithSupervisor,
+    /// Sets the host name.
+    SetHostname {
+        /// The name.
+        name: Text,
+    },
+    /// Brings the loopback interface up.
+    RaiseLoopback,
+    /// Cuts mount propagation in both directions.
+    DetachMounts,
+    /// Mounts the memory file system that becomes the root.
+    MakeRoot {
+        /// Its size in bytes.
+        bytes: u64,
+        /// Its size in files.
+        files: u64,
+    },
+    /// Makes a folder.
+    MakeDir {
+        /// Where.
+        path: Text,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Makes a small file.
+    MakeFile {
+        /// Where.
+        path: Text,
+        /// What is in it.
+        content: String,
+    },
+    /// Makes a symbolic link.
+    MakeLink {
+        /// Where.
+        path: Text,
+        /// Where it points.
+        target: Text,
+    },
+    /// Shows a folder or file of the host's system, read-only, without devices and set-user-id.
+    Show {
+        /// Host path; links are followed, for it belongs to the system.
+        source: Text,
+        /// Where it appears.
+        target: Text,
+    },
+    /// Shows a harmless device of the host.
+    ShowDevice {
+        /// Host path.
+        source: Text,
+        /// Where it appears.
+        target: Text,
+    },
+    /// Mounts a fresh /proc of the new pid namespace.
+    MountProc {
+        /// Where.
+        target: Text,
+    },
+    /// Covers a file with an empty device or a folder with an empty read-only folder, if it is there.
+    Mask {
+        /// What is covered.
+        path: Text,
+    },
+    /// Makes what is at a path read-only, if it is there.
+    Freeze {
+        /// What is frozen.
+        path: Text,
+    },
+    /// Makes a folder and lets it stay writable when the root is sealed.
+    MakeScratch {
+        /// Where.
+        path: Text,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Changes into the new root and lets go of the host's.
+    EnterRoot,
+    /// Attaches a host path inside the new root, without devices and set-user-id.
+    Attach {
+        /// Host path; a link anywhere in it is refused.
+        source: Text,
+        /// Where it appears; a link anywhere in it is refused, missing folders are made.
+        target: Text,
+        /// Whether it may only be read.
+        read_only: bool,
+    },
+    /// Makes the root itself read-only.
+    SealRoot,
+    /// Gives up every capability, now and for ever.
+    DropCapabilities,
+    /// Makes gaining privileges by executing a file impossible.
+    NoNewPrivileges,
+    /// Restricts writing and executing to these paths by Landlock.
+    Landlock {
+        /// The Landlock version to use.
+        abi: u32,
+        /// Paths below which files may be changed.
+        write: Vec<Text>,
+        /// Paths below which files may be executed.
+        execute: Vec<Text>,
+    },
+    /// Sets a resource limit.
+    Limit {
+        /// Which.
+        resource: Resource,
+        /// Soft and hard value; lowered to the hard value in force.
+        value: u64,
+    },
+    /// Sets the mode bits that new files do not get.
+    Umask {
+        /// The bits.
+        mask: u32,
+    },
+    /// Changes into the working directory.
+    WorkIn {
+        /// Where.
+        path: Text,
+    },
+    /// Installs a seccomp filter.
+    Seccomp {
+        /// What the filter is for.
+        name: String,
+        /// The filter.
+        filter: Filter,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::JoinCgroups => f.write_str("join the unit's cgroups"),
+            Self::HideCgroups => f.write_str("hide the host's cgroups"),
+            Self::AssumeIdentity { uid, gid } => write!(f, "become user {uid} and group {gid}"),
+            Self::DieWithSupervisor => f.write_str("tie the sandbox's life to its supervisor"),
+            Self::SetHostname { name } => write!(f, "set the host name to {name}"),
+            Self::RaiseLoopback => f.write_str("bring the loopback interface up"),
+            Self::DetachMounts => f.write_str("cut mount propagation"),
+            Self::MakeRoot { bytes, files } => write!(f, "mount a root of {bytes} bytes and {files} files"),
+            Self::MakeDir { path, mode } => write!(f, "make folder {path} with mode {mode:o}"),
+            Self::MakeFile { path, content } => write!(f, "make file {path} of {} bytes", content.len()),
+            Self::MakeLink { path, target } => write!(f, "link {path} to {target}"),
+            Self::Show { source, target } => write!(f, "show host {source} at {target}, read-only"),
+            Self::ShowDevice { source, target } => write!(f, "show device {source} at {target}"),
+            Self::MountProc { target } => write!(f, "mount a fresh proc at {target}"),
+            Self::Mask { path } => write!(f, "mask {path}"),
+            Self::Freeze { path } => write!(f, "make {path} read-only"),
+            Self::MakeScratch { path, mode } => write!(f, "make writable {path} with mode {mode:o}"),
+            Self::EnterRoot => f.write_str("enter the new root"),
+            Self::Attach { source, target, read_only } => {
+                write!(
+                    f,
+                    "attach {source} at {target}, {}",
+                    if *read_only { "read-only" } else { "writable" }
+                )
+            }
+            Self::SealRoot => f.write_str("make the root read-only"),
+            Self::DropCapabilities => f.write_str("drop all capabilities"),
+            Self::NoNewPrivileges => f.write_str("forbid new privileges"),
+            Self::Landlock { abi, write, execute } => {
+                write!(f, "restrict by landlock {abi}: write below")?;
+                write.iter().try_for_each(|path| write!(f, " {path}"))?;
+                f.write_str("; execute below")?;
+                execute.iter().try_for_each(|path| write!(f, " {path}"))
+            }
+            Self::Limit { resource, value } => write!(f, "limit {resource:?} to {value}"),
+            Self::Umask { mask } => write!(f, "set the umask to {mask:03o}"),
+            Self::WorkIn { path } => write!(f, "change into {path}"),
+            Self::Seccomp { name, filter } => write!(f, "install seccomp filter {name} ({filter:?})"),
+        }
+    }
+}
+
+/// Host and inner identity of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMap {
+    /// Host user.
+    pub host_uid: u32,
+    /// Host group.
+    pub host_gid: u32,
+    /// User inside.
+    pub uid: u32,
+    /// Group inside.
+    pub gid: u32,
+}
+
+/// The cgroups of a unit: made and removed by the driver, entered by the sandbox, read by the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroups {
+    /// Whether `dirs` is one folder of the unified hierarchy.
+    pub v2: bool,
+    /// The unit's folder in every hierarchy that it is in.
+    pub dirs: Vec<PathBuf>,
+    /// The one with the memory controller.
+    pub memory: Option<PathBuf>,
+    /// The one with the pids controller.
+    pub pids: Option<PathBuf>,
+}
+
+/// What the supervisor keeps from growing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The folder that is measured.
+    pub path: PathBuf,
+    /// The size at which the unit is killed.
+    pub bytes: u64,
+}
+
+/// Everything that a supervisor has to know about its unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchPlan {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Steps in order.
+    pub steps: Vec<Step>,
+    /// Paths to try as the program, in order.
+    pub programs: Vec<Text>,
+    /// Arguments, the program's name first.
+    pub arguments: Vec<Text>,
+    /// `NAME=value`, exactly what the program gets.
+    pub environment: Vec<Text>,
+    /// Who the unit is.
+    pub identity: IdMap,
+    /// Whether to make a time namespace.
+    pub time_namespace: bool,
+    /// The unit's cgroups, if it needs any.
+    pub cgroups: Option<Cgroups>,
+    /// The lease file.
+    pub lease: PathBuf,
+    /// Time limit in milliseconds.
+    pub timeout_ms: Option<u64>,
+    /// Time between TERM and KILL in milliseconds, where the supervisor itself stops the unit.
+    pub grace_ms: u64,
+    /// Bytes of each stream that are kept.
+    pub output_cap: u64,
+    /// Disk limit.
+    pub disk: Option<Disk>,
+    /// How much sooner than others the unit is picked by the host's out-of-memory killer, 0 to 1000.
+    pub oom_score_adj: i32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_and_filters_survive_the_round_trip_and_bad_ones_are_refused() {
+        let step =
+            Step::Seccomp { name: "deny".into(), filter: Filter(vec![0x0020_0000_0000_0004, u64::MAX]) };
+        let json = serde_json::to_string(&step).unwrap();
+        assert_eq!(serde_json::from_str::<Step>(&json).unwrap(), step);
+        assert!(serde_json::from_str::<Text>(r#""a\u0000b""#).is_err());
+        assert!(serde_json::from_str::<Filter>(r#""00""#).is_err());
+        assert!(serde_json::from_str::<Filter>(r#""00000000000000é""#).is_err());
+    }
+}

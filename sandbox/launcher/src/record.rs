@@ -1,0 +1,152 @@
+//! The files of a unit's folder, as the supervisor and the driver share them.
+//!
+//! `plan.json` what was asked (exists: prepared) · `supervisor.json` who runs it (exists: was started; locked: runs) ·
+//! `output` the spool · `control` a FIFO that takes stop requests · `exit.json` how it ended (exists: has ended).
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::exit::EndReason;
+use crate::plan::LaunchPlan;
+
+/// File name of the plan.
+pub const PLAN: &str = "plan.json";
+/// File name of the supervisor's record and lock.
+pub const SUPERVISOR: &str = "supervisor.json";
+/// File name of the output spool.
+pub const OUTPUT: &str = "output";
+/// File name of the control FIFO.
+pub const CONTROL: &str = "control";
+/// File name of the exit record.
+pub const EXIT: &str = "exit.json";
+
+/// The part of `plan.json` that the supervisor reads; the driver keeps more in it.
+#[derive(Debug, Deserialize)]
+pub struct Planned {
+    /// The plan.
+    pub launch: LaunchPlan,
+}
+
+/// Names a process beyond doubt: a pid alone is given again to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessName {
+    /// Its pid.
+    pub pid: i32,
+    /// When it was started, in clock ticks since the boot, as the kernel tells it.
+    pub start_time: u64,
+}
+
+/// `supervisor.json`: written after the clone and before the sandbox is let go, so that no unit ever runs without it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SupervisorRecord {
+    /// The supervisor.
+    pub supervisor: ProcessName,
+    /// The first process of the unit's pid namespace.
+    pub init: ProcessName,
+    /// The boot during which they run.
+    pub boot_id: String,
+}
+
+/// A stop request, one line of JSON in the control FIFO.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// Time between TERM and KILL in milliseconds.
+    pub grace_ms: u64,
+    /// Why.
+    pub reason: EndReason,
+}
+
+/// What a supervisor answers to the one who had it started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// The program's first instruction runs, or has run.
+    Started,
+    /// The unit has ended without a program; `exit.json` says why.
+    Ended,
+    /// The unit was started before.
+    AlreadyStarted,
+    /// There is no sandbox; `exit.json` says so too where it could be written.
+    Failed {
+        /// The step that failed, and why.
+        message: String,
+    },
+}
+
+/// The identity of this boot.
+///
+/// # Errors
+/// If /proc is not there.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// When a process was started, in clock ticks since the boot.
+///
+/// # Errors
+/// `NotFound` if there is no such process.
+pub fn start_time(pid: i32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field, in parentheses, may hold anything; the rest has no parenthesis. Field 22 is the 20th after it.
+    let field = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19));
+    field
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected form of /proc/PID/stat"))
+}
+
+/// Reads a record, `None` if it does not exist.
+///
+/// # Errors
+/// `InvalidData` if it cannot be understood, and what reading gives.
+pub fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a record so that it appears whole or not at all; one that is there already is replaced.
+///
+/// # Errors
+/// What writing gives.
+pub fn publish(dir: &Path, name: &str, record: &impl Serialize) -> io::Result<File> {
+    let beside = dir.join(format!(".{name}"));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.write_all(&serde_json::to_vec(record)?)?;
+    fs::rename(&beside, dir.join(name))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_a_start_time_and_pid_zero_has_none() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert!(start_time(own).unwrap() > 0);
+        assert_eq!(start_time(own).unwrap(), start_time(own).unwrap());
+        assert_eq!(start_time(0).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(boot_id().unwrap().len(), 36);
+    }
+
+    #[test]
+    fn records_are_read_back_and_damage_is_told_from_absence() {
+        let dir = tempfile::tempdir().unwrap();
+        let request = StopRequest { grace_ms: 5, reason: EndReason::Cancelled };
+        publish(dir.path(), "x.json", &request).unwrap();
+        let path = dir.path().join("x.json");
+        assert_eq!(read::<StopRequest>(&path).unwrap(), Some(request));
+        fs::write(&path, "{").unwrap();
+        assert!(read::<StopRequest>(&path).is_err());
+        fs::remove_file(&path).unwrap();
+        assert_eq!(read::<StopRequest>(&path).unwrap(), None);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

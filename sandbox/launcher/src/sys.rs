@@ -1,0 +1,353 @@
+//! System calls that have no safe wrapper elsewhere, each with one.
+
+#![expect(unsafe_code, reason = "raw system calls")]
+
+use std::ffi::{CStr, c_char};
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+/// `CLONE_INTO_CGROUP` of <linux/sched.h>; the crate's constant has too narrow a type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Turns the result of a raw system call into a `Result`.
+fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
+    if result < 0 { Err(last_errno()) } else { Ok(result) }
+}
+
+/// The calling thread's errno.
+fn last_errno() -> Errno {
+    // SAFETY: __errno_location always returns a valid pointer to this thread's errno.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}
+
+/// What a clone or fork gave.
+pub(crate) enum Fork {
+    /// This is the child.
+    Child,
+    /// This is the parent.
+    Parent(Pid),
+}
+
+/// Forks this process.
+///
+/// # Safety
+/// The process must have only one thread; then the child may use everything that the parent may.
+pub(crate) unsafe fn fork() -> Result<Fork, Errno> {
+    // SAFETY: the caller vouches for a single thread, so no lock can be held by a thread that the child lacks.
+    let pid = check(libc::c_long::from(unsafe { libc::fork() }))?;
+    Ok(match i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        None => Fork::Child,
+        Some(pid) => Fork::Parent(pid),
+    })
+}
+
+/// Forks this process into new namespaces (and a v2 cgroup); the parent gets the pid and a pidfd.
+///
+/// # Safety
+/// As [`fork`].
+pub(crate) unsafe fn clone_into(
+    namespaces: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<(Fork, Option<OwnedFd>), Errno> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is a plain struct of integers, for which zero is valid and means "not used".
+    let mut args: libc::clone_args = unsafe { mem::zeroed() };
+    args.flags = namespaces | u64::try_from(libc::CLONE_PIDFD).expect("a positive flag");
+    args.pidfd = ptr::from_mut(&mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::try_from(cgroup.as_raw_fd()).expect("an open descriptor is not negative");
+    }
+    // SAFETY: without CLONE_VM and a stack this is a fork; `args` is initialised and its pidfd points to a live i32. The
+    // caller vouches for a single thread.
+    let result =
+        unsafe { libc::syscall(libc::SYS_clone3, ptr::from_ref(&args), mem::size_of::<libc::clone_args>()) };
+    let pid = check(result)?;
+    match i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        None => Ok((Fork::Child, None)),
+        Some(pid) => {
+            // SAFETY: the kernel stored a new descriptor that nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok((Fork::Parent(pid), Some(pidfd)))
+        }
+    }
+}
+
+/// Waits for a child to end and reaps it; gives its wait status and its usage with that of its reaped children.
+pub(crate) fn reap(pid: Pid) -> Result<(i32, libc::rusage), Errno> {
+    let mut status = 0;
+    // SAFETY: rusage is a plain struct of integers, for which zero is valid.
+    let mut usage: libc::rusage = unsafe { mem::zeroed() };
+    loop {
+        // SAFETY: both pointers are to live, writable values of the right type.
+        let result = unsafe { libc::wait4(pid.as_raw_nonzero().get(), &mut status, 0, &mut usage) };
+        match check(libc::c_long::from(result)) {
+            Ok(_) => return Ok((status, usage)),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Reaps any one child that has ended, without waiting.
+pub(crate) fn reap_any() -> Result<Option<(Pid, i32)>, Errno> {
+    let mut status = 0;
+    // SAFETY: the pointer is to a live i32.
+    let result = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+    let pid = check(libc::c_long::from(result))?;
+    Ok(i32::try_from(pid).ok().and_then(Pid::from_raw).map(|pid| (pid, status)))
+}
+
+/// Signals every process of the caller's pid namespace but itself and the first.
+pub(crate) fn kill_all(signal: i32) -> Result<(), Errno> {
+    // SAFETY: kill takes no pointers.
+    check(libc::c_long::from(unsafe { libc::kill(-1, signal) })).map(|_| ())
+}
+
+/// Ends this process at once: no destructors, no exit handlers.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit takes no pointers and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// The signals that a supervisor and an init take through a descriptor.
+pub(crate) fn signal_fd(signals: &[i32]) -> Result<OwnedFd, Errno> {
+    // SAFETY: sigset_t is plain data and sigemptyset initialises it; the pointers are to live values; the descriptor that
+    // signalfd returns is new.
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in signals {
+            libc::sigaddset(&mut set, *signal);
+        }
+        check(libc::c_long::from(libc::sigprocmask(libc::SIG_BLOCK, &set, ptr::null_mut())))?;
+        let fd = libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        check(libc::c_long::from(fd))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Gives every signal its default action and blocks none.
+pub(crate) fn reset_signals() {
+    // SAFETY: sigset_t is plain data and sigemptyset initialises it; SIG_DFL is a valid handler for every signal. Signals
+    // whose action cannot be changed answer with an error that does no harm.
+    unsafe {
+        for signal in 1..=libc::SIGRTMAX() {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &set, ptr::null_mut());
+    }
+}
+
+/// Lets the kernel reap this process's children by itself (`true`), or keeps them until they are waited for.
+pub(crate) fn auto_reap(enable: bool) {
+    let action = if enable { libc::SIG_IGN } else { libc::SIG_DFL };
+    // SAFETY: both actions are valid for SIGCHLD.
+    unsafe { libc::signal(libc::SIGCHLD, action) };
+}
+
+/// Changes the flags and the propagation of a mount (and, if asked, of those below it).
+pub(crate) fn mount_setattr(
+    fd: BorrowedFd<'_>,
+    path: &CStr,
+    recursive: bool,
+    set: u64,
+    propagation: u64,
+) -> Result<(), Errno> {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    let mut flags = if path.is_empty() { libc::AT_EMPTY_PATH } else { libc::AT_SYMLINK_NOFOLLOW };
+    if recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    // SAFETY: path is a NUL-terminated string and attributes a live struct whose size is passed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+            ptr::from_ref(&attributes),
+            mem::size_of::<libc::mount_attr>(),
+        )
+    };
+    check(result).map(|_| ())
+}
+
+/// Joins new namespaces.
+pub(crate) fn unshare(namespaces: i32) -> Result<(), Errno> {
+    debug_assert!(namespaces & (libc::CLONE_FILES | libc::CLONE_VM) == 0, "namespaces only");
+    // SAFETY: unshare takes no pointers, and a namespace changes no memory or descriptor of this process.
+    check(libc::c_long::from(unsafe { libc::unshare(namespaces) })).map(|_| ())
+}
+
+/// Brings an interface up.
+pub(crate) fn interface_up(name: &CStr) -> Result<(), Errno> {
+    // SAFETY: ifreq is plain data; the name is copied with its NUL within the array's bounds; both requests read and write
+    // only that struct; the descriptor is new and owned here.
+    unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        check(libc::c_long::from(fd))?;
+        let socket = OwnedFd::from_raw_fd(fd);
+        let mut request: libc::ifreq = mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.to_bytes()) {
+            *to = *from as c_char;
+        }
+        check(libc::c_long::from(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request)))?;
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as i16;
+        check(libc::c_long::from(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &mut request)))?;
+        Ok(())
+    }
+}
+
+/// Installs a seccomp filter for this thread. `no_new_privs` must be set.
+pub(crate) fn install_filter(program: &mut [libc::sock_filter]) -> Result<(), Errno> {
+    let length = u16::try_from(program.len()).map_err(|_| Errno::INVAL)?;
+    let program = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
+    // SAFETY: the program points to `len` live instructions; the kernel copies and checks them.
+    let result = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, ptr::from_ref(&program))
+    };
+    check(result).map(|_| ())
+}
+
+/// Replaces this process's program. Returns only on failure.
+pub(crate) fn execute(
+    path: &CStr,
+    arguments: &NullTerminated<'_>,
+    environment: &NullTerminated<'_>,
+) -> Errno {
+    // SAFETY: path is NUL-terminated; both arrays are NULL-terminated arrays of NUL-terminated strings that are alive.
+    unsafe { libc::execve(path.as_ptr(), arguments.0.as_ptr(), environment.0.as_ptr()) };
+    last_errno()
+}
+
+/// An array of strings as `execve` takes it.
+pub(crate) struct NullTerminated<'a>(Vec<*const c_char>, std::marker::PhantomData<&'a CStr>);
+
+impl<'a> NullTerminated<'a> {
+    /// Collects the strings' addresses; they stay borrowed.
+    pub(crate) fn new(strings: impl Iterator<Item = &'a CStr>) -> Self {
+        let pointers = strings.map(CStr::as_ptr).chain([ptr::null()]).collect();
+        Self(pointers, std::marker::PhantomData)
+    }
+}
+
+/// Makes a descriptor number refer to what `fd` refers to; it stays open across `execve`.
+pub(crate) fn place(fd: impl AsFd, number: RawFd) -> Result<(), Errno> {
+    // SAFETY: dup2 takes no pointers; the numbers placed by callers are the three standard ones, which nobody here owns.
+    check(libc::c_long::from(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) })).map(|_| ())
+}
+
+/// Marks every descriptor from `first` on to be closed by `execve`.
+pub(crate) fn close_on_exec_from(first: u32) -> Result<(), Errno> {
+    // SAFETY: close_range takes no pointers, and with CLOEXEC it closes nothing now.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    check(result).map(|_| ())
+}
+
+/// The Landlock version of the kernel; an error where there is none.
+pub(crate) fn landlock_version() -> Result<u32, Errno> {
+    // SAFETY: with the VERSION flag the kernel expects no attributes.
+    let result = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, ptr::null::<u8>(), 0usize, 1u32) };
+    check(result).map(|version| u32::try_from(version).expect("versions are small and positive"))
+}
+
+/// `struct landlock_ruleset_attr` of <linux/landlock.h>, up to version 6.
+#[repr(C)]
+pub(crate) struct LandlockRuleset {
+    pub(crate) handled_access_fs: u64,
+    pub(crate) handled_access_net: u64,
+    pub(crate) scoped: u64,
+}
+
+/// Makes a Landlock ruleset; `size` is how much of the struct this version of the kernel knows.
+pub(crate) fn landlock_ruleset(attributes: &LandlockRuleset, size: usize) -> Result<OwnedFd, Errno> {
+    debug_assert!(size <= mem::size_of::<LandlockRuleset>());
+    // SAFETY: the struct is alive and at least `size` bytes long; the descriptor is new.
+    unsafe {
+        let fd =
+            check(libc::syscall(libc::SYS_landlock_create_ruleset, ptr::from_ref(attributes), size, 0u32))?;
+        Ok(OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor")))
+    }
+}
+
+/// Allows `access` below `path` in a ruleset.
+pub(crate) fn landlock_allow(
+    ruleset: BorrowedFd<'_>,
+    path: BorrowedFd<'_>,
+    access: u64,
+) -> Result<(), Errno> {
+    /// `struct landlock_path_beneath_attr` of <linux/landlock.h>.
+    #[repr(C, packed)]
+    struct PathBeneath {
+        allowed_access: u64,
+        parent_fd: i32,
+    }
+    const RULE_PATH_BENEATH: u32 = 1;
+    let rule = PathBeneath { allowed_access: access, parent_fd: path.as_raw_fd() };
+    // SAFETY: the rule is alive and of the layout that this rule type has.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            ruleset.as_raw_fd(),
+            RULE_PATH_BENEATH,
+            ptr::from_ref(&rule),
+            0u32,
+        )
+    };
+    check(result).map(|_| ())
+}
+
+/// Puts this thread under a ruleset.
+pub(crate) fn landlock_restrict(ruleset: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: no pointers.
+    let result = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0u32) };
+    check(result).map(|_| ())
+}
+
+/// Takes every capability out of the bounding set.
+pub(crate) fn drop_bounding_set() -> Result<(), Errno> {
+    for capability in 0..64u64 {
+        // SAFETY: PR_CAPBSET_DROP takes one number and no pointers.
+        let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        match check(libc::c_long::from(result)) {
+            Ok(_) => {}
+            // Past the last capability that this kernel knows.
+            Err(Errno::INVAL) if capability > 0 => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Takes over the standard input as an owned descriptor.
+///
+/// # Safety
+/// Nothing else in this process may use or own descriptor 0.
+pub(crate) unsafe fn take_standard_input() -> OwnedFd {
+    // SAFETY: the caller vouches for sole ownership; a process is started with descriptor 0 open.
+    unsafe { OwnedFd::from_raw_fd(0) }
+}
+
+/// Closes every descriptor from `first` on, except those in `keep`.
+///
+/// # Safety
+/// No value of this process that owns one of the closed descriptors may be used or dropped afterwards.
+pub(crate) unsafe fn close_others(first: RawFd, keep: &mut [RawFd]) {
+    keep.sort_unstable();
+    let mut from = first;
+    for kept in keep.iter().copied().filter(|kept| *kept >= first).chain([RawFd::MAX]) {
+        if kept > from {
+            // SAFETY: close_range takes no pointers; the caller vouches for the owners.
+            unsafe { libc::syscall(libc::SYS_close_range, from, kept - 1, 0) };
+        }
+        from = kept.saturating_add(1);
+    }
+}
