@@ -75,7 +75,7 @@ pub(in crate::rest) async fn logs(
     for row in rows {
         items.push(present(&app, &names, row).await?);
     }
-    let complete = !more && settled(&app, &job);
+    let complete = !more && settled(&app, &job).await?;
     Ok(Json(json!({"items": items, "cursor": next.map(write_cursor), "complete": complete})).into_response())
 }
 
@@ -107,7 +107,7 @@ async fn follow(
         }
         let end = match &job {
             None => Some(json!({"phase": null, "deleted": true, "logsComplete": false})),
-            Some(job) if settled(&app, job) => Some(json!({
+            Some(job) if settled(&app, job).await? => Some(json!({
                 "phase": job.phase, "reason": job.reason, "message": job.message,
                 "exitCode": job.exit_code, "logsComplete": job.logs_complete,
             })),
@@ -150,14 +150,16 @@ pub(in crate::rest) async fn changed(app: &App, changes: &mut Receiver<Change>, 
 }
 
 /// Whether the job has ended and no more records are to be expected.
-fn settled(app: &App, job: &JobRow) -> bool {
-    let waited_long = || job.finished_at.is_none_or(|at| app.clock.now().duration_since(at) > STRAGGLERS);
-    // An attempt that a lost node never finished announces no records.
-    job.phase.is_terminal()
-        && (job.logs_complete
-            || job.reason.as_deref() == Some("AttemptsExhausted") && job.exit_code.is_none()
-            || waited_long()
-            || job.attempts == 0)
+async fn settled(app: &App, job: &JobRow) -> Result<bool, ApiError> {
+    if !job.phase.is_terminal() || job.logs_complete {
+        return Ok(job.phase.is_terminal());
+    }
+    let waited_long = job.finished_at.is_none_or(|at| app.clock.now().duration_since(at) > STRAGGLERS);
+    // A job that was never claimed has no records, and an attempt that was lost with its node announces none.
+    let attempts = app.store.attempts(&job.uid).await?;
+    let announced =
+        attempts.iter().any(|attempt| attempt.epoch == job.epoch && attempt.last_sequence.is_some());
+    Ok(waited_long || !announced)
 }
 
 async fn present(app: &App, names: &[String], row: LogRow) -> Result<Value, ApiError> {
