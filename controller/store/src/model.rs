@@ -21,7 +21,8 @@ pub use job::{
     JobRow, NewJob, Page, Requirement, Reserve, RetryOutcome,
 };
 pub use node::{
-    Ack, CapabilityUpdate, NewNodeConfig, NodeRegistration, NodeRow, Put, RedeemedToken, RegisterOutcome,
+    Ack, CapabilitySnapshot, CapabilityUpdate, NewNodeConfig, NodeRegistration, NodeRow, Put, RedeemedToken,
+    RegisterOutcome,
 };
 pub use report::{
     Applied, AttemptChange, JobChange, LogCursor, LogFilter, LogRow, NewRecord, NodeChange, RecordKind,

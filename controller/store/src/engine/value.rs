@@ -66,9 +66,14 @@ impl From<Option<Vec<u8>>> for Value {
     }
 }
 
+/// The last time that can be kept: the last whole second, because the milliseconds after it cannot be read back.
+pub(crate) fn last_ms() -> i64 {
+    Timestamp::MAX.as_second() * 1000
+}
+
 /// A time as the database keeps it.
 pub(crate) fn ms(time: Timestamp) -> i64 {
-    time.as_millisecond()
+    time.as_millisecond().min(last_ms())
 }
 
 /// A time as it will be read back: to the millisecond.
@@ -89,7 +94,7 @@ pub(crate) fn millis(length: std::time::Duration) -> i64 {
 
 /// The time `length` after `now`, or the last that can be written.
 pub(crate) fn after(now: Timestamp, length: std::time::Duration) -> i64 {
-    ms(now).saturating_add(millis(length)).min(ms(Timestamp::MAX))
+    ms(now).saturating_add(millis(length)).min(last_ms())
 }
 
 /// A document as the database keeps it.

@@ -77,10 +77,6 @@ pub struct NewJob {
 
 /// What became of a job to create.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "an outcome is matched once and holds a row in nearly every case"
-)]
 pub enum CreateOutcome {
     /// It is new.
     Created(JobRow),
@@ -237,10 +233,6 @@ pub struct JobPatch {
 
 /// What became of a request to cancel.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "an outcome is matched once and holds a row in nearly every case"
-)]
 pub enum CancelOutcome {
     /// No node held the job: it has ended.
     Cancelled(JobRow),
@@ -269,10 +261,6 @@ pub enum DeleteOutcome {
 
 /// What became of a request to try again.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "an outcome is matched once and holds a row in nearly every case"
-)]
 pub enum RetryOutcome {
     /// The job is in its queue again.
     Queued(JobRow),

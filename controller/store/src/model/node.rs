@@ -45,10 +45,6 @@ pub struct RedeemedToken {
 
 /// What became of a registration.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "an outcome is matched once and holds a row in nearly every case"
-)]
 pub enum RegisterOutcome {
     /// The node is new (or was only declared until now).
     Created(NodeRow),
@@ -123,6 +119,19 @@ pub struct CapabilityUpdate {
     pub labels: BTreeMap<String, String>,
     /// The agent's version.
     pub agent_version: String,
+}
+
+/// A capability report that a node has made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CapabilitySnapshot {
+    /// When it came.
+    pub at: Timestamp,
+    /// Its hash.
+    pub hash: String,
+    /// The version of the agent that made it.
+    pub agent_version: String,
+    /// The report.
+    pub report: CapabilityReport,
 }
 
 /// A node: what is declared for it and what is known of it.

@@ -26,7 +26,6 @@ pub struct TemplateRow {
 
 /// What became of a template to put.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "an outcome is matched once and never kept")]
 pub enum PutTemplate {
     /// It is new.
     Created(TemplateRow),

@@ -17,7 +17,7 @@ use windlass_crds::JobPhase;
 use windlass_crds::protocol::Outcome;
 
 use super::{events, job_rows};
-use crate::engine::value::{args, clean, clean_opt, int, json, ms, word};
+use crate::engine::value::{args, clean, clean_opt, int, json, last_ms, ms, word};
 use crate::engine::writer::Tx;
 use crate::{
     Applied, AttemptChange, AttemptPhase, Change, Error, EventLevel, JobChange, JobRow, NewEvent, NewRecord,
@@ -452,7 +452,7 @@ async fn transit(
         }
     }
     let version = tx.version().await?;
-    let max = ms(Timestamp::MAX);
+    let max = last_ms();
     let done = tx.conn.rows(UPDATE_JOBS, args![json(&rows), ms(now), version, max]).await?;
     let mut ids = Vec::with_capacity(done.len());
     let mut changes = Vec::with_capacity(done.len());
@@ -507,8 +507,8 @@ fn job_change<'t>(now: Timestamp, transition: &'t Transition) -> JobRecord<'t> {
         reason: clean_opt(reason.as_ref()),
         message: clean_opt(message.as_ref()),
         exit: *exit_code,
-        steps: steps.as_ref().map(|steps| json(steps)),
-        unenf: unenforced.as_ref().map(|unenforced| json(unenforced)),
+        steps: steps.as_ref().map(json),
+        unenf: unenforced.as_ref().map(json),
         started: started_at.map(ms),
         finished: phase.is_terminal().then(|| ms(finished_at.unwrap_or(now))),
         notbefore: not_before.map(ms),

@@ -7,7 +7,7 @@ use windlass_crds::JobPhase;
 
 use super::job_rows::{self, Stored, rank, ready_rank};
 use super::retention::remember_bodies;
-use crate::engine::value::{args, int, json, ms, truncated};
+use crate::engine::value::{args, int, json, last_ms, ms, truncated};
 use crate::engine::writer::Tx;
 use crate::{CancelOutcome, Change, DeleteOutcome, Error, JobPatch, JobRow, RetryOutcome, Store};
 
@@ -116,7 +116,7 @@ async fn update(
         i64::from(respecified),
         version,
         job.resource_version,
-        ms(Timestamp::MAX)
+        last_ms()
     ];
     if tx.conn.execute(sql, args).await? != 1 {
         let (expected, found) = (job.resource_version, version);
@@ -182,7 +182,7 @@ async fn cancel(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<CancelOutcome,
                 ELSE 0 END,
             resource_version = $3
         WHERE id = $1 AND phase IN ('PendingApproval', 'Queued')";
-    tx.conn.execute(sql, args![id, ms(now), version, ms(Timestamp::MAX)]).await?;
+    tx.conn.execute(sql, args![id, ms(now), version, last_ms()]).await?;
     tx.changed(Change::Job { uid: uid.to_owned() });
     Ok(CancelOutcome::Cancelled(reread(tx, uid).await?))
 }

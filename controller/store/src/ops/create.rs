@@ -58,7 +58,7 @@ fn check(job: &NewJob) -> Result<(), Error> {
 /// What is to be done with an item of the batch.
 enum Plan {
     /// Answer this.
-    Answer(CreateOutcome),
+    Answer(Box<CreateOutcome>),
     /// Insert it, as the n-th.
     Insert(usize),
     /// Repeat the answer for an earlier item, as a replay or as a taken name.
@@ -76,12 +76,12 @@ async fn create(tx: &mut Tx, now: Timestamp, jobs: Vec<NewJob>) -> Result<Vec<Cr
     let mut fresh_keys: HashMap<String, (String, usize)> = HashMap::new();
     for job in jobs {
         let plan = if let Some(answer) = replay(job.idempotency.as_ref(), &keys) {
-            Plan::Answer(answer)
+            Plan::Answer(Box::new(answer))
         } else if let Some((hash, n)) = job.idempotency.as_ref().and_then(|key| fresh_keys.get(&key.key)) {
             let same = job.idempotency.as_ref().is_some_and(|key| key.request_hash == *hash);
-            if same { Plan::Replay(*n) } else { Plan::Answer(CreateOutcome::KeyReused) }
+            if same { Plan::Replay(*n) } else { Plan::Answer(Box::new(CreateOutcome::KeyReused)) }
         } else if let Some(existing) = taken.find(&job) {
-            Plan::Answer(CreateOutcome::NameTaken(existing.clone()))
+            Plan::Answer(Box::new(CreateOutcome::NameTaken(existing.clone())))
         } else if let Some(n) = names.get(&(job.namespace.clone(), job.name.clone())).or(uids.get(&job.uid)) {
             Plan::NameTaken(*n)
         } else {
@@ -98,7 +98,7 @@ async fn create(tx: &mut Tx, now: Timestamp, jobs: Vec<NewJob>) -> Result<Vec<Cr
     }
     let created = if inserts.is_empty() { Vec::new() } else { insert(tx, now, inserts).await? };
     let outcomes = plans.into_iter().map(|plan| match plan {
-        Plan::Answer(outcome) => outcome,
+        Plan::Answer(outcome) => *outcome,
         Plan::Insert(n) => CreateOutcome::Created(created[n].clone()),
         Plan::Replay(n) => CreateOutcome::Replayed(created[n].clone()),
         Plan::NameTaken(n) => CreateOutcome::NameTaken(created[n].clone()),

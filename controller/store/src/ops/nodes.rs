@@ -8,7 +8,7 @@ use windlass_crds::protocol::AckStatus;
 use crate::engine::conn::Conn;
 use crate::engine::value::{Row, args, int, json, ms, truncated, word};
 use crate::engine::writer::Tx;
-use crate::{Ack, CapabilityUpdate, Change, Error, NewNodeConfig, NodeRow, Put, Store};
+use crate::{Ack, CapabilitySnapshot, CapabilityUpdate, Change, Error, NewNodeConfig, NodeRow, Put, Store};
 
 /// How many capability reports are kept of a node, to see what changed on a host.
 const SNAPSHOTS: i64 = 20;
@@ -153,6 +153,34 @@ impl Store {
                 snapshot(tx, now, &name, version, &update.hash, &update.agent_version, report).await?;
                 tx.changed(Change::Node { name });
                 Ok(())
+            })
+        })
+        .await
+    }
+
+    /// The last capability reports of a node, newest first: those of its registrations and updates that differed.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and what the engine reports.
+    pub async fn capability_history(&self, name: &str) -> Result<Vec<CapabilitySnapshot>, Error> {
+        let name = name.to_owned();
+        self.read("capability_history", move |conn| {
+            Box::pin(async move {
+                let sql = "
+                    SELECT version, at, hash, agent_version, report FROM capability_snapshots
+                    WHERE node = $1 ORDER BY version DESC";
+                let rows = conn.rows(sql, args![name]).await?;
+                let read = |row: &Row| {
+                    let mut cells = row.cells("capability_snapshots");
+                    cells.int("version")?;
+                    Ok(CapabilitySnapshot {
+                        at: cells.time("at")?,
+                        hash: cells.text("hash")?,
+                        agent_version: cells.text("agent_version")?,
+                        report: cells.json("report")?,
+                    })
+                };
+                rows.iter().map(read).collect()
             })
         })
         .await

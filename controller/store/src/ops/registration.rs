@@ -39,7 +39,13 @@ impl Store {
 /// What the table above says.
 enum Verdict {
     Admit { redeem: Option<String> },
-    Refuse(RegisterOutcome),
+    Refuse(Box<RegisterOutcome>),
+}
+
+impl Verdict {
+    fn refuse(outcome: RegisterOutcome) -> Self {
+        Self::Refuse(Box::new(outcome))
+    }
 }
 
 fn judge(known: Option<&NodeRow>, new: &NodeRegistration) -> Verdict {
@@ -48,9 +54,9 @@ fn judge(known: Option<&NodeRow>, new: &NodeRegistration) -> Verdict {
     let Some(known) = known.filter(|row| row.registered_at.is_some()) else {
         let token = new.token.as_ref().filter(|token| token.allows_new || replaces(token));
         return match token {
-            _ if new.public_key.is_some() && !new.proven => Verdict::Refuse(RegisterOutcome::NeedsProof),
+            _ if new.public_key.is_some() && !new.proven => Verdict::refuse(RegisterOutcome::NeedsProof),
             Some(token) => Verdict::Admit { redeem: Some(token.id.clone()) },
-            None => Verdict::Refuse(RegisterOutcome::TokenInvalid),
+            None => Verdict::refuse(RegisterOutcome::TokenInvalid),
         };
     };
     if proven.is_some() && proven == known.public_key.as_ref() {
@@ -58,17 +64,17 @@ fn judge(known: Option<&NodeRow>, new: &NodeRegistration) -> Verdict {
     }
     let token = new.token.as_ref().filter(replaces);
     match token {
-        Some(_) if new.public_key.is_some() && !new.proven => Verdict::Refuse(RegisterOutcome::NeedsProof),
+        Some(_) if new.public_key.is_some() && !new.proven => Verdict::refuse(RegisterOutcome::NeedsProof),
         Some(token) => Verdict::Admit { redeem: Some(token.id.clone()) },
-        None if proven.is_some() || new.token.is_some() => Verdict::Refuse(RegisterOutcome::NameTaken),
-        None => Verdict::Refuse(RegisterOutcome::NeedsProof),
+        None if proven.is_some() || new.token.is_some() => Verdict::refuse(RegisterOutcome::NameTaken),
+        None => Verdict::refuse(RegisterOutcome::NeedsProof),
     }
 }
 
 async fn register(tx: &mut Tx, now: Timestamp, new: NodeRegistration) -> Result<RegisterOutcome, Error> {
     let before = nodes::get(&mut tx.conn, &new.name).await?;
     match judge(before.as_ref(), &new) {
-        Verdict::Refuse(outcome) => return Ok(outcome),
+        Verdict::Refuse(outcome) => return Ok(*outcome),
         Verdict::Admit { redeem: Some(token) } => {
             if !redeem(tx, now, &token, &new).await? {
                 return Ok(RegisterOutcome::TokenInvalid);

@@ -1,0 +1,11 @@
+//! The cases, by what they are about.
+
+pub(crate) mod changing;
+pub(crate) mod claiming;
+pub(crate) mod creating;
+pub(crate) mod keeping;
+pub(crate) mod leasing;
+pub(crate) mod listing;
+pub(crate) mod nodes;
+pub(crate) mod reporting;
+pub(crate) mod transitions;
