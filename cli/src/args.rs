@@ -86,39 +86,25 @@ struct FolderArgs {
     xdg_state_home: Option<PathBuf>,
 }
 
-/// What to do.
+/// What to do. Each verb is described at its own arguments, which is what its help prints.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Verb {
-    /// Make objects be as manifests say, and create those that do not exist.
-    Apply(verbs::apply::Args),
-    /// List objects, or show the named ones.
-    Get(verbs::get::Args),
-    /// Show everything about objects, with what happened to them and why.
-    Describe(verbs::describe::Args),
-    /// Run a command or a manifest as a job, and follow it to its end.
     Run(Box<verbs::run::Args>),
-    /// Print what a job has written.
+    Apply(verbs::apply::Args),
+    Get(verbs::get::Args),
+    Describe(verbs::describe::Args),
     Logs(verbs::logs::Args),
-    /// Wait until objects are in a state.
     Wait(verbs::wait::Args),
-    /// Cancel jobs.
     Cancel(verbs::cancel::Args),
-    /// Run jobs that have ended again.
     Retry(verbs::retry::Args),
-    /// Delete objects.
     Delete(verbs::delete::Args),
-    /// Check manifests without a server.
     Validate(verbs::validate::Args),
-    /// Make, list and revoke the tokens by which nodes join.
-    JoinToken(verbs::join_token::Args),
-    /// Describe a kind of manifest, or one of its fields.
     Explain(verbs::explain::Args),
-    /// Print a script that completes command lines in a shell.
-    Completion(verbs::completion::Args),
-    /// Print the version of this command, and of the server where one is configured.
-    Version(verbs::version::Args),
-    /// Show the settings that are in force and where each came from.
+    Controller(verbs::controller::Args),
+    JoinToken(verbs::join_token::Args),
     Config(verbs::config::Args),
+    Version(verbs::version::Args),
+    Completion(verbs::completion::Args),
 }
 
 /// The command line that was given.

@@ -61,6 +61,8 @@ pub(crate) struct Filter {
     pub(crate) phase: Option<String>,
     /// The labels, as `k=v,k2=v2`.
     pub(crate) selector: Option<String>,
+    /// The only job that is wanted.
+    pub(crate) name: Option<String>,
 }
 
 /// What became of a deletion.
@@ -410,8 +412,8 @@ impl Client {
 
 impl Filter {
     fn append_to(&self, url: &mut Url) {
-        let Self { queue, phase, selector } = self;
-        for (name, value) in [("queue", queue), ("phase", phase), ("selector", selector)] {
+        let Self { queue, phase, selector, name } = self;
+        for (name, value) in [("queue", queue), ("phase", phase), ("selector", selector), ("name", name)] {
             if let Some(value) = value {
                 url.query_pairs_mut().append_pair(name, value);
             }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use windlass_crds::JobPhase;
 
 use crate::client::model::{Job, LogEnd, LogItem, Placement};
@@ -11,6 +10,7 @@ use crate::clock;
 use crate::console::Console;
 use crate::exit::Exit;
 use crate::failure::{Failure, Report};
+use crate::interrupts::Interrupts;
 use crate::kind::Kind;
 use crate::log_output::{LogPrinter, Routing};
 use crate::output::human::printable;
@@ -45,34 +45,6 @@ pub(crate) struct Follower<'a> {
     pub(crate) name: &'a str,
     /// What an interrupt does.
     pub(crate) on_interrupt: OnInterrupt,
-}
-
-/// Interrupts of the process, as things to wait for in place of its end.
-#[derive(Debug)]
-pub(crate) struct Interrupts {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Interrupts {
-    /// Begins to catch interrupts. Must be called in the runtime.
-    pub(crate) fn catch() -> Result<Self, Failure> {
-        let catch = |kind| {
-            signal(kind).map_err(|error| {
-                Failure::from(Report::new(Exit::Failed, "signals cannot be caught").detail(error.to_string()))
-            })
-        };
-        Ok(Self { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
-    }
-
-    /// Waits for the next one. Cancel-safe.
-    pub(crate) async fn next(&mut self) {
-        // Both arms only receive, which is cancel-safe; a closed signal stream cannot happen while the runtime lives.
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }
 
 impl Follower<'_> {
@@ -201,27 +173,31 @@ impl Follower<'_> {
     }
 
     async fn tell_end(&self, end: &LogEnd) -> Result<Exit, Failure> {
-        let job: Result<Job, _> = self.client.get(Kind::Job, self.namespace, self.name).await;
+        let Some(phase) = end.phase else {
+            return Err(Report::new(
+                Exit::Failed,
+                format!("the job {} was deleted before it ended", self.name),
+            )
+            .into());
+        };
         if !end.logs_complete {
             self.console.warn("not all of the job's output has arrived, because its node was lost");
         }
-        let (line, exit) = match job {
-            Ok(job) if job.status.phase == end.phase => {
-                let status = &job.status;
-                (result_line(&job), Exit::of_job(status.phase, status.reason.as_deref(), status.exit_code))
-            }
+        let line = match self.client.get::<Job>(Kind::Job, self.namespace, self.name).await {
+            Ok(job) if job.status.phase == phase => result_line(&job),
             // Deleted or started again by somebody in between: what the stream said is what was followed.
-            Ok(_) | Err(_) => {
-                (format!("job/{} {}", self.name, end.phase), Exit::of_job(end.phase, None, end.exit_code))
-            }
+            Ok(_) | Err(_) => format!("job/{} {phase}", self.name),
         };
         self.console.note(line);
-        Ok(exit)
+        Ok(Exit::of_job(phase, end.reason.as_deref(), end.exit_code))
     }
 }
 
 /// Why a job is queued, in words.
 pub(crate) fn why_queued(placement: &Placement) -> String {
+    if let Some(job) = &placement.job {
+        return format!("The job waits: {}.", printable(job));
+    }
     let fitting = placement.items.iter().filter(|item| item.fits).count();
     let mut text = match (placement.items.len(), fitting) {
         (0, _) => "The job waits: there is no node yet. `windlass join-token create` makes a token for one."
@@ -293,7 +269,8 @@ mod tests {
 
     #[test]
     fn the_reason_to_wait_names_each_node_that_does_not_fit() {
-        let placement = |items: Vec<PlacementItem>, queue_position| Placement { items, queue_position };
+        let placement =
+            |items: Vec<PlacementItem>, queue_position| Placement { job: None, items, queue_position };
         let one = why_queued(&placement(vec![item("n1", false, "it has 2 cpus, 64 are needed")], None));
         assert_eq!(one, "The job waits: it fits no node.\n  n1: it has 2 cpus, 64 are needed");
         let two = why_queued(&placement(vec![item("n1", true, ""), item("n2", false, "no")], Some(3)));

@@ -79,14 +79,14 @@ impl LogPrinter {
 /// Puts pieces together to whole lines, each with the time of its first byte in front.
 #[derive(Debug, Default)]
 struct Lines {
-    open: BTreeMap<(String, Stream), (Timestamp, Vec<u8>)>,
+    open: BTreeMap<(Option<String>, Stream), (Timestamp, Vec<u8>)>,
 }
 
 /// The longest line that is kept back to be put together; what is longer is written in parts.
 const LONGEST_LINE: usize = 1 << 20;
 
 impl Lines {
-    fn push(&mut self, step: String, stream: Stream, at: Timestamp, bytes: &[u8]) -> Vec<u8> {
+    fn push(&mut self, step: Option<String>, stream: Stream, at: Timestamp, bytes: &[u8]) -> Vec<u8> {
         let mut ready = Vec::new();
         let key = (step, stream);
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -131,7 +131,7 @@ mod tests {
         let at = |second| Timestamp::from_second(second).unwrap();
         let mut lines = Lines::default();
         let mut push = |second, stream, bytes: &[u8]| {
-            String::from_utf8(lines.push("main".into(), stream, at(second), bytes)).unwrap()
+            String::from_utf8(lines.push(Some("main".into()), stream, at(second), bytes)).unwrap()
         };
         assert_eq!(push(1, Stream::Stdout, b"one\ntw"), "1970-01-01T00:00:01.000Z one\n");
         assert_eq!(push(2, Stream::Stderr, b"err\n"), "1970-01-01T00:00:02.000Z err\n");

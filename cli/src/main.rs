@@ -17,6 +17,7 @@ mod exit;
 mod failure;
 mod follow;
 mod inputs;
+mod interrupts;
 mod kind;
 mod log_output;
 mod manifests;
@@ -39,7 +40,12 @@ fn main() -> ExitCode {
     };
     let console = Console::new();
     let result = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(verbs::perform(line, console)),
+        Ok(runtime) => {
+            let result = runtime.block_on(verbs::perform(line, console));
+            // Whatever still blocks, such as a name that is being resolved, has nothing more to say.
+            runtime.shutdown_background();
+            result
+        }
         Err(error) => {
             Err(Report::new(Exit::Failed, "threads cannot be started").detail(error.to_string()).into())
         }

@@ -4,6 +4,7 @@ pub(crate) mod apply;
 pub(crate) mod cancel;
 pub(crate) mod completion;
 pub(crate) mod config;
+pub(crate) mod controller;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod explain;
@@ -68,6 +69,7 @@ pub(crate) async fn perform(line: CommandLine, console: Console) -> Result<Exit,
     let CommandLine { verb, given } = line;
     let context = Context { console, given };
     match verb {
+        Verb::Controller(args) => controller::perform(&context, args).await,
         Verb::Apply(args) => apply::perform(&context, &args).await,
         Verb::Get(args) => get::perform(&context, args).await,
         Verb::Describe(args) => describe::perform(&context, &args).await,

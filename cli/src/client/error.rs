@@ -218,9 +218,6 @@ fn of_problem(problem: &Problem) -> Report {
         ),
         "forbidden" => report.hint("the token is good, but its role does not allow this"),
         "unavailable" | "rate_limited" => report.hint("try again in a moment"),
-        "name_taken" => report.hint(
-            "choose another name, delete the old object first, or write `generateName` in place of `name`",
-        ),
         _ => report,
     }
 }

@@ -154,7 +154,8 @@ pub(crate) struct LogItem {
     /// When it was written.
     pub(crate) at: Timestamp,
     /// The step's name.
-    pub(crate) step: String,
+    #[serde(default)]
+    pub(crate) step: Option<String>,
     /// Where it was written.
     pub(crate) stream: Stream,
     /// What was written, where that is UTF-8.
@@ -193,8 +194,12 @@ pub(crate) struct LogPage {
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LogEnd {
-    /// How the job ended.
-    pub(crate) phase: JobPhase,
+    /// How the job ended; `None` where it was deleted.
+    #[serde(default)]
+    pub(crate) phase: Option<JobPhase>,
+    /// Why, as one word.
+    #[serde(default)]
+    pub(crate) reason: Option<String>,
     /// The exit code that decided.
     #[serde(default)]
     pub(crate) exit_code: Option<i32>,
@@ -282,6 +287,9 @@ pub(crate) struct PlacementItem {
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Placement {
+    /// What keeps the job itself from running, whatever the nodes say.
+    #[serde(default)]
+    pub(crate) job: Option<String>,
     /// What each node says.
     pub(crate) items: Vec<PlacementItem>,
     /// How many jobs are before it in its queue.

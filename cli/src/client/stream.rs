@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use url::Url;
+use windlass_crds::protocol::Problem;
 
 use super::sse::{Event, Parser};
 use super::{Client, Error};
@@ -127,6 +128,9 @@ async fn read(
             Ok(Some(Ok(chunk))) => parser.push(&chunk, &mut events),
         };
         for event in events.drain(..) {
+            if event.event == "error" {
+                return last_word(&event.data);
+            }
             if event.id.is_some() {
                 last_id.clone_from(&event.id);
             }
@@ -138,6 +142,15 @@ async fn read(
             return End::Final(Error::Stream(error));
         }
     }
+}
+
+/// What it means that the server ended the stream with an error.
+fn last_word(data: &str) -> End {
+    let Ok(problem) = serde_json::from_str::<Problem>(data) else {
+        return End::Broken("the server ended the stream with an error".to_owned());
+    };
+    let error = Error::Problem(Box::new(problem));
+    if error.is_passing() { End::Broken(error.to_string()) } else { End::Final(error) }
 }
 
 async fn reconnect(client: &Client, url: &Url, last_id: Option<&str>) -> Result<reqwest::Response, Error> {

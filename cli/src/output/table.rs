@@ -61,14 +61,21 @@ impl<T: AsRef<str>> From<T> for Cell {
     }
 }
 
-/// A column's heading and whether its text may be cut before that of other columns.
+/// A column's heading, whether its text may be cut before that of other columns, and how wide it is at least where
+/// rows come later.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Column {
     heading: &'static str,
     flexible: bool,
+    room: usize,
 }
 
 impl Column {
+    /// The same column, at least this wide where rows come later that may be longer than those that are known.
+    pub(crate) const fn with_room(self, room: usize) -> Self {
+        Self { room, ..self }
+    }
+
     /// Whether the column says what state an object is in.
     pub(crate) fn shows_state(&self) -> bool {
         matches!(self.heading, "PHASE" | "STATUS")
@@ -77,18 +84,20 @@ impl Column {
 
 /// A column whose text is cut only when nothing else helps.
 pub(crate) const fn column(heading: &'static str) -> Column {
-    Column { heading, flexible: false }
+    Column { heading, flexible: false, room: 0 }
 }
 
 /// A column whose text is cut first.
 pub(crate) const fn flexible(heading: &'static str) -> Column {
-    Column { heading, flexible: true }
+    Column { heading, flexible: true, room: 0 }
 }
 
 /// The widths of a table's columns, so that lines that come later stay in line with those before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     widths: Vec<usize>,
+    /// Whether what is wider than its column is cut; otherwise it pushes the rest of its line aside.
+    cuts: bool,
 }
 
 impl Layout {
@@ -105,7 +114,14 @@ impl Layout {
         if let Some(terminal) = terminal {
             fit(columns, &mut widths, terminal);
         }
-        Self { widths }
+        Self { widths, cuts: terminal.is_some() }
+    }
+
+    /// The widths for these rows and for others that come later.
+    pub(crate) fn with_room(columns: &[Column], rows: &[Vec<Cell>], terminal: Option<usize>) -> Self {
+        let room: Vec<Cell> = columns.iter().map(|column| Cell::from("x".repeat(column.room))).collect();
+        let rows: Vec<Vec<Cell>> = rows.iter().cloned().chain(std::iter::once(room)).collect();
+        Self::new(columns, &rows, terminal)
     }
 
     /// The heading line.
@@ -120,11 +136,11 @@ impl Layout {
         let mut line = String::new();
         let last = cells.len().saturating_sub(1);
         for (index, (cell, width)) in cells.iter().zip(&self.widths).enumerate() {
-            let text = cut(&cell.text, *width);
+            let text = if self.cuts { cut(&cell.text, *width) } else { cell.text.clone() };
             let style = cell.style;
             write!(line, "{style}{text}{style:#}").expect("writing to a string cannot fail");
             if index < last {
-                line.extend(std::iter::repeat_n(' ', width - text.width().min(*width) + GAP));
+                line.extend(std::iter::repeat_n(' ', width.saturating_sub(text.width()) + GAP));
             }
         }
         line.push('\n');

@@ -128,20 +128,24 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
     }
     let mut exit = Exit::Success;
     for (index, kind) in kinds.iter().copied().enumerate() {
-        let names = targets
+        let names: Vec<String> = targets
             .iter()
             .filter(|target| target.kind == kind)
             .filter_map(|target| target.name.clone())
             .collect();
         let query = Query {
             kind,
-            names,
             namespace: (!all_namespaces).then(|| settings.namespace.value.clone()),
             filter: Filter {
                 queue: queue.clone(),
                 phase: Some(phase.clone()).filter(|phase| !phase.is_empty()),
                 selector: selector.as_ref().filter(|_| kind == Kind::Job).map(Selector::text),
+                name: match names.as_slice() {
+                    [name] if kind == Kind::Job => Some(name.clone()),
+                    _ => None,
+                },
             },
+            names,
             selector: selector.clone().filter(|_| kind != Kind::Job),
             width: Width { wide: output == Format::Wide, namespaces: all_namespaces },
             output,
@@ -277,7 +281,7 @@ impl Query {
                 let objects: Vec<Value> = changed.iter().map(|key| known[key].object.clone()).collect();
                 if layout.is_none() && self.is_table() {
                     let rows = self.rows(&objects)?;
-                    let new = Layout::new(&columns, &rows, console.width());
+                    let new = Layout::with_room(&columns, &rows, console.width());
                     console.data(&new.heading(&columns))?;
                     layout = Some(new);
                 }

@@ -15,13 +15,13 @@ pub(super) fn columns(width: Width) -> Vec<Column> {
         columns.push(column("NAMESPACE"));
     }
     columns.extend([
-        column("NAME"),
-        column("QUEUE"),
-        column("PHASE"),
-        column("NODE"),
+        column("NAME").with_room(20),
+        column("QUEUE").with_room(8),
+        column("PHASE").with_room("Claimed (cancelling)".len()),
+        column("NODE").with_room(12),
         column("EXIT"),
         column("DURATION"),
-        column("AGE"),
+        column("AGE").with_room(4),
     ]);
     if width.wide {
         columns.extend([column("PRIORITY"), column("ATTEMPTS"), flexible("REASON"), flexible("TITLE")]);

@@ -10,13 +10,13 @@ use crate::output::table::{Cell, Column, column, flexible};
 
 pub(super) fn columns(width: Width) -> Vec<Column> {
     let mut columns = vec![
-        column("NAME"),
-        flexible("STATUS"),
+        column("NAME").with_room(12),
+        flexible("STATUS").with_room("NotReady (NoHeartbeat)".len()),
         column("JOBS"),
-        column("CONFIG"),
+        column("CONFIG").with_room("10 of 11".len()),
         column("VERSION"),
         column("LAST SEEN"),
-        column("AGE"),
+        column("AGE").with_room(4),
     ];
     if width.wide {
         columns.extend([

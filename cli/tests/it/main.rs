@@ -1,0 +1,12 @@
+//! The command as people use it: the built binary against a real controller, with a node that is played by hand, and
+//! against servers that misbehave.
+
+mod errors;
+mod fake;
+mod follow;
+mod nodes;
+mod objects;
+mod offline;
+mod run;
+mod wait;
+mod world;
