@@ -1,1 +1,68 @@
-//! windlass-agent.
+//! The node agent: registers the node, keeps its configuration, claims attempts and runs their steps in the sandbox.
+//!
+//! It talks to the controller only, by HTTPS calls that go out from the node, and survives the loss of the controller,
+//! of itself and of the host: see [`agent`] for the data flow, `ledger`, `outbox` and `executor` for what is on disk
+//! and what that guarantees.
+//!
+//! All time, chance, durable files, the network and the sandbox come in through [`AgentParts`], so that a simulation
+//! can run many agents in virtual time.
+
+#![forbid(unsafe_code)]
+
+pub mod agent;
+mod args;
+mod backoff;
+mod capabilities;
+mod claim;
+mod client;
+mod clock;
+mod config_sync;
+mod executor;
+mod fs;
+mod heartbeat;
+mod held;
+mod identity;
+mod ids;
+mod keeper_thread;
+mod ledger;
+mod names;
+mod outbox;
+pub mod plugins;
+mod readiness;
+mod recovery;
+mod registration;
+mod session;
+//mod start;
+mod status;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod token;
+mod workspaces;
+
+pub use agent::{Agent, AgentParts, Error, KeeperHost, Settings, Stop};
+pub use args::AgentArgs;
+pub use capabilities::{HostFacts, HostProbe, SystemHost};
+pub use client::{Authority, ControllerClient, Error as ClientError, HttpClient, InputStream};
+pub use clock::{Clock, SystemClock};
+pub use fs::{AgentFs, DiskFs};
+pub use identity::{Enrolment, Error as IdentityError, Identity};
+pub use ids::{IdSource, SystemIds};
+pub use outbox::Backlog;
+pub use registration::{Error as RegistrationError, JoinSecret, OnRegistered};
+pub use session::Session;
+//pub use start::{Error as StartError, RunningAgent};
+pub use status::AgentStatus;
+pub use token::{Error as TokenError, JoinToken};
+pub use workspaces::{Content, Home, HostWorkspaces, LeaseWriter, Placement, Workspaces};
+
+/// An error and its causes as one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,616 @@
+//! The agent: ties its parts together and dispatches.
+//!
+//! ```text
+//!                    ┌── registration ──► session ──► everybody
+//!                    ├── config sync ───► configuration in force ──► slots, rules
+//!  controller ◄──────┼── claims ──────► dispatcher ──► one task per attempt ──► driver
+//!                    ├── lease keeper ◄─► held attempts ◄──┘      │
+//!                    └── sender ◄──── outbox ◄── writer ◄─────────┘
+//! ```
+//!
+//! All tasks belong to the future of [`Agent::run`]: dropping it is a crash, after which nothing of the agent goes on.
+//! What runs in the sandbox goes on under its supervisors until its lease ends.
+
+mod wiring;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::Instrument as _;
+use windlass_crds::protocol::SandboxCapability;
+use windlass_sandbox::Driver;
+
+use self::wiring::{BringUp, Wiring};
+use crate::capabilities::{Capabilities, HostProbe, NodeFacts};
+use crate::claim::{Claimed, Claims};
+use crate::client::ControllerClient;
+use crate::clock::Clock;
+use crate::config_sync::{ConfigState, ConfigSync, InForce};
+use crate::executor::inputs::InputCache;
+use crate::executor::{AttemptTask, ExecutorParts, Recovered, end_unit, release_record};
+use crate::fs::AgentFs;
+use crate::heartbeat::{LeaseKeeper, Superseded};
+use crate::held::{HeldAttempts, StopCause};
+use crate::identity::Identity;
+use crate::ids::IdSource;
+use crate::ledger::{self, Ledger};
+use crate::names::attempt_name;
+use crate::outbox::sender::Sender;
+use crate::outbox::{self, Outbox, OutboxWriter};
+use crate::plugins::Registry;
+use crate::readiness::{Part, Readiness};
+use crate::recovery::{self, Found, Resumed};
+use crate::registration::{self, JoinSecret, OnRegistered, Registration};
+use crate::session::SessionHandle;
+use crate::status::AgentStatus;
+use crate::workspaces::Workspaces;
+
+/// How long attempts may take to stop when the agent is told to cancel them: TERM, the grace of 5 s, KILL, and time to
+/// write it down.
+const CANCEL_WAIT: Duration = Duration::from_secs(15);
+/// How long the last records may take to be sent before the agent exits; they are sent at its next start otherwise.
+const FLUSH_WAIT: Duration = Duration::from_secs(10);
+
+/// What the outside wants of a running agent. It only ever goes up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stop {
+    /// It runs.
+    #[default]
+    Run,
+    /// It takes no more work, lets what runs finish, sends what is left and ends.
+    Drain,
+    /// It stops what runs, sends what is left and ends.
+    Cancel,
+}
+
+/// Where the lease keeper runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeeperHost {
+    /// On a thread and runtime of its own.
+    OwnThread,
+    /// On the agent's runtime, for simulations in virtual time.
+    AgentRuntime,
+}
+
+/// What can be set about an agent.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The node's labels.
+    pub labels: BTreeMap<String, String>,
+    /// How many attempts run at once where the configuration does not say.
+    pub concurrency: u32,
+    /// Free bytes below which no work is taken on.
+    pub least_free_bytes: u64,
+    /// Where fetched inputs are kept.
+    pub inputs: PathBuf,
+    /// How many bytes of inputs are kept beyond what is in use.
+    pub input_cache_bytes: u64,
+    /// Where the lease keeper runs.
+    pub keeper: KeeperHost,
+}
+
+/// What an agent is made of: the seams, and what the real ones found at start.
+pub struct AgentParts {
+    /// Who the node is.
+    pub identity: Identity,
+    /// The join token's secret, if there is one.
+    pub join: Option<JoinSecret>,
+    /// What is done with the answer to a registration before it is used.
+    pub on_registered: Option<OnRegistered>,
+    /// The controller.
+    pub client: Arc<dyn ControllerClient>,
+    /// The controller, for the lease keeper alone.
+    pub lease_client: Arc<dyn ControllerClient>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Names and chance.
+    pub ids: Arc<dyn IdSource>,
+    /// Durable files.
+    pub fs: Arc<dyn AgentFs>,
+    /// The host.
+    pub host: Arc<dyn HostProbe>,
+    /// The sandbox.
+    pub driver: Arc<dyn Driver>,
+    /// What the sandbox can do here.
+    pub sandbox: SandboxCapability,
+    /// Where attempts live.
+    pub workspaces: Arc<dyn Workspaces>,
+    /// What can be done for a step.
+    pub plugins: Registry,
+    /// The rest.
+    pub settings: Settings,
+}
+
+/// Why an agent ended that was not told to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The node cannot register.
+    #[error(transparent)]
+    Registration(#[from] registration::Error),
+    /// Another agent has this node's identity.
+    #[error(transparent)]
+    Superseded(#[from] Superseded),
+    /// The ledger cannot be read.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// The outbox cannot be read.
+    #[error(transparent)]
+    Outbox(#[from] outbox::Error),
+    /// The last good configuration cannot be read.
+    #[error(transparent)]
+    Configuration(#[from] crate::config_sync::Error),
+    /// The sandbox does not tell what runs.
+    #[error("the sandbox does not tell what runs on this host")]
+    Inventory(#[source] windlass_sandbox::Error),
+    /// The lease keeper's thread cannot be made.
+    #[error("the lease keeper's thread cannot be made")]
+    KeeperThread(#[source] std::io::Error),
+    /// The lease keeper's thread has panicked.
+    #[error("the lease keeper has panicked")]
+    KeeperPanicked,
+    /// A task has panicked.
+    #[error("a task of the agent has panicked")]
+    Panicked(#[source] tokio::task::JoinError),
+}
+
+impl Error {
+    /// A stable word for the kind of error.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Registration(error) => error.kind(),
+            Self::Superseded(_) => "superseded",
+            Self::Ledger(error) => error.kind(),
+            Self::Outbox(error) => error.kind(),
+            Self::Configuration(error) => error.kind(),
+            Self::Inventory(_) => "inventory",
+            Self::KeeperThread(_) => "keeper_thread",
+            Self::KeeperPanicked => "keeper_panicked",
+            Self::Panicked(_) => "panicked",
+        }
+    }
+}
+
+/// An agent that does not run yet.
+pub struct Agent {
+    parts: AgentParts,
+    status: watch::Sender<AgentStatus>,
+}
+
+/// How a task has ended.
+enum Ended {
+    Attempt,
+    Released,
+    Failed(Error),
+}
+
+impl Agent {
+    /// Makes an agent. Nothing happens before it runs.
+    pub fn build(parts: AgentParts) -> Self {
+        let status = AgentStatus { node: parts.identity.name().to_owned(), ..AgentStatus::default() };
+        Self { parts, status: watch::Sender::new(status) }
+    }
+
+    /// Follows what the agent says of itself.
+    pub fn status(&self) -> watch::Receiver<AgentStatus> {
+        self.status.subscribe()
+    }
+
+    /// Runs until `stop` says otherwise. A dropped sender of `stop` means to run for ever.
+    ///
+    /// # Errors
+    /// When the agent cannot go on. What runs in the sandbox is left to its supervisors and leases then.
+    pub async fn run(self, stop: watch::Receiver<Stop>) -> Result<(), Error> {
+        let mut running = Running::start(self).await?;
+        running.dispatch(stop).await
+    }
+}
+
+/// What the dispatcher owns.
+struct Running {
+    tasks: JoinSet<Ended>,
+    executor: Arc<ExecutorParts>,
+    held: HeldAttempts,
+    claimed: mpsc::Receiver<Claimed>,
+    draining: watch::Sender<bool>,
+    attempts: usize,
+}
+
+impl Running {
+    async fn start(agent: Agent) -> Result<Self, Error> {
+        let Agent { parts, status } = agent;
+        let AgentParts {
+            identity,
+            join,
+            on_registered,
+            client,
+            lease_client,
+            clock,
+            ids,
+            fs,
+            host,
+            driver,
+            sandbox,
+            workspaces,
+            plugins,
+            settings,
+        } = parts;
+        let identity = Arc::new(identity);
+        let node = identity.name().to_owned();
+        let boot_id = ids.unique();
+        let readiness = Readiness::new();
+        tracing::info!(
+            node.name = node,
+            agent.boot = boot_id,
+            runtimes = sandbox.runtimes.join(","),
+            features = sandbox.features.join(","),
+            "sandbox checked"
+        );
+        if !sandbox.supported {
+            let cause = format!("no runtime works on this host: {}", sandbox.lacks.join("; "));
+            readiness.set(Part::Sandbox, Some(cause));
+        }
+
+        let (ledger, entries) = Ledger::open(Arc::clone(&fs)).await?;
+        let (outbox, writer) = Outbox::open(Arc::clone(&fs)).await?;
+        let found = Found {
+            entries,
+            progress: outbox.progress(),
+            inventory: driver.inventory().await.map_err(Error::Inventory)?,
+            homes: workspaces.list().await.map_err(Error::Inventory)?,
+            host_boot: clock.host_boot(),
+        };
+        let (ledger, outbox) = (Arc::new(ledger), Arc::new(outbox));
+
+        let session = SessionHandle::new();
+        let held = HeldAttempts::default();
+        let in_force = InForce::default();
+        let hurry = Arc::new(Notify::new());
+        let slots = watch::Sender::new(settings.concurrency);
+        let config_state = watch::Sender::new(ConfigState::default());
+        let newest = watch::Sender::new(0);
+        let up = watch::Sender::new(false);
+        let draining = watch::Sender::new(false);
+        let (claimed_sender, claimed) = mpsc::channel(64);
+
+        let capability = SandboxCapability { max_concurrency: Some(settings.concurrency), ..sandbox };
+        let facts = NodeFacts {
+            name: node.clone(),
+            labels: settings.labels.clone(),
+            boot_id: boot_id.clone(),
+            step_kinds: plugins.kinds().into_iter().map(str::to_owned).collect(),
+            sandbox: capability.clone(),
+        };
+        let capabilities = Arc::new(Capabilities::new(facts, host, Arc::clone(&clock)));
+        let inputs = InputCache::new(
+            settings.inputs.clone(),
+            settings.input_cache_bytes,
+            Arc::clone(&clock),
+            Arc::clone(&ids),
+        );
+        if let Err(error) = inputs.remove_leftovers().await {
+            tracing::warn!(error = %error, "half-fetched inputs of an earlier run cannot be removed");
+        }
+        let executor = Arc::new(ExecutorParts {
+            client: Arc::clone(&client),
+            session: session.clone(),
+            clock: Arc::clone(&clock),
+            ids: Arc::clone(&ids),
+            outbox: Arc::clone(&outbox),
+            ledger: Arc::clone(&ledger),
+            held: held.clone(),
+            driver,
+            workspaces,
+            inputs,
+            in_force: in_force.clone(),
+            sandbox: capability.clone(),
+            plugins,
+            hurry: Arc::clone(&hurry),
+        });
+        let config_sync = ConfigSync {
+            node: node.clone(),
+            client: Arc::clone(&client),
+            session: session.clone(),
+            clock: Arc::clone(&clock),
+            ids: Arc::clone(&ids),
+            fs: Arc::clone(&fs),
+            sandbox: capability,
+            in_force,
+            state: config_state,
+            newest: newest.subscribe(),
+        };
+        config_sync.load_last_good().await?;
+
+        let wiring = Wiring {
+            session: session.clone(),
+            config: config_sync.state.subscribe(),
+            stalled: outbox.stalled(),
+            backlog: outbox.backlog(),
+            held: held.count(),
+            up: up.subscribe(),
+            draining: draining.subscribe(),
+            readiness: readiness.clone(),
+            slots: slots.clone(),
+            concurrency: settings.concurrency,
+            status,
+        };
+        wiring.pass_on();
+        let bring_up = BringUp {
+            client: Arc::clone(&client),
+            session: session.clone(),
+            ids: Arc::clone(&ids),
+            config: config_sync.state.subscribe(),
+            capabilities: Arc::clone(&capabilities),
+            up: up.clone(),
+        };
+        let registration = Registration {
+            client: Arc::clone(&client),
+            session: session.clone(),
+            identity,
+            capabilities: Arc::clone(&capabilities),
+            clock: Arc::clone(&clock),
+            ids: Arc::clone(&ids),
+            join,
+            on_registered,
+        };
+        let keeper = LeaseKeeper {
+            node: node.clone(),
+            client: lease_client,
+            session: session.clone(),
+            clock: Arc::clone(&clock),
+            ids: Arc::clone(&ids),
+            held: held.clone(),
+            capabilities,
+            readiness: readiness.clone(),
+            slots: slots.subscribe(),
+            newest,
+            hurry,
+            up: up.subscribe(),
+        };
+        let claims = Claims {
+            node,
+            boot_id,
+            client: Arc::clone(&client),
+            session: session.clone(),
+            clock,
+            ids: Arc::clone(&ids),
+            fs,
+            ledger,
+            held: held.clone(),
+            readiness,
+            slots: slots.subscribe(),
+            draining: draining.subscribe(),
+            claimed: claimed_sender,
+            least_free_bytes: settings.least_free_bytes,
+        };
+        let sender = Sender { outbox: Arc::clone(&outbox), client, session, ids };
+
+        let mut running = Self { tasks: JoinSet::new(), executor, held, claimed, draining, attempts: 0 };
+        running.spawn_for_ever("agent.outbox", write(writer, outbox));
+        running.resume(found).await;
+        running.spawn_for_ever("agent.wiring", async { Ok(wiring.run().await) });
+        running.spawn_for_ever("agent.register", async { Ok(registration.run().await?) });
+        running.spawn_for_ever("agent.config", async { Ok(config_sync.run().await) });
+        running.spawn_for_ever("agent.capability", async { Ok(bring_up.run().await) });
+        running.spawn_for_ever("agent.report", async { Ok(sender.run().await) });
+        let keeping = keeper_task(settings.keeper, keeper)?;
+        running.spawn_for_ever("agent.heartbeat", keeping);
+        let mut is_up = up.subscribe();
+        running.spawn_for_ever("agent.claim", async move {
+            // Its sender lives in the other tasks.
+            drop(is_up.wait_for(|up| *up).await);
+            Ok(claims.run().await?)
+        });
+        Ok(running)
+    }
+
+    /// Carries on what an earlier run has left.
+    async fn resume(&mut self, found: Found) {
+        let recovery::Plan { attempts, forget, orphans, abandoned } = recovery::plan(found);
+        tracing::info!(attempts = attempts.len(), orphans = orphans.len(), "earlier run examined");
+        for attempt in forget {
+            self.executor.outbox.forget(&attempt);
+        }
+        for unit in orphans {
+            tracing::warn!(unit = %unit, "a unit of no known attempt is ended and removed");
+            end_unit(&*self.executor.driver, &unit).await;
+            if let Err(error) = self.executor.driver.cleanup(&unit).await {
+                tracing::warn!(unit = %unit, error = %crate::error_chain(&error), "a unit cannot be removed");
+            }
+        }
+        for name in abandoned {
+            if let Err(error) = self.executor.workspaces.remove(&name).await {
+                tracing::warn!(home = name, error = %crate::error_chain(&error), "what is left of an attempt cannot be removed");
+            }
+        }
+        for resumed in attempts {
+            self.resume_one(resumed).await;
+        }
+    }
+
+    async fn resume_one(&mut self, resumed: Resumed) {
+        let Resumed { entry, progress, units, rebooted } = resumed;
+        let attempt = entry.assignment.attempt.clone();
+        tracing::info!(
+            job.id = attempt.job,
+            attempt.epoch = attempt.epoch,
+            started = progress.started_at.is_some(),
+            rebooted,
+            "attempt of an earlier run is taken up"
+        );
+        let home = if progress.started_at.is_some() && !rebooted {
+            match self.executor.workspaces.open(&attempt_name(&attempt)).await {
+                Ok(home) => home,
+                Err(error) => {
+                    tracing::warn!(job.id = attempt.job, error = %crate::error_chain(&error), "the workspace of an attempt cannot be opened");
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        // The lease was renewed since the entry was made, if it was written where the supervisors read it.
+        let lease_until = home.as_ref().map_or(entry.lease_until, |home| home.lease_until);
+        let control = self.held.insert(attempt, Duration::ZERO, lease_until);
+        self.spawn_attempt(entry, control, Recovered { progress, home, units, rebooted });
+    }
+
+    async fn dispatch(&mut self, mut stop: watch::Receiver<Stop>) -> Result<(), Error> {
+        let mut told = Stop::Run;
+        let mut can_be_told = true;
+        let mut give_up: Option<Instant> = None;
+        loop {
+            let wanted = *stop.borrow_and_update();
+            if wanted > told {
+                told = wanted;
+                tracing::info!(held = self.attempts, "{}", told.announcement());
+                self.draining.send_replace(true);
+                if told == Stop::Cancel {
+                    self.held.stop_all(StopCause::AgentStopped);
+                    give_up = Some(Instant::now() + CANCEL_WAIT);
+                }
+            }
+            if told > Stop::Run && self.attempts == 0 {
+                return self.flush().await;
+            }
+            let due = give_up.unwrap_or_else(Instant::now);
+            // Cancel-safe: `recv`, `join_next` and `changed` lose nothing when dropped.
+            tokio::select! {
+                biased;
+                changed = stop.changed(), if can_be_told => can_be_told = changed.is_ok(),
+                Some(ended) = self.tasks.join_next() => self.ended(ended)?,
+                Some(claimed) = self.claimed.recv() => self.take(claimed, told),
+                () = tokio::time::sleep_until(due), if give_up.is_some() => {
+                    tracing::warn!(held = self.attempts, "not every attempt could be stopped in time; they are left to their leases");
+                    return self.flush().await;
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, ended: Result<Ended, tokio::task::JoinError>) -> Result<(), Error> {
+        match ended.map_err(Error::Panicked)? {
+            Ended::Attempt => {
+                self.attempts -= 1;
+                Ok(())
+            }
+            Ended::Released => Ok(()),
+            Ended::Failed(error) => Err(error),
+        }
+    }
+
+    fn take(&mut self, claimed: Claimed, told: Stop) {
+        match claimed {
+            Claimed::Take(entry, control) => {
+                self.spawn_attempt(entry, control, Recovered::default());
+                if told == Stop::Cancel {
+                    self.held.stop_all(StopCause::AgentStopped);
+                }
+            }
+            Claimed::Release(assignment, release) => {
+                let executor = Arc::clone(&self.executor);
+                self.tasks.spawn(async move {
+                    let attempt = assignment.attempt;
+                    tracing::info!(job.id = attempt.job, reason = release.reason, "attempt given back");
+                    let record = release_record(&release, executor.clock.now());
+                    executor.ledger.remember_ended(&attempt);
+                    executor.outbox.append(&attempt, vec![record]).await;
+                    executor.outbox.forget(&attempt);
+                    Ended::Released
+                });
+            }
+        }
+    }
+
+    fn spawn_attempt(
+        &mut self,
+        entry: ledger::Entry,
+        control: watch::Receiver<crate::held::Control>,
+        recovered: Recovered,
+    ) {
+        self.attempts += 1;
+        let assignment = &entry.assignment;
+        let span = tracing::info_span!(
+            "agent.attempt",
+            job.id = assignment.attempt.job,
+            job.name = assignment.name,
+            attempt.epoch = assignment.attempt.epoch,
+        );
+        let task = AttemptTask::new(Arc::clone(&self.executor), entry, control, recovered);
+        let run = async move {
+            task.run().await;
+            Ended::Attempt
+        };
+        self.tasks.spawn(run.instrument(span));
+    }
+
+    fn spawn_for_ever(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<std::convert::Infallible, Error>> + Send + 'static,
+    ) {
+        let span = tracing::info_span!("agent.task", task.name = name);
+        let run = async move {
+            match task.await {
+                Ok(never) => match never {},
+                Err(error) => Ended::Failed(error),
+            }
+        };
+        self.tasks.spawn(run.instrument(span));
+    }
+
+    /// Sends what is left, as far as it goes in the time there is.
+    async fn flush(&self) -> Result<(), Error> {
+        let outbox = &self.executor.outbox;
+        if tokio::time::timeout(FLUSH_WAIT, outbox.drained()).await.is_err() {
+            let left = outbox.backlog().borrow().records;
+            tracing::warn!(
+                records = left,
+                "not every record could be sent; the rest is sent at the next start"
+            );
+        }
+        // A full disk must not hold the exit up: what is not written now is only sent twice.
+        if tokio::time::timeout(FLUSH_WAIT, outbox.settle()).await.is_err() {
+            tracing::warn!(
+                "acknowledgements could not be written; some records are sent again at the next start"
+            );
+        }
+        tracing::info!("agent ends");
+        Ok(())
+    }
+}
+
+impl Stop {
+    const fn announcement(self) -> &'static str {
+        match self {
+            Self::Run => "running",
+            Self::Drain => "draining: no more work is taken on, what runs may finish",
+            Self::Cancel => "cancelling what runs",
+        }
+    }
+}
+
+async fn write(writer: OutboxWriter, outbox: Arc<Outbox>) -> Result<std::convert::Infallible, Error> {
+    Ok(writer.run(outbox).await)
+}
+
+/// The lease keeper as a task of the agent: itself, or what stands for its thread.
+fn keeper_task(
+    host: KeeperHost,
+    keeper: LeaseKeeper,
+) -> Result<futures::future::BoxFuture<'static, Result<std::convert::Infallible, Error>>, Error> {
+    match host {
+        KeeperHost::AgentRuntime => Ok(Box::pin(async { Ok(keeper.run().await?) })),
+        KeeperHost::OwnThread => {
+            let keeping = crate::keeper_thread::spawn(keeper).map_err(Error::KeeperThread)?;
+            Ok(Box::pin(keeping.ended()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! The agent's settings as flags and environment variables. The environment is read nowhere else.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Settings of the agent.
+#[derive(Args, Clone)]
+pub struct AgentArgs {
+    /// Join with this token, as printed by `windlass join-token create`. Needed once; later starts use the state folder.
+    #[arg(
+        long,
+        env = "WINDLASS_JOIN",
+        hide_env_values = true,
+        value_name = "TOKEN",
+        conflicts_with = "join_file"
+    )]
+    pub join: Option<String>,
+
+    /// Join with the token in this file.
+    #[arg(long, env = "WINDLASS_JOIN_FILE", value_name = "PATH")]
+    pub join_file: Option<PathBuf>,
+
+    /// The folder for the node's identity, ledger, outbox and workspaces. Without it `/var/lib/windlass/agent` for root,
+    /// else `.local/state/windlass/agent` in the home folder.
+    #[arg(long, env = "WINDLASS_AGENT_STATE_DIR", value_name = "PATH")]
+    pub state_dir: Option<PathBuf>,
+
+    /// The node's name; without it the host's.
+    #[arg(long, env = "WINDLASS_NODE_NAME", value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// A label of the node; may be given several times.
+    #[arg(long = "label", env = "WINDLASS_NODE_LABELS", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
+
+    /// How many attempts run at once where the node's configuration does not say; without it one for each core.
+    #[arg(long, env = "WINDLASS_AGENT_CONCURRENCY", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub concurrency: Option<u32>,
+
+    /// Free space of the state folder's disk in MiB below which the node takes no more work.
+    #[arg(long, env = "WINDLASS_AGENT_MIN_FREE_MIB", value_name = "MIB", default_value_t = 256)]
+    pub min_free_mib: u64,
+
+    /// How much of uploaded inputs is kept for later jobs, in MiB.
+    #[arg(long, env = "WINDLASS_AGENT_INPUT_CACHE_MIB", value_name = "MIB", default_value_t = 2048)]
+    pub input_cache_mib: u64,
+}
+
+impl std::fmt::Debug for AgentArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentArgs")
+            .field("join", &self.join.as_ref().map(|_| "…"))
+            .field("join_file", &self.join_file)
+            .field("state_dir", &self.state_dir)
+            .field("name", &self.name)
+            .field("labels", &self.labels)
+            .field("concurrency", &self.concurrency)
+            .field("min_free_mib", &self.min_free_mib)
+            .field("input_cache_mib", &self.input_cache_mib)
+            .finish()
+    }
+}
+
+impl AgentArgs {
+    /// The labels as a map; of a key that is given twice the last value counts.
+    pub(crate) fn label_map(&self) -> BTreeMap<String, String> {
+        self.labels.iter().cloned().collect()
+    }
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (key, value) =
+        text.split_once('=').ok_or_else(|| format!("`{text}` must have the form KEY=VALUE"))?;
+    if key.is_empty() {
+        return Err(format!("`{text}` has no key before the `=`"));
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: AgentArgs,
+    }
+
+    #[test]
+    fn the_flags_are_sound_and_a_token_is_never_shown() {
+        Cli::command().debug_assert();
+        let line =
+            ["agent", "--join", "wl1.secret", "--label", "a=1", "--label", "b=x=y", "--concurrency", "3"];
+        let args = Cli::parse_from(line).args;
+        assert_eq!(args.label_map(), crate::testing::labels(&[("a", "1"), ("b", "x=y")]));
+        assert_eq!(args.concurrency, Some(3));
+        assert!(!format!("{args:?}").contains("secret"));
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for wrong in [
+            &["--label", "novalue"][..],
+            &["--label", "=x"],
+            &["--concurrency", "0"],
+            &["--join", "a", "--join-file", "b"],
+        ] {
+            let line = ["agent"].iter().chain(wrong);
+            assert!(Cli::try_parse_from(line).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The capability report: what this host is and can do, and when the controller needs to hear it again.
+
+mod host;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sha2::Digest as _;
+use tokio::sync::Notify;
+use windlass_crds::protocol::{AgentCapability, CapabilityReport, NodeIdentity, SandboxCapability, VERSION};
+
+pub use self::host::{HostFacts, HostProbe, SystemHost};
+use crate::backoff::Backoff;
+use crate::client::ControllerClient;
+use crate::clock::Clock;
+use crate::ids::IdSource;
+use crate::session::SessionHandle;
+
+/// Between looks at the host: hardware and free space change slowly, and a look costs a few file reads.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// Makes capability reports.
+pub(crate) struct Capabilities {
+    node: NodeIdentity,
+    agent: AgentCapability,
+    sandbox: SandboxCapability,
+    host: Arc<dyn HostProbe>,
+    clock: Arc<dyn Clock>,
+    /// The hash of the report that the controller has.
+    delivered: Mutex<Option<String>>,
+    wanted: Notify,
+}
+
+/// What is known of the node from its settings.
+pub(crate) struct NodeFacts {
+    pub(crate) name: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) boot_id: String,
+    pub(crate) step_kinds: Vec<String>,
+    pub(crate) sandbox: SandboxCapability,
+}
+
+impl Capabilities {
+    pub(crate) fn new(facts: NodeFacts, host: Arc<dyn HostProbe>, clock: Arc<dyn Clock>) -> Self {
+        let NodeFacts { name, labels, boot_id, step_kinds, sandbox } = facts;
+        let agent = AgentCapability { version: env!("CARGO_PKG_VERSION").to_owned(), boot_id, step_kinds };
+        Self {
+            node: NodeIdentity { node_slug: name, name: None, labels },
+            agent,
+            sandbox,
+            host,
+            clock,
+            delivered: Mutex::new(None),
+            wanted: Notify::new(),
+        }
+    }
+
+    /// What the sandbox can do here.
+    pub(crate) const fn sandbox(&self) -> &SandboxCapability {
+        &self.sandbox
+    }
+
+    /// This run of the agent.
+    pub(crate) fn boot_id(&self) -> &str {
+        &self.agent.boot_id
+    }
+
+    /// Looks at the host.
+    pub(crate) async fn report(&self) -> CapabilityReport {
+        let HostFacts { platform, compute, gpu } = self.host.look().await;
+        CapabilityReport {
+            version: VERSION,
+            reported_at: self.clock.now(),
+            node: self.node.clone(),
+            platform,
+            compute,
+            container_runtime: None,
+            gpu,
+            sandbox: Some(self.sandbox.clone()),
+            agent: Some(self.agent.clone()),
+        }
+    }
+
+    /// The hash of the report that the controller has.
+    pub(crate) fn delivered(&self) -> Option<String> {
+        self.delivered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// The controller asks for the report.
+    pub(crate) fn wanted(&self) {
+        self.set_delivered(None);
+        self.wanted.notify_one();
+    }
+
+    /// The controller has this report.
+    pub(crate) fn delivered_with(&self, report: &CapabilityReport) {
+        self.set_delivered(Some(report_hash(report)));
+    }
+
+    fn set_delivered(&self, hash: Option<String>) {
+        *self.delivered.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = hash;
+    }
+
+    /// Delivers the report if the controller does not have it. Tries until it arrives.
+    pub(crate) async fn deliver(
+        &self,
+        client: &dyn ControllerClient,
+        session: &SessionHandle,
+        ids: &dyn IdSource,
+    ) {
+        let mut backoff = Backoff::for_controller();
+        let mut trouble = None;
+        loop {
+            let report = self.report().await;
+            let hash = report_hash(&report);
+            if self.delivered().as_ref() == Some(&hash) {
+                return;
+            }
+            let current = session.ready().await;
+            match client.capability(&current, &report).await {
+                Ok(()) => {
+                    tracing::info!(capability.hash = hash, "capabilities reported");
+                    self.set_delivered(Some(hash));
+                    return;
+                }
+                Err(error) => {
+                    if error.is_unauthorized() {
+                        session.expired(&current);
+                    }
+                    if trouble != Some(error.kind()) {
+                        trouble = Some(error.kind());
+                        tracing::warn!(error = %crate::error_chain(&error), "cannot report capabilities; trying again");
+                    }
+                    tokio::time::sleep(backoff.next(ids)).await;
+                }
+            }
+        }
+    }
+
+    /// Looks again and again, and delivers what has changed, for ever.
+    pub(crate) async fn keep_delivered(
+        &self,
+        client: &dyn ControllerClient,
+        session: &SessionHandle,
+        ids: &dyn IdSource,
+    ) -> std::convert::Infallible {
+        loop {
+            // Both arms may be dropped at any time: a permit of `notified` is lost only when the arm has won.
+            tokio::select! {
+                biased;
+                () = self.wanted.notified() => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            self.deliver(client, session, ids).await;
+        }
+    }
+}
+
+/// `sha256:` and the hash of a report's JSON, in which the time of the report is set to the beginning of 1970. The
+/// controller calculates the same, which is how it knows whether its report is current.
+pub(crate) fn report_hash(report: &CapabilityReport) -> String {
+    let steady = CapabilityReport { reported_at: jiff::Timestamp::UNIX_EPOCH, ..report.clone() };
+    sha256_text(&serde_json::to_vec(&steady).expect("a report has only string keys and so becomes JSON"))
+}
+
+/// `sha256:` and 64 hexadecimal digits.
+pub(crate) fn sha256_text(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(sha2::Sha256::digest(bytes)))
+}

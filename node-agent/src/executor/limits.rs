@@ -1,0 +1,120 @@
+//! Which limits a step gets, and which of them must hold.
+//!
+//! | who names it | value | must hold |
+//! | --- | --- | --- |
+//! | the job | the job's, which is at most the node's `max` (see [`super::policy`]) | yes |
+//! | the node's `max` | the node's `defaults` if smaller, else `max` | yes |
+//! | the node's `defaults` | that | no |
+//! | nobody | [`BUILT_IN`] | no |
+
+use windlass_crds::protocol::{ResourceLimits, SandboxRules};
+use windlass_crds::sandbox_job::Resources;
+
+/// Limits of a step when nobody names any. No limit of cpu, because an idle processor is of no use to anybody; memory
+/// and disk so that a mistake does not take down a small host; processes so that a fork bomb stays small while every
+/// build tool works.
+pub(crate) const BUILT_IN: ResourceLimits = ResourceLimits {
+    cpu_millis: None,
+    memory_bytes: Some(512 << 20),
+    pids: Some(1024),
+    disk_bytes: Some(1 << 30),
+};
+
+/// A limit and whether it must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effective {
+    /// Somebody insists: what cannot be enforced keeps the step from running.
+    Named(u64),
+    /// Nobody insists: it is enforced where possible.
+    Default(u64),
+}
+
+/// The limits of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EffectiveLimits {
+    /// Thousandths of a core.
+    pub(crate) cpu_millis: Option<Effective>,
+    pub(crate) memory_bytes: Option<Effective>,
+    pub(crate) pids: Option<Effective>,
+    pub(crate) disk_bytes: Option<Effective>,
+}
+
+/// The limits of a job's steps under the node's rules.
+pub(crate) fn resolve(job: &Resources, rules: &SandboxRules) -> EffectiveLimits {
+    let job = ResourceLimits {
+        cpu_millis: job.cpu.map(|cpu| cpu.millis()),
+        memory_bytes: job.memory.map(|bytes| bytes.get()),
+        pids: job.pids,
+        disk_bytes: job.disk.map(|bytes| bytes.get()),
+    };
+    let SandboxRules { defaults, max, .. } = rules;
+    let pids = |limits: &ResourceLimits| limits.pids.map(u64::from);
+    EffectiveLimits {
+        cpu_millis: one(job.cpu_millis, max.cpu_millis, defaults.cpu_millis, BUILT_IN.cpu_millis),
+        memory_bytes: one(job.memory_bytes, max.memory_bytes, defaults.memory_bytes, BUILT_IN.memory_bytes),
+        pids: one(pids(&job), pids(max), pids(defaults), pids(&BUILT_IN)),
+        disk_bytes: one(job.disk_bytes, max.disk_bytes, defaults.disk_bytes, BUILT_IN.disk_bytes),
+    }
+}
+
+fn one(
+    job: Option<u64>,
+    max: Option<u64>,
+    defaults: Option<u64>,
+    built_in: Option<u64>,
+) -> Option<Effective> {
+    match (job, max, defaults) {
+        (Some(job), _, _) => Some(Effective::Named(job)),
+        (None, Some(max), Some(default)) => Some(Effective::Named(default.min(max))),
+        (None, Some(max), None) => Some(Effective::Named(max)),
+        (None, None, Some(default)) => Some(Effective::Default(default)),
+        (None, None, None) => built_in.map(Effective::Default),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_comes_from_the_job_then_the_nodes_max_then_its_defaults_then_ours() {
+        use Effective::{Default, Named};
+        let table = [
+            (Some(3), Some(5), Some(4), Some(9), Some(Named(3))),
+            (Some(3), None, None, Some(9), Some(Named(3))),
+            (None, Some(5), Some(4), Some(9), Some(Named(4))),
+            (None, Some(5), Some(8), Some(9), Some(Named(5))),
+            (None, Some(5), None, Some(9), Some(Named(5))),
+            (None, None, Some(4), Some(9), Some(Default(4))),
+            (None, None, None, Some(9), Some(Default(9))),
+            (None, None, None, None, None),
+        ];
+        for (job, max, defaults, built_in, expected) in table {
+            assert_eq!(
+                one(job, max, defaults, built_in),
+                expected,
+                "{job:?} {max:?} {defaults:?} {built_in:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_limit_of_a_job_is_taken_over() {
+        let job = Resources {
+            cpu: Some("1500m".parse().unwrap()),
+            memory: Some("64Mi".parse().unwrap()),
+            pids: Some(7),
+            disk: Some("1Mi".parse().unwrap()),
+        };
+        let limits = resolve(&job, &SandboxRules::default());
+        assert_eq!(limits.cpu_millis, Some(Effective::Named(1500)));
+        assert_eq!(limits.memory_bytes, Some(Effective::Named(64 << 20)));
+        assert_eq!(limits.pids, Some(Effective::Named(7)));
+        assert_eq!(limits.disk_bytes, Some(Effective::Named(1 << 20)));
+        let limits = resolve(&Resources::default(), &SandboxRules::default());
+        assert_eq!(limits.cpu_millis, None);
+        assert_eq!(limits.memory_bytes, Some(Effective::Default(512 << 20)));
+        assert_eq!(limits.pids, Some(Effective::Default(1024)));
+        assert_eq!(limits.disk_bytes, Some(Effective::Default(1 << 30)));
+    }
+}

@@ -1,0 +1,476 @@
+//! One step of an attempt: its program in the sandbox, from preparation to the record of its end.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use windlass_crds::protocol::{AttemptId, LogBody, RecordBody, StepEnded, Stream};
+use windlass_crds::sandbox_job::{Limit as JobLimit, Network as JobNetwork, Step, StepUsage};
+use windlass_sandbox::driver::{KillProof, UnitPhase};
+use windlass_sandbox::{
+    Driver, EndReason, Error as SandboxError, Exit, Limit, LimitName, Limits, Network, OutputChunk, Prepared,
+    Stop, StopReason, UnitId, UnitSpec,
+};
+
+use super::environment::{WORKSPACE, environment};
+use super::limits::{Effective, EffectiveLimits, resolve};
+use super::output::{Chunk, Chunker, OutputMark};
+use super::{AttemptTask, Verdict, describe, sandbox_verdict};
+use crate::clock::Clock;
+use crate::held::{Control, StopCause};
+use crate::names::unit_id;
+use crate::outbox::{NewRecord, Outbox, StepProgress};
+use crate::plugins::{self, Program, StepRunner};
+use crate::workspaces::{Home, script_path};
+
+/// Time between TERM and KILL when a job is cancelled or a step takes too long.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long output may wait for more of it before it is sent: not noticeable to a person who watches.
+const FLUSH_AFTER: Duration = Duration::from_millis(20);
+/// Bytes of each stream that a step may keep where the node's rules do not say.
+const OUTPUT_CAP: u64 = 10 << 20;
+/// Between tries to tell a unit's supervisor to stop it.
+const SIGNAL_RETRY: Duration = Duration::from_secs(1);
+
+/// A step that is being executed.
+pub(super) struct StepRun<'a> {
+    task: &'a mut AttemptTask,
+    home: &'a Home,
+    index: u32,
+    step: &'a Step,
+    before: StepProgress,
+    unit: UnitId,
+    /// How the attempt ends, where the step did not get to an end of its own.
+    verdict: Option<Verdict>,
+}
+
+impl<'a> StepRun<'a> {
+    pub(super) fn new(
+        task: &'a mut AttemptTask,
+        home: &'a Home,
+        index: u32,
+        step: &'a Step,
+        before: StepProgress,
+    ) -> Self {
+        let unit = unit_id(task.attempt(), index);
+        Self { task, home, index, step, before, unit, verdict: None }
+    }
+
+    /// Executes the step. Its end is recorded but not durable yet.
+    ///
+    /// # Errors
+    /// How the attempt ends, where the step could not be executed.
+    pub(super) async fn execute(mut self) -> Result<StepEnded, Verdict> {
+        let plugin = self.task.parts.plugins.for_step(self.step);
+        let plugin =
+            plugin.map_err(|error| Verdict::failed(super::plugin_reason(&error), describe(&error)))?;
+        let step = self.step;
+        let executed = plugin.execute(step, &mut self).await;
+        if let Some(verdict) = self.verdict {
+            return Err(verdict);
+        }
+        let ended = match executed {
+            Ok(exit) => {
+                let verified = plugin.verify(step, &exit);
+                if let Err(plugins::Error::Postcheck { .. }) = &verified
+                    && let Err(error) = plugin.rollback(step).await
+                {
+                    self.task.event("error", "RollbackFailed", describe(&error));
+                }
+                step_ended(self.index, &exit, verified.err())
+            }
+            Err(error) => return Err(Verdict::failed(super::plugin_reason(&error), describe(&error))),
+        };
+        tracing::info!(step = step.name, succeeded = ended.succeeded, reason = ended.reason, "step ended");
+        self.task.record(RecordBody::StepEnded(ended.clone()));
+        Ok(ended)
+    }
+
+    /// Runs a program to its end.
+    async fn run_program(&mut self, program: Program) -> Result<Exit, Verdict> {
+        match self.task.recovered.units.remove(&self.unit) {
+            Some(UnitPhase::Running | UnitPhase::Ended(_)) => {
+                tracing::info!(step = self.step.name, "a step that ran during a restart was taken up");
+                if self.before.started_at.is_none() {
+                    self.task.record(RecordBody::StepStarted { step: self.index });
+                }
+            }
+            found @ (Some(UnitPhase::Prepared) | None) => {
+                if found.is_some() {
+                    // Its specification may have changed: less of the job's time is left.
+                    let removed = self.task.parts.driver.cleanup(&self.unit).await;
+                    removed.map_err(|error| sandbox_verdict(&error, true))?;
+                }
+                self.start(program).await?;
+            }
+        }
+        let exit = self.supervise().await?;
+        self.note_end(&exit);
+        Ok(exit)
+    }
+
+    /// Prepares and starts the unit. Everything before it is durable by then.
+    async fn start(&mut self, program: Program) -> Result<(), Verdict> {
+        if let Some(refusal) = &self.task.refusal {
+            return Err(Verdict::failed("PolicyRefused", refusal.to_string()));
+        }
+        self.task.lease_in_hand().await?;
+        let started = self.task.started.is_some();
+        if let Some(source) = &program.script {
+            let written = self.task.parts.workspaces.write_script(self.home, self.index, source).await;
+            written.map_err(|error| sandbox_verdict(&error, started))?;
+        }
+        let left = self.task.left_of_job();
+        if left.is_zero() {
+            return Err(Verdict::new(
+                windlass_crds::protocol::TerminalPhase::TimedOut,
+                "JobTimeout",
+                format!("the job took longer than {} s", self.task.job_timeout.as_secs_f64()),
+            ));
+        }
+        let spec = self.unit_spec(program.command, left);
+        let driver = Arc::clone(&self.task.parts.driver);
+        let prepared = driver.prepare(&spec).await.map_err(|error| sandbox_verdict(&error, started))?;
+        if !started {
+            self.task.started = Some(self.task.parts.clock.boottime());
+            self.record_started(prepared);
+        }
+        if self.before.started_at.is_none() {
+            self.task.record(RecordBody::StepStarted { step: self.index });
+        }
+        self.task.commit().await;
+        self.remove_ended_units().await;
+        if let Some(verdict) = self.task.stopped() {
+            return Err(verdict);
+        }
+        tracing::info!(step = self.step.name, "step starts");
+        match driver.start(&self.unit).await {
+            // A sandbox that could not be made is an end like any other.
+            Ok(()) | Err(SandboxError::Setup { .. }) => Ok(()),
+            Err(error) => Err(sandbox_verdict(&error, true)),
+        }
+    }
+
+    fn record_started(&mut self, prepared: Prepared) {
+        let unenforced = prepared.unenforced.iter().map(|unenforced| limit_word(unenforced.limit)).collect();
+        self.task.record(RecordBody::Started { unenforced });
+        for unenforced in prepared.unenforced {
+            let message = format!("limit {} is not enforced: {}", unenforced.limit, unenforced.reason);
+            self.task.event("warn", "LimitUnenforced", message);
+        }
+    }
+
+    /// Removes the units of the steps before this one, whose ends are durable now.
+    async fn remove_ended_units(&self) {
+        if let Some(before) = self.index.checked_sub(1) {
+            let unit = unit_id(self.task.attempt(), before);
+            if let Err(error) = self.task.parts.driver.cleanup(&unit).await {
+                // The end of the attempt tries again.
+                tracing::debug!(unit = %unit, error = %error, "a unit stays until the end of its attempt");
+            }
+        }
+    }
+
+    fn unit_spec(&self, command: Vec<String>, left_of_job: Duration) -> UnitSpec {
+        let assignment = self.task.assignment();
+        let sandbox = &assignment.spec.sandbox;
+        let mut spec = UnitSpec::new(
+            self.unit.clone(),
+            command,
+            self.home.workspace.clone(),
+            self.home.identity,
+            self.home.lease_file.clone(),
+        );
+        spec.env = environment(assignment, self.step);
+        spec.cwd = self.step.working_dir.clone().unwrap_or_else(|| WORKSPACE.to_owned());
+        spec.mounts = self.task.mounts.clone();
+        spec.network = match sandbox.network {
+            JobNetwork::None => Network::None,
+            JobNetwork::Restricted => Network::Restricted,
+            JobNetwork::Open => Network::Open,
+        };
+        let limits = resolve(&sandbox.resources, &self.task.rules);
+        spec.limits = unit_limits(limits, &sandbox.unenforced);
+        spec.timeout = Some(self.step.timeout.map_or(left_of_job, |span| span.get().min(left_of_job)));
+        spec.grace = GRACE;
+        spec.output_cap = self.task.rules.output_cap_bytes.unwrap_or(OUTPUT_CAP);
+        // A job's name is a DNS label or subdomain; a host's name must be shorter.
+        if assignment.name.len() <= 63 {
+            spec.hostname.clone_from(&assignment.name);
+        }
+        spec
+    }
+
+    /// Follows the unit to its end: hands its output on and passes stops to it.
+    async fn supervise(&mut self) -> Result<Exit, Verdict> {
+        let parts = Arc::clone(&self.task.parts);
+        let pump = Pump {
+            outbox: &parts.outbox,
+            driver: &*parts.driver,
+            clock: &*parts.clock,
+            attempt: self.task.attempt(),
+            step: self.index,
+            unit: &self.unit,
+        };
+        let mark = self.before.mark.take().unwrap_or_default();
+        let follow = async { tokio::join!(parts.driver.wait(&self.unit), pump.run(mark)) };
+        let control = self.task.control.clone();
+        // Cancel-safe: the first arm never wins, the second is not dropped before it does.
+        let (exit, pumped) = tokio::select! {
+            biased;
+            never = pass_stops(&*parts.driver, &self.unit, control, &*parts.clock) => match never {},
+            followed = follow => followed,
+        };
+        if let Err(error) = pumped {
+            let message = crate::error_chain(&error);
+            tracing::warn!(unit = %self.unit, error = message, "output of a step cannot be read");
+            self.task.event("error", "OutputLost", format!("output of step `{}`: {message}", self.step.name));
+        }
+        exit.map_err(|error| match error {
+            // It was prepared and its start was not seen, so it is not known whether it ran.
+            SandboxError::NotStarted { .. } | SandboxError::NotFound { .. } => {
+                Verdict::lost("UnitLost", crate::error_chain(&error))
+            }
+            error => sandbox_verdict(&error, true),
+        })
+    }
+
+    /// Leaves a proof where a program was stopped.
+    fn note_end(&mut self, exit: &Exit) {
+        let stopped = match exit.reason {
+            EndReason::Timeout | EndReason::LeaseExpired | EndReason::Cancelled => true,
+            EndReason::Exited
+            | EndReason::Signalled
+            | EndReason::OOMKilled
+            | EndReason::PidsLimit
+            | EndReason::DiskLimit
+            | EndReason::SetupFailed
+            | EndReason::SupervisorLost => false,
+        };
+        if stopped && let Some(proof) = &exit.proof {
+            let level = if proof.holds() { "info" } else { "error" };
+            let message = format!("step `{}`: {}", self.step.name, proof_text(proof));
+            self.task.event(level, "Stopped", message);
+        }
+        for trouble in &exit.teardown {
+            let message = format!("step `{}`: {trouble}", self.step.name);
+            self.task.event("warn", "TeardownTrouble", message);
+        }
+    }
+}
+
+#[async_trait]
+impl StepRunner for StepRun<'_> {
+    fn script_path(&self) -> String {
+        script_path(self.index)
+    }
+
+    async fn run(&mut self, program: Program) -> Result<Exit, plugins::Error> {
+        self.run_program(program).await.map_err(|verdict| {
+            let message = verdict.message.clone().unwrap_or_else(|| verdict.reason.to_owned());
+            self.verdict = Some(verdict);
+            plugins::Error::Execution { message }
+        })
+    }
+}
+
+/// Tells a unit to stop when its attempt is told to or the lease ends. A later order can only make it quicker.
+async fn pass_stops(
+    driver: &dyn Driver,
+    unit: &UnitId,
+    mut control: watch::Receiver<Control>,
+    clock: &dyn Clock,
+) -> Infallible {
+    let mut passed: Option<Stop> = None;
+    loop {
+        let Control { stop, lease_until } = *control.borrow_and_update();
+        let left = lease_until.saturating_sub(clock.boottime());
+        let wanted = match stop {
+            _ if left.is_zero() => Some(Stop { grace: Duration::ZERO, reason: StopReason::LeaseExpired }),
+            // Somebody else may be about to run it.
+            Some(StopCause::Fenced) => Some(Stop { grace: Duration::ZERO, reason: StopReason::Cancelled }),
+            Some(StopCause::Cancelled | StopCause::AgentStopped) => {
+                Some(Stop { grace: GRACE, reason: StopReason::Cancelled })
+            }
+            None => None,
+        };
+        let news = match (wanted, passed) {
+            (None, _) => None,
+            (Some(wanted), Some(passed)) if wanted.grace >= passed.grace => None,
+            (Some(wanted), _) => Some(wanted),
+        };
+        if let Some(stop) = news {
+            match driver.signal(unit, stop).await {
+                Ok(()) => passed = Some(stop),
+                Err(error) => {
+                    tracing::warn!(unit = %unit, error = %crate::error_chain(&error), "a unit cannot be told to stop; trying again");
+                    tokio::time::sleep(SIGNAL_RETRY).await;
+                    continue;
+                }
+            }
+        }
+        // Cancel-safe: both only look. A lease that is over needs no more looks at the time.
+        tokio::select! {
+            biased;
+            changed = control.changed() => if changed.is_err() { std::future::pending::<()>().await },
+            () = tokio::time::sleep(left), if !left.is_zero() => {}
+        }
+    }
+}
+
+/// Reads a unit's output and hands it on as log records.
+struct Pump<'a> {
+    outbox: &'a Outbox,
+    driver: &'a dyn Driver,
+    clock: &'a dyn Clock,
+    attempt: &'a AttemptId,
+    step: u32,
+    unit: &'a UnitId,
+}
+
+impl Pump<'_> {
+    /// Reads until the unit has ended and everything is read. The records are queued, not durable.
+    async fn run(&self, mark: OutputMark) -> Result<(), SandboxError> {
+        let mut chunker = Chunker::new(mark);
+        let mut source = self.driver.output(self.unit, chunker.position());
+        let mut flush_at: Option<Instant> = None;
+        let mut at = self.clock.now();
+        loop {
+            // The spool is the buffer: what is not read now is read later.
+            self.outbox.room().await;
+            let due = flush_at.unwrap_or_else(Instant::now);
+            // Cancel-safe: a read that is dropped loses nothing, and a timer neither.
+            let read = tokio::select! {
+                biased;
+                read = source.next() => Some(read),
+                () = tokio::time::sleep_until(due), if flush_at.is_some() => None,
+            };
+            let mut chunks = Vec::new();
+            match read {
+                Some(Ok(Some(OutputChunk { stream, offset: _, time_ms, bytes, next_cursor }))) => {
+                    at = timestamp(time_ms).unwrap_or(at);
+                    chunker.push(stream_word(stream), &bytes, next_cursor, &mut chunks);
+                }
+                Some(Ok(None)) => {
+                    chunks = chunker.finish();
+                    self.hand_on(chunks, at);
+                    return Ok(());
+                }
+                Some(Err(error)) => {
+                    chunks = chunker.finish();
+                    self.hand_on(chunks, at);
+                    return Err(error);
+                }
+                None => {}
+            }
+            if flush_at.is_some_and(|flush_at| Instant::now() >= flush_at) {
+                chunks.extend(chunker.flush());
+            }
+            self.hand_on(chunks, at);
+            let soon = flush_at.unwrap_or_else(|| Instant::now() + FLUSH_AFTER);
+            flush_at = chunker.has_pending().then_some(soon);
+        }
+    }
+
+    fn hand_on(&self, chunks: Vec<Chunk>, at: Timestamp) {
+        if chunks.is_empty() {
+            return;
+        }
+        let record = |chunk: Chunk| {
+            let Chunk { stream, offset, bytes, mark } = chunk;
+            let body = RecordBody::Log { step: self.step, stream, offset, body: LogBody::from_bytes(bytes) };
+            NewRecord { at, body, mark: Some(mark) }
+        };
+        self.outbox.push(self.attempt, chunks.into_iter().map(record).collect());
+    }
+}
+
+const fn stream_word(stream: windlass_sandbox::Stream) -> Stream {
+    match stream {
+        windlass_sandbox::Stream::Stdout => Stream::Stdout,
+        windlass_sandbox::Stream::Stderr => Stream::Stderr,
+    }
+}
+
+const fn limit_word(limit: LimitName) -> JobLimit {
+    match limit {
+        LimitName::Cpu => JobLimit::Cpu,
+        LimitName::Memory => JobLimit::Memory,
+        LimitName::Pids => JobLimit::Pids,
+        LimitName::Disk => JobLimit::Disk,
+    }
+}
+
+fn unit_limits(limits: EffectiveLimits, accepted: &[JobLimit]) -> Limits {
+    let limit = |effective: Option<Effective>| {
+        effective.map(|effective| match effective {
+            Effective::Named(value) => Limit::named(value),
+            Effective::Default(value) => Limit::default_value(value),
+        })
+    };
+    let EffectiveLimits { cpu_millis, memory_bytes, pids, disk_bytes } = limits;
+    Limits {
+        cpu_millis: limit(cpu_millis),
+        memory_bytes: limit(memory_bytes),
+        pids: limit(pids),
+        disk_bytes: limit(disk_bytes),
+        accept_unenforced: accepted
+            .iter()
+            .map(|accepted| match accepted {
+                JobLimit::Cpu => LimitName::Cpu,
+                JobLimit::Memory => LimitName::Memory,
+                JobLimit::Pids => LimitName::Pids,
+                JobLimit::Disk => LimitName::Disk,
+            })
+            .collect(),
+        ..Limits::default()
+    }
+}
+
+fn timestamp(milliseconds: i64) -> Option<Timestamp> {
+    Timestamp::from_millisecond(milliseconds).ok()
+}
+
+fn step_ended(step: u32, exit: &Exit, failure: Option<plugins::Error>) -> StepEnded {
+    let usage = StepUsage {
+        stdout_bytes: exit.stdout.bytes,
+        stdout_truncated: exit.stdout.truncated,
+        stderr_bytes: exit.stderr.bytes,
+        stderr_truncated: exit.stderr.truncated,
+        cpu_ms: exit.program_started.then_some(exit.usage.cpu_ns / 1_000_000),
+        memory_peak_bytes: exit.usage.peak_memory_bytes,
+    };
+    StepEnded {
+        step,
+        succeeded: failure.is_none(),
+        reason: exit.reason.as_str().to_owned(),
+        message: failure.map(|failure| failure.to_string()),
+        exit_code: exit.code,
+        signal: exit.signal,
+        usage,
+    }
+}
+
+/// A proof that nothing of a unit is left, for people.
+fn proof_text(proof: &KillProof) -> String {
+    let time = |milliseconds| timestamp(milliseconds).map_or("unknown".to_owned(), |at| at.to_string());
+    let mut parts = Vec::new();
+    parts.extend(proof.term_sent_at_ms.map(|at| format!("TERM sent {}", time(at))));
+    parts.extend(proof.kill_sent_at_ms.map(|at| format!("KILL sent {}", time(at))));
+    parts.push(if proof.namespace_empty {
+        "its process namespace is empty".to_owned()
+    } else {
+        "its process namespace was NOT confirmed empty".to_owned()
+    });
+    parts.extend(
+        proof
+            .cgroup_empty
+            .map(|empty| if empty { "its cgroup is empty" } else { "its cgroup is NOT empty" }.to_owned()),
+    );
+    parts.push(format!("confirmed {}", time(proof.confirmed_at_ms)));
+    parts.join(", ")
+}

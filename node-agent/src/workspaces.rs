@@ -1,0 +1,299 @@
+//! Where attempts live on the host: workspace, user and lease, as a seam, so that a simulation needs no disk.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use windlass_sandbox::{
+    Archive, ArchiveLimits, Deadline, Error as SandboxError, Identities, Identity, Lease, Workspace,
+};
+
+/// Writes a lease's new end, on `CLOCK_BOOTTIME`, to where the sandbox's supervisors read it.
+pub type LeaseWriter = Arc<dyn Fn(Duration) -> std::io::Result<()> + Send + Sync>;
+
+/// Folder of Windlass's own inside a workspace.
+const OWN: &str = ".windlass";
+
+/// Where an attempt lives.
+#[derive(Clone)]
+pub struct Home {
+    /// The attempt's name.
+    pub name: String,
+    /// The workspace on the host.
+    pub workspace: PathBuf,
+    /// The user that the steps run as.
+    pub identity: Identity,
+    /// The file in which the sandbox's supervisors read the lease.
+    pub lease_file: PathBuf,
+    /// When the lease ended, on `CLOCK_BOOTTIME`, when this was made or opened.
+    pub lease_until: Duration,
+    /// Writes the lease.
+    pub lease: LeaseWriter,
+}
+
+impl std::fmt::Debug for Home {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Home")
+            .field("name", &self.name)
+            .field("workspace", &self.workspace)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Something to place in a workspace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Where, relative to the workspace.
+    pub path: String,
+    /// What.
+    pub content: Content,
+    /// Whether a file is executable.
+    pub executable: bool,
+}
+
+/// What to place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A text.
+    Text(String),
+    /// A copy of a file of the host.
+    File(PathBuf),
+    /// The members of an archive of the host.
+    Archive(PathBuf),
+}
+
+/// Makes and removes the places where attempts live.
+#[async_trait]
+pub trait Workspaces: Send + Sync + 'static {
+    /// Makes a home anew, with what is to be placed in it, and writes its lease. What an earlier try left is removed
+    /// first; nothing may run in it.
+    ///
+    /// # Errors
+    /// What the sandbox says. A half-made home may be left, for [`Workspaces::remove`].
+    async fn create(
+        &self,
+        name: &str,
+        placements: Vec<Placement>,
+        lease_until: Duration,
+    ) -> Result<Home, SandboxError>;
+
+    /// The home that was made before a restart; `None` where it is gone.
+    ///
+    /// # Errors
+    /// What the sandbox says.
+    async fn open(&self, name: &str) -> Result<Option<Home>, SandboxError>;
+
+    /// Writes the script of a step, so that [`script_path`] is its path inside the sandbox.
+    ///
+    /// # Errors
+    /// What the sandbox says.
+    async fn write_script(&self, home: &Home, step: u32, source: &str) -> Result<(), SandboxError>;
+
+    /// Removes a home; one that is gone is fine. Nothing may run in it.
+    ///
+    /// # Errors
+    /// What the sandbox says.
+    async fn remove(&self, name: &str) -> Result<(), SandboxError>;
+
+    /// The names of all homes, whole or half made.
+    ///
+    /// # Errors
+    /// What the sandbox says.
+    async fn list(&self) -> Result<Vec<String>, SandboxError>;
+}
+
+/// Where the script of a step is inside the sandbox.
+pub fn script_path(step: u32) -> String {
+    format!("/workspace/{OWN}/steps/{step}")
+}
+
+/// Homes on this host.
+#[derive(Clone, Debug)]
+pub struct HostWorkspaces {
+    inner: Arc<Folders>,
+}
+
+#[derive(Debug)]
+struct Folders {
+    workspaces: PathBuf,
+    leases: PathBuf,
+    identities: Identities,
+}
+
+impl HostWorkspaces {
+    /// Keeps homes under `state`, which exists.
+    ///
+    /// # Errors
+    /// When folders cannot be made.
+    pub fn open_state(state: &Path) -> Result<Self, SandboxError> {
+        let (workspaces, leases) = (state.join("workspaces"), state.join("leases"));
+        for folder in [&workspaces, &leases] {
+            std::fs::create_dir_all(folder).map_err(io("make", folder))?;
+        }
+        let identities = Identities::open(state.join("identities"), windlass_sandbox::DEFAULT_UIDS)?;
+        Ok(Self { inner: Arc::new(Folders { workspaces, leases, identities }) })
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Folders) -> Result<T, SandboxError> + Send + 'static,
+    ) -> Result<T, SandboxError> {
+        let inner = Arc::clone(&self.inner);
+        match tokio::task::spawn_blocking(move || work(&inner)).await {
+            Ok(result) => result,
+            // The runtime is going down, and this task with it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Folders {
+    fn lease_file(&self, name: &str) -> PathBuf {
+        self.leases.join(name)
+    }
+
+    fn home(name: &str, workspace: &Workspace, lease: Lease) -> Result<Home, SandboxError> {
+        let lease_file = lease.path().to_owned();
+        let lease_until = Duration::from_nanos(lease.read()?.boottime_ns());
+        let lease: LeaseWriter =
+            Arc::new(move |until| lease.renew(deadline(until)).map_err(std::io::Error::other));
+        Ok(Home {
+            name: name.to_owned(),
+            workspace: workspace.path().to_owned(),
+            identity: workspace.identity(),
+            lease_file,
+            lease_until,
+            lease,
+        })
+    }
+
+    fn create(
+        &self,
+        name: &str,
+        placements: &[Placement],
+        lease_until: Duration,
+    ) -> Result<Home, SandboxError> {
+        Workspace::remove(&self.workspaces, name)?;
+        let identity = self.identities.acquire(name)?;
+        let workspace = Workspace::create(&self.workspaces, name, identity)?;
+        for placement in placements {
+            self.place(&workspace, placement)?;
+        }
+        workspace.make_dir(&format!("{OWN}/artifacts"))?;
+        let lease = Lease::create(self.lease_file(name), deadline(lease_until))?;
+        Self::home(name, &workspace, lease)
+    }
+
+    fn place(&self, workspace: &Workspace, placement: &Placement) -> Result<(), SandboxError> {
+        let Placement { path, content, executable } = placement;
+        let mode = if *executable { 0o755 } else { 0o644 };
+        match content {
+            Content::Text(text) => workspace.write_file(path, text.as_bytes(), mode),
+            Content::File(source) => workspace.copy_file(source, path, mode).map(drop),
+            Content::Archive(source) => {
+                let mut file = std::fs::File::open(source).map_err(io("open", source))?;
+                let kind = archive_kind(&mut file).map_err(io("read", source))?;
+                workspace.make_dir(path)?;
+                // Nothing of the job has run yet, and making the folder refused symbolic links on the way.
+                let parts: Vec<&str> = path.split('/').filter(|part| !["", "."].contains(part)).collect();
+                let unpacked = match parts.split_last() {
+                    None => workspace.unpack(file, kind, ArchiveLimits::default()),
+                    Some((last, above)) => {
+                        let above =
+                            above.iter().fold(workspace.path().to_owned(), |path, part| path.join(part));
+                        Workspace::open(&above, last, workspace.identity())?.unpack(
+                            file,
+                            kind,
+                            ArchiveLimits::default(),
+                        )
+                    }
+                };
+                unpacked.map(drop)
+            }
+        }
+    }
+}
+
+/// Whether an archive is compressed, by its first two bytes.
+fn archive_kind(file: &mut std::fs::File) -> std::io::Result<Archive> {
+    use std::io::{Read as _, Seek as _};
+    let mut magic = Vec::new();
+    file.by_ref().take(2).read_to_end(&mut magic)?;
+    file.rewind()?;
+    Ok(if magic == [0x1f, 0x8b] { Archive::TarGz } else { Archive::Tar })
+}
+
+fn deadline(until: Duration) -> Deadline {
+    Deadline::from_boottime_ns(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn io<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> SandboxError + 'a {
+    move |source| SandboxError::Io { operation, path: path.to_owned(), source }
+}
+
+#[async_trait]
+impl Workspaces for HostWorkspaces {
+    async fn create(
+        &self,
+        name: &str,
+        placements: Vec<Placement>,
+        lease_until: Duration,
+    ) -> Result<Home, SandboxError> {
+        let name = name.to_owned();
+        self.blocking(move |folders| folders.create(&name, &placements, lease_until)).await
+    }
+
+    async fn open(&self, name: &str) -> Result<Option<Home>, SandboxError> {
+        let name = name.to_owned();
+        self.blocking(move |folders| {
+            if !folders.workspaces.join(&name).is_dir() {
+                return Ok(None);
+            }
+            let identity = folders.identities.acquire(&name)?;
+            let workspace = Workspace::open(&folders.workspaces, &name, identity)?;
+            let lease = Lease::open(folders.lease_file(&name))?;
+            Folders::home(&name, &workspace, lease).map(Some)
+        })
+        .await
+    }
+
+    async fn write_script(&self, home: &Home, step: u32, source: &str) -> Result<(), SandboxError> {
+        let (name, identity, source) = (home.name.clone(), home.identity, source.to_owned());
+        self.blocking(move |folders| {
+            let workspace = Workspace::open(&folders.workspaces, &name, identity)?;
+            workspace.write_file(&format!("{OWN}/steps/{step}"), source.as_bytes(), 0o500)
+        })
+        .await
+    }
+
+    async fn remove(&self, name: &str) -> Result<(), SandboxError> {
+        let name = name.to_owned();
+        self.blocking(move |folders| {
+            Workspace::remove(&folders.workspaces, &name)?;
+            let lease_file = folders.lease_file(&name);
+            match std::fs::remove_file(&lease_file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(io("remove", &lease_file)(error));
+                }
+                Ok(()) | Err(_) => {}
+            }
+            folders.identities.release(&name)
+        })
+        .await
+    }
+
+    async fn list(&self) -> Result<Vec<String>, SandboxError> {
+        self.blocking(|folders| {
+            let mut names = std::collections::BTreeSet::new();
+            for folder in [&folders.workspaces, &folders.leases] {
+                for entry in std::fs::read_dir(folder).map_err(io("list", folder))? {
+                    let entry = entry.map_err(io("list", folder))?;
+                    names.extend(entry.file_name().into_string().ok());
+                }
+            }
+            Ok(names.into_iter().collect())
+        })
+        .await
+    }
+}
