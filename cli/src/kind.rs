@@ -166,6 +166,7 @@ pub(crate) fn targets(first: &Target, rest: &[String]) -> Result<Vec<Target>, Er
             .iter()
             .map(|name| match name.split_once('/') {
                 Some(_) => Err(Error::Mixed(name.clone())),
+                None if name.is_empty() => Err(Error::NoName(first.kind)),
                 None => Ok(Target { kind: first.kind, name: Some(name.clone()) }),
             })
             .collect(),
@@ -184,9 +185,9 @@ pub(crate) fn target(text: &str) -> Result<Target, Error> {
 /// The name of the job that `NAME` or `job/NAME` points at.
 pub(crate) fn job_name(text: &str) -> Result<&str, Error> {
     match text.split_once('/') {
-        None => Ok(text),
+        None if !text.is_empty() => Ok(text),
         Some((word, name)) if Kind::from_word(word) == Some(Kind::Job) && !name.is_empty() => Ok(name),
-        Some(_) => Err(Error::WrongKind { text: text.to_owned(), expected: "job" }),
+        Some(_) | None => Err(Error::WrongKind { text: text.to_owned(), expected: "job" }),
     }
 }
 
@@ -243,5 +244,10 @@ mod tests {
         assert_eq!(job_name("sj/hello"), Ok("hello"));
         assert!(job_name("node/hello").is_err());
         assert!(job_name("job/").is_err());
+        assert!(job_name("").is_err());
+        assert_eq!(
+            targets(&Target { kind: Kind::Job, name: None }, &[String::new()]),
+            Err(Error::NoName(Kind::Job))
+        );
     }
 }

@@ -27,7 +27,10 @@ fn the_help_of_every_verb_is_as_it_was_reviewed() {
         }
     }
     for action in ["create", "list", "revoke"] {
-        insta::assert_snapshot!(format!("help_join-token_{action}"), help(Args::command(), &["join-token", action]));
+        insta::assert_snapshot!(
+            format!("help_join-token_{action}"),
+            help(Args::command(), &["join-token", action])
+        );
     }
 }
 

@@ -191,7 +191,7 @@ impl Error {
             Self::Untrusted { has_ca: true, .. } => new(Exit::Unreachable)
                 .hint("the file given by `--ca-file` belongs to another controller, or the address is not in its certificate"),
             Self::Untrusted { has_ca: false, .. } => new(Exit::Unreachable)
-                .hint("name the controller's certificate authority with `--ca-file PATH` (ca.pem in its state folder)"),
+                .hint("name the controller's certificate authority with `--ca-file PATH` (pki/ca.crt in its state folder)"),
             Self::Lost { .. } | Self::Silent { .. } => new(Exit::Unreachable).hint("try again; if it stays so, look at the controller's log"),
             Self::StreamLost { reason, .. } => new(Exit::Unreachable).detail(reason.clone()),
             Self::Foreign { excerpt, .. } => new(Exit::Failed)

@@ -1,7 +1,7 @@
 //! Tables that fit the terminal.
 //!
 //! Widths are those of the terminal's cells, not of bytes or characters. When standard output is not a terminal
-//! nothing is cut.
+//! nothing is cut and nothing is left out.
 
 use std::fmt::Write as _;
 
@@ -12,8 +12,10 @@ use super::human::printable;
 
 /// Columns between two columns.
 const GAP: usize = 2;
-/// No column is made narrower than this before all others are.
+/// No column is made narrower than this before columns are left out.
 const COMFORTABLE: usize = 8;
+/// No column is left out of so many.
+const LEAST_COLUMNS: usize = 3;
 
 /// One cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +114,10 @@ impl Layout {
             })
             .collect();
         if let Some(terminal) = terminal {
-            fit(columns, &mut widths, terminal);
+            widths.truncate(fitting(columns, &widths, terminal));
+            // What follows the heading of the last column says that there are more.
+            let mark = if widths.len() < columns.len() { GAP + 1 } else { 0 };
+            fit(columns, &mut widths, terminal.saturating_sub(mark));
         }
         Self { widths, cuts: terminal.is_some() }
     }
@@ -128,13 +133,21 @@ impl Layout {
     pub(crate) fn heading(&self, columns: &[Column]) -> String {
         let cells: Vec<Cell> =
             columns.iter().map(|column| Cell::styled(column.heading, Style::new().bold())).collect();
-        self.line(&cells)
+        let mut line = self.line(&cells);
+        if self.widths.len() < columns.len() {
+            line.pop();
+            let last = self.widths.len() - 1;
+            let used = cells[last].text.width().min(self.widths[last]);
+            line.extend(std::iter::repeat_n(' ', self.widths[last] - used + GAP));
+            line.push_str("…\n");
+        }
+        line
     }
 
     /// One line.
     pub(crate) fn line(&self, cells: &[Cell]) -> String {
         let mut line = String::new();
-        let last = cells.len().saturating_sub(1);
+        let last = cells.len().min(self.widths.len()).saturating_sub(1);
         for (index, (cell, width)) in cells.iter().zip(&self.widths).enumerate() {
             let text = if self.cuts { cut(&cell.text, *width) } else { cell.text.clone() };
             let style = cell.style;
@@ -156,6 +169,20 @@ pub(crate) fn format(columns: &[Column], rows: &[Vec<Cell>], terminal: Option<us
         text.push_str(&layout.line(row));
     }
     text
+}
+
+/// How many columns, from the left, fit without making any of them uncomfortably narrow.
+fn fitting(columns: &[Column], widths: &[usize], terminal: usize) -> usize {
+    let least =
+        |index: usize| if columns[index].flexible { widths[index].min(COMFORTABLE) } else { widths[index] };
+    let needed = |count: usize| {
+        let mark = if count < widths.len() { GAP + 1 } else { 0 };
+        (0..count).map(least).sum::<usize>() + GAP * count.saturating_sub(1) + mark
+    };
+    (LEAST_COLUMNS.min(widths.len())..=widths.len())
+        .rev()
+        .find(|count| needed(*count) <= terminal)
+        .unwrap_or_else(|| LEAST_COLUMNS.min(widths.len()))
 }
 
 /// Makes columns narrower until they fit: first the flexible ones down to a comfortable width, the widest first,
@@ -241,6 +268,19 @@ mod tests {
         insta::assert_snapshot!(plain(&table), @r"
         NAME                MESSAGE          AGE
         a-rather-long-name  no node offers…  3m
+        ");
+    }
+
+    #[test]
+    fn columns_that_do_not_fit_are_left_out_from_the_right_and_a_mark_says_so() {
+        let columns =
+            [column("NAME"), column("PHASE"), column("NODE"), column("DURATION"), flexible("REASON")];
+        let row: Vec<Cell> =
+            ["hello-wff6g", "Succeeded", "node-1", "12s", "-"].iter().map(Cell::from).collect();
+        let table = format(&columns, &[row], Some(45));
+        insta::assert_snapshot!(plain(&table), @r"
+        NAME         PHASE      NODE    DURATION  …
+        hello-wff6g  Succeeded  node-1  12s
         ");
     }
 
