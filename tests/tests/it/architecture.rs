@@ -80,7 +80,10 @@ fn every_crate_obeys_the_workspace_lints() {
     for package in metadata["packages"].as_array().expect("packages is a list") {
         let manifest = package["manifest_path"].as_str().expect("a path is text");
         let text = std::fs::read_to_string(manifest).expect("cargo has read it too");
-        assert!(text.contains("[lints]\nworkspace = true"), "{manifest} must have `[lints] workspace = true`");
+        assert!(
+            text.contains("[lints]\nworkspace = true"),
+            "{manifest} must have `[lints] workspace = true`"
+        );
     }
 }
 
@@ -95,7 +98,8 @@ fn unsafe_code_lives_in_the_launcher_alone() {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if path.is_dir() && !name.starts_with('.') && name != "target" && name != "launcher" {
                 pending.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") && name != "architecture.rs" {
+            } else if path.extension().is_some_and(|extension| extension == "rs") && name != "architecture.rs"
+            {
                 looked_at += 1;
                 let text = std::fs::read_to_string(&path).expect("sources are text");
                 for word in ["unsafe {", "unsafe fn", "unsafe impl"] {

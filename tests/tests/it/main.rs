@@ -1,3 +1,5 @@
 //! End-to-end suites: the whole system as its users meet it.
 
 mod architecture;
+mod simulation;
+mod system;
