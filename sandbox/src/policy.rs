@@ -1,0 +1,418 @@
+//! From specification to plan: which steps make the sandbox of a unit on this host. Pure: everything it needs to know of
+//! the host is in [`Host`].
+
+use windlass_launcher::plan::{Cgroups, Disk, Filter, IdMap, LaunchPlan, Resource, Step, Text, VERSION};
+
+use crate::error::Error;
+use crate::spec::UnitSpec;
+
+/// The job's user and group inside.
+const JOB: u32 = 1000;
+/// Where programs are looked for if the environment does not say.
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The job's private home folder.
+const HOME: &str = "/home/job";
+/// Where the workspace is.
+const WORKSPACE: &str = "/workspace";
+/// How much sooner than anything else the host's out-of-memory killer picks a unit.
+const OOM_SCORE_ADJ: i32 = 500;
+/// Bytes of scratch space for one file of it: bounds the kernel memory that empty files take.
+const BYTES_A_FILE: u64 = 4096;
+/// Most mounts of one unit.
+const MAX_MOUNTS: usize = 64;
+/// Landlock before version 2 forbids every rename between folders, which programs need.
+const MIN_LANDLOCK: u32 = 2;
+
+/// What is at a host path of the minimal system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A link with this target.
+    Link(String),
+    /// A folder or file.
+    Present,
+}
+
+/// What the plan depends on, found out by the driver.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    /// Paths of the minimal system that this host has.
+    pub(crate) system: Vec<(&'static str, Place)>,
+    /// The kernel's Landlock version.
+    pub(crate) landlock: Option<u32>,
+    /// Whether cgroup namespaces work.
+    pub(crate) cgroup_namespace: bool,
+    /// Whether time namespaces work.
+    pub(crate) time_namespace: bool,
+    /// The compiled seccomp filters with their names.
+    pub(crate) filters: Vec<(String, Filter)>,
+}
+
+/// Host paths that make up the minimal system, where they exist. Not in it: the host's accounts, secrets, keys and
+/// configuration.
+pub(crate) const SYSTEM: &[&str] = &[
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/etc/alternatives",
+    "/etc/ca-certificates",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/mime.types",
+    "/etc/os-release",
+    "/etc/pki/ca-trust/extracted",
+    "/etc/pki/tls/certs",
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+];
+
+/// Devices of the sandbox. There is no terminal.
+const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom"];
+
+/// Parts of /proc that tell of the host or reach into the kernel.
+const MASKED: &[&str] = &[
+    "acpi",
+    "asound",
+    "bus",
+    "driver",
+    "fs",
+    "interrupts",
+    "irq",
+    "kallsyms",
+    "kcore",
+    "key-users",
+    "keys",
+    "kmsg",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "sysrq-trigger",
+    "timer_list",
+    "timer_stats",
+];
+
+/// The plan for a unit.
+///
+/// # Errors
+/// [`Error::InvalidSpec`] for what no plan can be made of.
+pub(crate) fn plan(
+    spec: &UnitSpec,
+    host: &Host,
+    cgroups: Option<Cgroups>,
+    tasks: Option<u64>,
+) -> Result<LaunchPlan, Error> {
+    let environment = environment(spec);
+    let programs = programs(spec, &environment)?;
+    let steps = steps(spec, host, cgroups.as_ref(), tasks)?;
+    let texts = |field, words: Vec<String>| -> Result<Vec<Text>, Error> {
+        words.into_iter().map(|word| text(field, word)).collect()
+    };
+    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Ok(LaunchPlan {
+        version: VERSION,
+        steps,
+        programs: texts("command", programs)?,
+        arguments: texts("command", spec.command.clone())?,
+        environment: texts(
+            "env",
+            environment.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        )?,
+        identity: IdMap { host_uid: spec.identity.uid, host_gid: spec.identity.gid, uid: JOB, gid: JOB },
+        time_namespace: host.time_namespace,
+        cgroups,
+        lease: spec.lease_file.clone(),
+        timeout_ms: spec.timeout.map(millis),
+        grace_ms: millis(spec.grace),
+        output_cap: spec.output_cap,
+        disk: spec.limits.disk_bytes.map(|limit| Disk { path: spec.workspace.clone(), bytes: limit.value }),
+        oom_score_adj: OOM_SCORE_ADJ,
+    })
+}
+
+/// The environment with the defaults added.
+fn environment(spec: &UnitSpec) -> std::collections::BTreeMap<String, String> {
+    let mut environment = spec.env.clone();
+    for (name, value) in [("PATH", DEFAULT_PATH), ("HOME", HOME), ("USER", "job"), ("LANG", "C.UTF-8")] {
+        environment.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+    }
+    environment
+}
+
+/// Paths to try for the program, as a shell would.
+fn programs(
+    spec: &UnitSpec,
+    environment: &std::collections::BTreeMap<String, String>,
+) -> Result<Vec<String>, Error> {
+    let Some(name) = spec.command.first() else {
+        return Err(Error::InvalidSpec { field: "command", problem: "must name a program".to_owned() });
+    };
+    if name.contains('/') {
+        return Ok(vec![name.clone()]);
+    }
+    let path = environment.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+    let in_folder = |dir: &str| if dir.is_empty() { format!("./{name}") } else { format!("{dir}/{name}") };
+    Ok(path.split(':').map(in_folder).collect())
+}
+
+/// Text of a field.
+fn text(field: &'static str, value: impl Into<String>) -> Result<Text, Error> {
+    Text::new(value).map_err(|_| Error::InvalidSpec { field, problem: "must not contain NUL".to_owned() })
+}
+
+/// A path inside: absolute, or below the workspace.
+fn inside(path: &str) -> String {
+    if path.starts_with('/') {
+        path.to_owned()
+    } else if path.is_empty() || path == "." {
+        WORKSPACE.to_owned()
+    } else {
+        format!("{WORKSPACE}/{path}")
+    }
+}
+
+/// A path of the host as text.
+fn host_path(field: &'static str, path: &std::path::Path) -> Result<Text, Error> {
+    let path =
+        path.to_str().ok_or_else(|| Error::InvalidSpec { field, problem: "path is not UTF-8".to_owned() })?;
+    text(field, path)
+}
+
+/// The steps in order.
+fn steps(
+    spec: &UnitSpec,
+    host: &Host,
+    cgroups: Option<&Cgroups>,
+    tasks: Option<u64>,
+) -> Result<Vec<Step>, Error> {
+    if spec.mounts.len() > MAX_MOUNTS {
+        return Err(Error::InvalidSpec { field: "mounts", problem: format!("must be at most {MAX_MOUNTS}") });
+    }
+    let fixed = |value: &str| Text::new(value).expect("a constant without NUL");
+    let mut steps = Vec::new();
+
+    // Who and where.
+    if cgroups.is_some_and(|cgroups| !cgroups.v2) {
+        steps.push(Step::JoinCgroups);
+    }
+    if host.cgroup_namespace {
+        steps.push(Step::HideCgroups);
+    }
+    steps.push(Step::AssumeIdentity { uid: JOB, gid: JOB });
+    steps.push(Step::DieWithSupervisor);
+    steps.push(Step::SetHostname { name: text("hostname", &*spec.hostname)? });
+    steps.push(Step::RaiseLoopback);
+    steps.push(Step::DetachMounts);
+
+    // The root.
+    let scratch = spec.limits.scratch_bytes.max(1 << 20);
+    steps.push(Step::MakeRoot { bytes: scratch, files: scratch / BYTES_A_FILE });
+    for (path, mode) in [("etc", 0o755), ("dev", 0o755), ("sys", 0o555), ("home", 0o755), ("var", 0o755)] {
+        steps.push(Step::MakeDir { path: fixed(path), mode });
+    }
+    system(&mut steps, host, &fixed);
+    for (path, content) in files(&spec.hostname) {
+        steps.push(Step::MakeFile { path: fixed(path), content });
+    }
+    for device in DEVICES {
+        let source = fixed(&format!("/dev/{device}"));
+        steps.push(Step::ShowDevice { source, target: fixed(&format!("dev/{device}")) });
+    }
+    for (path, target) in [
+        ("dev/fd", "/proc/self/fd"),
+        ("dev/stdin", "/proc/self/fd/0"),
+        ("dev/stdout", "/proc/self/fd/1"),
+        ("dev/stderr", "/proc/self/fd/2"),
+        ("var/tmp", "../tmp"),
+        ("var/run", "../run"),
+    ] {
+        steps.push(Step::MakeLink { path: fixed(path), target: fixed(target) });
+    }
+    for (path, mode) in [("tmp", 0o1777), ("run", 0o755), ("dev/shm", 0o1777), ("home/job", 0o700)] {
+        steps.push(Step::MakeScratch { path: fixed(path), mode });
+    }
+    steps.push(Step::MountProc { target: fixed("proc") });
+    steps.extend(MASKED.iter().map(|name| Step::Mask { path: fixed(&format!("proc/{name}")) }));
+    steps.push(Step::Freeze { path: fixed("proc/sys") });
+    steps.push(Step::EnterRoot);
+
+    // What the job brings. Attached from inside, so that no link of a workspace can lead to the host.
+    let workspace = host_path("workspace", &spec.workspace)?;
+    steps.push(Step::Attach { source: workspace, target: fixed(WORKSPACE), read_only: false });
+    for mount in &spec.mounts {
+        let target = inside(&mount.target);
+        if target.trim_end_matches('/') == WORKSPACE {
+            return Err(Error::InvalidSpec {
+                field: "mounts",
+                problem: "must not cover the workspace".to_owned(),
+            });
+        }
+        steps.push(Step::Attach {
+            source: host_path("mounts", &mount.source)?,
+            target: text("mounts", target)?,
+            read_only: mount.read_only,
+        });
+    }
+    steps.push(Step::SealRoot);
+
+    // What it may not do.
+    steps.push(Step::DropCapabilities);
+    steps.push(Step::NoNewPrivileges);
+    if let Some(abi) = host.landlock.filter(|abi| *abi >= MIN_LANDLOCK) {
+        steps.push(landlock(spec, host, abi)?);
+    }
+    steps.push(Step::Limit { resource: Resource::Core, value: 0 });
+    steps.push(Step::Limit { resource: Resource::OpenFiles, value: spec.limits.open_files });
+    if let Some(tasks) = tasks {
+        // The sandbox's own first process counts too.
+        steps.push(Step::Limit { resource: Resource::Tasks, value: tasks.saturating_add(1) });
+    }
+    if let Some(limit) = spec.limits.disk_bytes {
+        steps.push(Step::Limit { resource: Resource::FileSize, value: limit.value });
+    }
+    steps.push(Step::Umask { mask: 0o022 });
+    steps.push(Step::WorkIn { path: text("cwd", inside(&spec.cwd))? });
+    for (name, filter) in &host.filters {
+        steps.push(Step::Seccomp { name: name.clone(), filter: filter.clone() });
+    }
+    Ok(steps)
+}
+
+/// The host's system: links as links, the rest shown read-only, with the folders above it.
+fn system(steps: &mut Vec<Step>, host: &Host, fixed: &dyn Fn(&str) -> Text) {
+    let mut made = std::collections::BTreeSet::from(["etc".to_owned()]);
+    for (path, place) in &host.system {
+        let target = path.trim_start_matches('/');
+        for (at, _) in target.match_indices('/') {
+            if made.insert(target[..at].to_owned()) {
+                steps.push(Step::MakeDir { path: fixed(&target[..at]), mode: 0o755 });
+            }
+        }
+        steps.push(match place {
+            Place::Link(to) => Step::MakeLink { path: fixed(target), target: fixed(to) },
+            Place::Present => Step::Show { source: fixed(path), target: fixed(target) },
+        });
+    }
+}
+
+/// Files of /etc that are made, not shown.
+fn files(hostname: &str) -> [(&'static str, String); 7] {
+    [
+        (
+            "etc/passwd",
+            format!(
+                "root:x:0:0:root:/root:/usr/sbin/nologin\njob:x:{JOB}:{JOB}:job:{HOME}:/bin/sh\n\
+                 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+            ),
+        ),
+        ("etc/group", format!("root:x:0:\njob:x:{JOB}:\nnogroup:x:65534:\n")),
+        (
+            "etc/hosts",
+            format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback {hostname}\n"),
+        ),
+        ("etc/hostname", format!("{hostname}\n")),
+        (
+            "etc/nsswitch.conf",
+            "passwd: files\ngroup: files\nhosts: files dns\nprotocols: files\nservices: files\n".to_owned(),
+        ),
+        ("etc/resolv.conf", String::new()),
+        ("etc/shells", "/bin/sh\n/bin/bash\n".to_owned()),
+    ]
+}
+
+/// The Landlock step: writing and executing only where the mounts are meant for it.
+fn landlock(spec: &UnitSpec, host: &Host, abi: u32) -> Result<Step, Error> {
+    let mut write: Vec<String> =
+        ["/dev", HOME, "/proc", "/run", "/tmp", WORKSPACE].map(str::to_owned).to_vec();
+    let mut execute: Vec<String> = [HOME, "/run", "/tmp", WORKSPACE].map(str::to_owned).to_vec();
+    let is_code = |path: &str| !path.starts_with("/etc/");
+    execute.extend(
+        host.system
+            .iter()
+            .filter(|(path, place)| *place == Place::Present && is_code(path))
+            .map(|(path, _)| (*path).to_owned()),
+    );
+    for mount in &spec.mounts {
+        let target = inside(&mount.target);
+        if !mount.read_only {
+            write.push(target.clone());
+        }
+        execute.push(target);
+    }
+    let texts = |paths: Vec<String>| -> Result<Vec<Text>, Error> {
+        paths.into_iter().map(|path| text("mounts", path)).collect()
+    };
+    Ok(Step::Landlock { abi, write: texts(write)?, execute: texts(execute)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Identity;
+    use crate::spec::{Limit, Mount, UnitId};
+
+    fn spec() -> UnitSpec {
+        let identity = Identity { uid: 1_900_000_007, gid: 1_900_000_007 };
+        let mut spec = UnitSpec::new(
+            UnitId::new("attempt-1.build").unwrap(),
+            vec!["make".into(), "all".into()],
+            "/var/lib/windlass/workspaces/attempt-1".into(),
+            identity,
+            "/var/lib/windlass/leases/attempt-1".into(),
+        );
+        spec.env.insert("PATH".into(), "/opt/bin:/usr/bin".into());
+        spec.env.insert("CI".into(), "true".into());
+        spec.cwd = "src".into();
+        spec.mounts.push(Mount { source: "/srv/data".into(), target: "data".into(), read_only: true });
+        spec.limits.disk_bytes = Some(Limit::named(1 << 30));
+        spec.timeout = Some(std::time::Duration::from_secs(60));
+        spec
+    }
+
+    fn host() -> Host {
+        Host {
+            system: vec![
+                ("/usr", Place::Present),
+                ("/bin", Place::Link("usr/bin".into())),
+                ("/etc/ld.so.cache", Place::Present),
+                ("/etc/ssl/certs", Place::Present),
+            ],
+            landlock: Some(6),
+            cgroup_namespace: true,
+            time_namespace: true,
+            filters: vec![("allow".into(), Filter(vec![0; 3]))],
+        }
+    }
+
+    #[test]
+    fn the_plan_of_a_unit_is_this() {
+        let cgroups = Cgroups {
+            v2: false,
+            dirs: vec!["/sys/fs/cgroup/memory/windlass/attempt-1.build".into()],
+            memory: Some("/sys/fs/cgroup/memory/windlass/attempt-1.build".into()),
+            pids: None,
+        };
+        let plan = plan(&spec(), &host(), Some(cgroups), Some(64)).unwrap();
+        let steps: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
+        insta::assert_snapshot!("steps", steps.join("\n"));
+        insta::assert_debug_snapshot!("rest", LaunchPlan { steps: Vec::new(), ..plan });
+    }
+
+    #[test]
+    fn mounts_cannot_cover_the_workspace() {
+        let mut spec = spec();
+        spec.mounts[0].target = "/workspace/".into();
+        assert!(matches!(plan(&spec, &host(), None, None), Err(Error::InvalidSpec { field: "mounts", .. })));
+    }
+
+    #[test]
+    fn a_kernel_without_landlock_has_no_landlock_step() {
+        let host = Host { landlock: Some(1), ..host() };
+        let plan = plan(&spec(), &host, None, None).unwrap();
+        assert!(!plan.steps.iter().any(|step| matches!(step, Step::Landlock { .. })));
+    }
+}

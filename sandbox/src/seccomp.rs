@@ -1,0 +1,614 @@
+//! Which system calls a unit may make: policy as data, with a reason for each group.
+//!
+//! Three filters are installed; the kernel takes the strictest answer of all:
+//! 1. `allow`: what is named here works, everything else answers ENOSYS, so that a C library that tries a newer call falls
+//!    back to an older one;
+//! 2. `refuse`: known calls that a program may try and must not have answer EPERM, as they would without privileges;
+//! 3. `kill`: calls that no program in a sandbox ever makes in good faith end it.
+//!
+//! System calls of other architectures end the program; those of the x32 kind answer ENOSYS.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+use windlass_launcher::plan::Filter;
+
+/// System calls with a reason.
+pub struct Group {
+    /// Why they are in this list.
+    pub reason: &'static str,
+    /// Their numbers.
+    pub calls: &'static [libc::c_long],
+}
+
+/// What works.
+pub const ALLOW: &[Group] = &[
+    Group {
+        reason: "read and write files; the mounts decide which",
+        calls: &[
+            libc::SYS_read,
+            libc::SYS_write,
+            libc::SYS_pread64,
+            libc::SYS_pwrite64,
+            libc::SYS_readv,
+            libc::SYS_writev,
+            libc::SYS_preadv,
+            libc::SYS_pwritev,
+            libc::SYS_preadv2,
+            libc::SYS_pwritev2,
+            libc::SYS_open,
+            libc::SYS_openat,
+            libc::SYS_openat2,
+            libc::SYS_creat,
+            libc::SYS_close,
+            libc::SYS_close_range,
+            libc::SYS_lseek,
+            libc::SYS_truncate,
+            libc::SYS_ftruncate,
+            libc::SYS_fallocate,
+            libc::SYS_fadvise64,
+            libc::SYS_readahead,
+            libc::SYS_fsync,
+            libc::SYS_fdatasync,
+            libc::SYS_sync,
+            libc::SYS_syncfs,
+            libc::SYS_sync_file_range,
+            libc::SYS_sendfile,
+            libc::SYS_copy_file_range,
+            libc::SYS_splice,
+            libc::SYS_tee,
+            libc::SYS_dup,
+            libc::SYS_dup2,
+            libc::SYS_dup3,
+            libc::SYS_fcntl,
+            libc::SYS_flock,
+            libc::SYS_ioctl,
+            libc::SYS_pipe,
+            libc::SYS_pipe2,
+            libc::SYS_memfd_create,
+        ],
+    },
+    Group {
+        reason: "look at and change names, modes, times and attributes of files",
+        calls: &[
+            libc::SYS_stat,
+            libc::SYS_fstat,
+            libc::SYS_lstat,
+            libc::SYS_newfstatat,
+            libc::SYS_statx,
+            libc::SYS_statfs,
+            libc::SYS_fstatfs,
+            libc::SYS_access,
+            libc::SYS_faccessat,
+            libc::SYS_faccessat2,
+            libc::SYS_readlink,
+            libc::SYS_readlinkat,
+            libc::SYS_getdents,
+            libc::SYS_getdents64,
+            libc::SYS_getcwd,
+            libc::SYS_chdir,
+            libc::SYS_fchdir,
+            libc::SYS_rename,
+            libc::SYS_renameat,
+            libc::SYS_renameat2,
+            libc::SYS_mkdir,
+            libc::SYS_mkdirat,
+            libc::SYS_rmdir,
+            libc::SYS_link,
+            libc::SYS_linkat,
+            libc::SYS_unlink,
+            libc::SYS_unlinkat,
+            libc::SYS_symlink,
+            libc::SYS_symlinkat,
+            libc::SYS_mknod,
+            libc::SYS_mknodat,
+            libc::SYS_chmod,
+            libc::SYS_fchmod,
+            libc::SYS_fchmodat,
+            libc::SYS_fchmodat2,
+            libc::SYS_chown,
+            libc::SYS_fchown,
+            libc::SYS_lchown,
+            libc::SYS_fchownat,
+            libc::SYS_umask,
+            libc::SYS_utime,
+            libc::SYS_utimes,
+            libc::SYS_futimesat,
+            libc::SYS_utimensat,
+            libc::SYS_getxattr,
+            libc::SYS_lgetxattr,
+            libc::SYS_fgetxattr,
+            libc::SYS_listxattr,
+            libc::SYS_llistxattr,
+            libc::SYS_flistxattr,
+            libc::SYS_setxattr,
+            libc::SYS_lsetxattr,
+            libc::SYS_fsetxattr,
+            libc::SYS_removexattr,
+            libc::SYS_lremovexattr,
+            libc::SYS_fremovexattr,
+            libc::SYS_inotify_init,
+            libc::SYS_inotify_init1,
+            libc::SYS_inotify_add_watch,
+            libc::SYS_inotify_rm_watch,
+        ],
+    },
+    Group {
+        reason: "wait for events",
+        calls: &[
+            libc::SYS_poll,
+            libc::SYS_ppoll,
+            libc::SYS_select,
+            libc::SYS_pselect6,
+            libc::SYS_epoll_create,
+            libc::SYS_epoll_create1,
+            libc::SYS_epoll_ctl,
+            libc::SYS_epoll_wait,
+            libc::SYS_epoll_pwait,
+            libc::SYS_epoll_pwait2,
+            libc::SYS_eventfd,
+            libc::SYS_eventfd2,
+            libc::SYS_signalfd,
+            libc::SYS_signalfd4,
+            libc::SYS_timerfd_create,
+            libc::SYS_timerfd_settime,
+            libc::SYS_timerfd_gettime,
+        ],
+    },
+    Group {
+        reason: "manage its own memory",
+        calls: &[
+            libc::SYS_brk,
+            libc::SYS_mmap,
+            libc::SYS_munmap,
+            libc::SYS_mprotect,
+            libc::SYS_mremap,
+            libc::SYS_madvise,
+            libc::SYS_mincore,
+            libc::SYS_msync,
+            libc::SYS_mlock,
+            libc::SYS_mlock2,
+            libc::SYS_munlock,
+            libc::SYS_mlockall,
+            libc::SYS_munlockall,
+            libc::SYS_membarrier,
+            libc::SYS_pkey_alloc,
+            libc::SYS_pkey_free,
+            libc::SYS_pkey_mprotect,
+            libc::SYS_get_mempolicy,
+            libc::SYS_mseal,
+        ],
+    },
+    Group {
+        reason: "start, run and end processes and threads; the pid namespace decides which are seen",
+        calls: &[
+            libc::SYS_clone,
+            libc::SYS_fork,
+            libc::SYS_vfork,
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_exit,
+            libc::SYS_exit_group,
+            libc::SYS_wait4,
+            libc::SYS_waitid,
+            libc::SYS_kill,
+            libc::SYS_tkill,
+            libc::SYS_tgkill,
+            libc::SYS_pidfd_open,
+            libc::SYS_pidfd_send_signal,
+            libc::SYS_getpid,
+            libc::SYS_getppid,
+            libc::SYS_gettid,
+            libc::SYS_getpgid,
+            libc::SYS_setpgid,
+            libc::SYS_getpgrp,
+            libc::SYS_getsid,
+            libc::SYS_setsid,
+            libc::SYS_set_tid_address,
+            libc::SYS_set_robust_list,
+            libc::SYS_get_robust_list,
+            libc::SYS_rseq,
+            libc::SYS_futex,
+            libc::SYS_futex_waitv,
+            libc::SYS_arch_prctl,
+            libc::SYS_prctl,
+            libc::SYS_restart_syscall,
+        ],
+    },
+    Group {
+        reason: "schedule itself; raising priority needs a capability",
+        calls: &[
+            libc::SYS_sched_yield,
+            libc::SYS_sched_getaffinity,
+            libc::SYS_sched_setaffinity,
+            libc::SYS_sched_getparam,
+            libc::SYS_sched_setparam,
+            libc::SYS_sched_getscheduler,
+            libc::SYS_sched_setscheduler,
+            libc::SYS_sched_getattr,
+            libc::SYS_sched_setattr,
+            libc::SYS_sched_get_priority_max,
+            libc::SYS_sched_get_priority_min,
+            libc::SYS_sched_rr_get_interval,
+            libc::SYS_getpriority,
+            libc::SYS_setpriority,
+            libc::SYS_ioprio_get,
+            libc::SYS_ioprio_set,
+            libc::SYS_getcpu,
+        ],
+    },
+    Group {
+        reason: "handle signals",
+        calls: &[
+            libc::SYS_rt_sigaction,
+            libc::SYS_rt_sigprocmask,
+            libc::SYS_rt_sigpending,
+            libc::SYS_rt_sigtimedwait,
+            libc::SYS_rt_sigsuspend,
+            libc::SYS_rt_sigreturn,
+            libc::SYS_rt_sigqueueinfo,
+            libc::SYS_rt_tgsigqueueinfo,
+            libc::SYS_sigaltstack,
+            libc::SYS_pause,
+            libc::SYS_alarm,
+            libc::SYS_getitimer,
+            libc::SYS_setitimer,
+        ],
+    },
+    Group {
+        reason: "ask and give up identity; there is only one to have",
+        calls: &[
+            libc::SYS_getuid,
+            libc::SYS_geteuid,
+            libc::SYS_getgid,
+            libc::SYS_getegid,
+            libc::SYS_getresuid,
+            libc::SYS_getresgid,
+            libc::SYS_getgroups,
+            libc::SYS_setuid,
+            libc::SYS_setgid,
+            libc::SYS_setreuid,
+            libc::SYS_setregid,
+            libc::SYS_setresuid,
+            libc::SYS_setresgid,
+            libc::SYS_setgroups,
+            libc::SYS_setfsuid,
+            libc::SYS_setfsgid,
+            libc::SYS_capget,
+            libc::SYS_capset,
+        ],
+    },
+    Group {
+        reason: "tell the time and sleep",
+        calls: &[
+            libc::SYS_clock_gettime,
+            libc::SYS_clock_getres,
+            libc::SYS_clock_nanosleep,
+            libc::SYS_nanosleep,
+            libc::SYS_gettimeofday,
+            libc::SYS_time,
+            libc::SYS_times,
+            libc::SYS_timer_create,
+            libc::SYS_timer_settime,
+            libc::SYS_timer_gettime,
+            libc::SYS_timer_getoverrun,
+            libc::SYS_timer_delete,
+        ],
+    },
+    Group {
+        reason: "share memory and semaphores within its own IPC namespace, as databases do",
+        calls: &[
+            libc::SYS_shmget,
+            libc::SYS_shmat,
+            libc::SYS_shmctl,
+            libc::SYS_shmdt,
+            libc::SYS_semget,
+            libc::SYS_semop,
+            libc::SYS_semctl,
+            libc::SYS_semtimedop,
+        ],
+    },
+    Group {
+        reason: "use sockets of the families that `refuse` leaves; the network namespace decides what they reach",
+        calls: &[
+            libc::SYS_socket,
+            libc::SYS_socketpair,
+            libc::SYS_bind,
+            libc::SYS_listen,
+            libc::SYS_accept,
+            libc::SYS_accept4,
+            libc::SYS_connect,
+            libc::SYS_getsockname,
+            libc::SYS_getpeername,
+            libc::SYS_getsockopt,
+            libc::SYS_setsockopt,
+            libc::SYS_sendto,
+            libc::SYS_recvfrom,
+            libc::SYS_sendmsg,
+            libc::SYS_recvmsg,
+            libc::SYS_sendmmsg,
+            libc::SYS_recvmmsg,
+            libc::SYS_shutdown,
+        ],
+    },
+    Group {
+        reason: "ask for limits, usage, randomness and the system's name",
+        calls: &[
+            libc::SYS_getrlimit,
+            libc::SYS_setrlimit,
+            libc::SYS_prlimit64,
+            libc::SYS_getrusage,
+            libc::SYS_uname,
+            libc::SYS_sysinfo,
+            libc::SYS_getrandom,
+        ],
+    },
+    Group {
+        reason: "restrict itself further, as browsers and package tools do",
+        calls: &[
+            libc::SYS_seccomp,
+            libc::SYS_landlock_create_ruleset,
+            libc::SYS_landlock_add_rule,
+            libc::SYS_landlock_restrict_self,
+        ],
+    },
+    Group {
+        reason: "ask for the execution domain; `refuse` forbids to change it",
+        calls: &[libc::SYS_personality],
+    },
+];
+
+/// What answers EPERM whatever its arguments.
+pub const REFUSE: &[Group] = &[
+    Group {
+        reason: "reach into other processes; a frequent start of kernel exploits",
+        calls: &[
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_process_vm_writev,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_kcmp,
+            libc::SYS_process_madvise,
+        ],
+    },
+    Group {
+        reason: "change what is mounted or which namespaces are used",
+        calls: &[
+            libc::SYS_mount,
+            libc::SYS_umount2,
+            libc::SYS_pivot_root,
+            libc::SYS_chroot,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_fsopen,
+            libc::SYS_fsconfig,
+            libc::SYS_fsmount,
+            libc::SYS_fspick,
+            libc::SYS_open_tree,
+            libc::SYS_move_mount,
+            libc::SYS_mount_setattr,
+        ],
+    },
+    Group {
+        reason: "large and often attacked parts of the kernel that ordinary programs live without",
+        calls: &[
+            libc::SYS_bpf,
+            libc::SYS_perf_event_open,
+            libc::SYS_userfaultfd,
+            libc::SYS_io_uring_setup,
+            libc::SYS_io_uring_enter,
+            libc::SYS_io_uring_register,
+            libc::SYS_memfd_secret,
+        ],
+    },
+    Group {
+        reason: "key rings are not bound to a namespace",
+        calls: &[libc::SYS_keyctl, libc::SYS_add_key, libc::SYS_request_key],
+    },
+    Group {
+        reason: "open files past the mounts, or watch whole file systems",
+        calls: &[
+            libc::SYS_name_to_handle_at,
+            libc::SYS_open_by_handle_at,
+            libc::SYS_fanotify_init,
+            libc::SYS_fanotify_mark,
+            libc::SYS_lookup_dcookie,
+            libc::SYS_quotactl,
+            libc::SYS_quotactl_fd,
+        ],
+    },
+    Group {
+        reason: "change or read the state of the host",
+        calls: &[
+            libc::SYS_sethostname,
+            libc::SYS_setdomainname,
+            libc::SYS_syslog,
+            libc::SYS_vhangup,
+            libc::SYS_settimeofday,
+            libc::SYS_clock_settime,
+            libc::SYS_adjtimex,
+            libc::SYS_clock_adjtime,
+        ],
+    },
+    Group {
+        reason: "place memory on chosen nodes or change segment descriptors",
+        calls: &[
+            libc::SYS_mbind,
+            libc::SYS_set_mempolicy,
+            libc::SYS_set_mempolicy_home_node,
+            libc::SYS_migrate_pages,
+            libc::SYS_move_pages,
+            libc::SYS_modify_ldt,
+        ],
+    },
+];
+
+/// What ends the program.
+pub const KILL: &[Group] = &[Group {
+    reason: "load kernel code, restart the host, use raw ports, swap or accounting: never legitimate",
+    calls: &[
+        libc::SYS_kexec_load,
+        libc::SYS_kexec_file_load,
+        libc::SYS_init_module,
+        libc::SYS_finit_module,
+        libc::SYS_delete_module,
+        libc::SYS_reboot,
+        libc::SYS_swapon,
+        libc::SYS_swapoff,
+        libc::SYS_iopl,
+        libc::SYS_ioperm,
+        libc::SYS_acct,
+    ],
+}];
+
+/// A test of one argument: its number, the operation and the value.
+pub type Test = (u8, Op, u64);
+
+/// A call that answers EPERM for some arguments: all tests of an entry must hold.
+pub struct Conditional {
+    /// Why.
+    pub reason: &'static str,
+    /// Which call.
+    pub call: libc::c_long,
+    /// When.
+    pub tests: fn() -> Vec<Vec<Test>>,
+}
+
+/// Values of <sys/socket.h>.
+const AF_UNIX: u64 = libc::AF_UNIX as u64;
+const AF_INET: u64 = libc::AF_INET as u64;
+const AF_INET6: u64 = libc::AF_INET6 as u64;
+const AF_NETLINK: u64 = libc::AF_NETLINK as u64;
+/// The socket type without its flags.
+const TYPE_MASK: u64 = 0xf;
+
+/// What answers EPERM for some arguments.
+pub const CONDITIONAL: &[Conditional] = &[
+    Conditional {
+        reason: "new namespaces give back capabilities; clone3, whose flags a filter cannot see, answers ENOSYS",
+        call: libc::SYS_clone,
+        tests: || {
+            [
+                libc::CLONE_NEWUSER,
+                libc::CLONE_NEWNS,
+                libc::CLONE_NEWPID,
+                libc::CLONE_NEWNET,
+                libc::CLONE_NEWIPC,
+                libc::CLONE_NEWUTS,
+                libc::CLONE_NEWCGROUP,
+            ]
+            .map(|flag| {
+                let flag = u64::from(flag.unsigned_abs());
+                vec![(0, Op::MaskedEq(flag), flag)]
+            })
+            .to_vec()
+        },
+    },
+    Conditional {
+        reason: "only local, internet and route (getifaddrs) sockets, and no raw packets",
+        call: libc::SYS_socket,
+        tests: || {
+            let raw = libc::SOCK_RAW as u64;
+            vec![
+                [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK].map(|family| (0, Op::Ne, family)).to_vec(),
+                vec![(0, Op::Eq, AF_NETLINK), (2, Op::Ne, libc::NETLINK_ROUTE as u64)],
+                vec![(0, Op::Eq, AF_INET), (1, Op::MaskedEq(TYPE_MASK), raw)],
+                vec![(0, Op::Eq, AF_INET6), (1, Op::MaskedEq(TYPE_MASK), raw)],
+                vec![(1, Op::MaskedEq(TYPE_MASK), 10)],
+            ]
+        },
+    },
+    Conditional {
+        reason: "typing into or pasting on a terminal from inside",
+        call: libc::SYS_ioctl,
+        tests: || vec![vec![(1, Op::Eq, libc::TIOCSTI)], vec![(1, Op::Eq, libc::TIOCLINUX)]],
+    },
+    Conditional {
+        reason: "other execution domains switch off address space randomisation; asking and the default stay",
+        call: libc::SYS_personality,
+        tests: || vec![vec![(0, Op::Ne, 0), (0, Op::Ne, 0xffff_ffff)]],
+    },
+];
+
+/// Compiles the three filters, in the order in which they are installed.
+pub(crate) fn compile() -> Vec<(String, Filter)> {
+    let errno = |number: i32| SeccompAction::Errno(number.unsigned_abs());
+    let everything = |groups: &[Group]| -> BTreeMap<i64, Vec<SeccompRule>> {
+        groups.iter().flat_map(|group| group.calls).map(|call| (*call, Vec::new())).collect()
+    };
+    let mut refused = everything(REFUSE);
+    for conditional in CONDITIONAL {
+        refused.insert(conditional.call, (conditional.tests)().into_iter().map(rule).collect());
+    }
+    vec![
+        ("allow".to_owned(), filter(everything(ALLOW), errno(libc::ENOSYS), SeccompAction::Allow)),
+        ("refuse".to_owned(), filter(refused, SeccompAction::Allow, errno(libc::EPERM))),
+        ("kill".to_owned(), filter(everything(KILL), SeccompAction::Allow, SeccompAction::KillProcess)),
+    ]
+}
+
+/// One alternative of a conditional entry.
+fn rule(tests: Vec<Test>) -> SeccompRule {
+    let conditions = tests
+        .into_iter()
+        .map(|(argument, operation, value)| {
+            // The kernel looks at the low half of these arguments only, so the filter does too.
+            SeccompCondition::new(argument, Len::Dword, operation, value).expect("arguments are 0 to 5")
+        })
+        .collect();
+    SeccompRule::new(conditions).expect("every alternative has a test")
+}
+
+/// Compiles one filter.
+fn filter(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    matched: SeccompAction,
+) -> Filter {
+    let filter = SeccompFilter::new(rules, otherwise, matched, TargetArch::x86_64)
+        .expect("the two actions differ and every rule is complete");
+    let program: BpfProgram = filter.try_into().expect("the policy is far below the kernel's limit");
+    let pack = |instruction: &seccompiler::sock_filter| {
+        u64::from(instruction.code) << 48
+            | u64::from(instruction.jt) << 40
+            | u64::from(instruction.jf) << 32
+            | u64::from(instruction.k)
+    };
+    Filter(program.iter().map(pack).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_group_has_a_reason_and_no_call_is_in_two() {
+        let mut seen = BTreeSet::new();
+        for group in ALLOW.iter().chain(REFUSE).chain(KILL) {
+            assert!(!group.reason.is_empty());
+            for call in group.calls {
+                assert!(seen.insert(*call), "system call {call} is named twice");
+            }
+        }
+        for conditional in CONDITIONAL {
+            assert!(!conditional.reason.is_empty());
+            assert!(ALLOW.iter().any(|group| group.calls.contains(&conditional.call)));
+        }
+    }
+
+    #[test]
+    fn the_policy_compiles_within_the_kernels_limit() {
+        let filters = compile();
+        assert_eq!(
+            filters.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+            ["allow", "refuse", "kill"]
+        );
+        for (name, filter) in filters {
+            assert!((10..4096).contains(&filter.0.len()), "{name}: {filter:?}");
+        }
+    }
+}
