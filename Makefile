@@ -29,6 +29,6 @@ generate: ## Write the files that are made from the types: CRDs, JSON Schemas, t
 	cargo run -p windlass-crds --bin windlass-generate -- crds
 	cargo run -p windlass-controller --example openapi -- controller/openapi.json
 
-bench: ## Measure what this project promises, beside its peers.
+bench: ## Measure what this project promises, beside its peers (ARGS=--full for long, ARGS='--row p5' for one row).
 	cargo build --release -p windlass -p windlass-bench
-	target/release/windlass-bench
+	target/release/windlass-bench $(ARGS)

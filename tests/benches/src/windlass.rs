@@ -1,0 +1,256 @@
+//! Our own system, as its users start it, and a client that submits and watches.
+
+use std::fs;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, bail, ensure};
+use reqwest::{Certificate, Client, Response};
+use serde_json::{Value, json};
+use tokio::runtime::Handle;
+
+use crate::bench::{Bench, Daemon, free_port};
+
+/// How long a job may take from submit to end. Far above what is measured; without it a defect would hang the bench.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A controller and an agent, in one process or in two.
+#[derive(Debug)]
+pub(crate) struct Windlass {
+    // Before the controller, so that it is dropped and stopped first.
+    agent: Option<Daemon>,
+    controller: Daemon,
+    /// Speaks to the controller.
+    pub(crate) api: Api,
+}
+
+impl Windlass {
+    /// `windlass dev`: both in one process.
+    pub(crate) fn dev(bench: &Bench) -> anyhow::Result<Self> {
+        let (folder, port) = (bench.folder("dev")?, free_port()?);
+        let mut command = Command::new(&bench.windlass);
+        command.arg("dev").arg("--state-dir").arg(folder.join("state"));
+        command.arg("--listen").arg(format!("127.0.0.1:{port}"));
+        let (controller, api) =
+            listening(bench, command, "dev", &folder, &folder.join("state/controller"), port)?;
+        let mut this = Self { agent: None, controller, api };
+        this.warm_up()?;
+        Ok(this)
+    }
+
+    /// `windlass controller` and `windlass agent`.
+    pub(crate) fn fleet(bench: &Bench) -> anyhow::Result<Self> {
+        let (folder, port) = (bench.folder("fleet")?, free_port()?);
+        let state = folder.join("controller");
+        let mut command = Command::new(&bench.windlass);
+        command.arg("controller").arg("--state-dir").arg(&state);
+        command.arg("--listen").arg(format!("127.0.0.1:{port}"));
+        let (controller, api) = listening(bench, command, "controller", &folder, &state, port)?;
+        let mut command = Command::new(&bench.windlass);
+        command.arg("agent").arg("--state-dir").arg(folder.join("agent"));
+        command.arg("--join").arg(api.join_token()?).args(["--name", "bench"]);
+        let agent = Daemon::start(command, "agent", &folder)?;
+        let mut this = Self { agent: Some(agent), controller, api };
+        this.warm_up()?;
+        Ok(this)
+    }
+
+    /// The processes of agent and controller, which may be one.
+    pub(crate) fn pids(&self) -> (u32, u32) {
+        (self.agent.as_ref().unwrap_or(&self.controller).pid(), self.controller.pid())
+    }
+
+    /// Waits for the node by running jobs, which also fills caches on both sides.
+    fn warm_up(&mut self) -> anyhow::Result<()> {
+        for _ in 0..5 {
+            let job = self.api.submit(&["/bin/true"])?;
+            self.api.ended(&job).context("while the system warms up")?;
+        }
+        Ok(())
+    }
+}
+
+/// Starts a controller and a client for it.
+fn listening(
+    bench: &Bench,
+    command: Command,
+    name: &str,
+    folder: &Path,
+    state: &Path,
+    port: u16,
+) -> anyhow::Result<(Daemon, Api)> {
+    let token_file = state.join("admin.token");
+    let listens = || token_file.exists() && TcpStream::connect(("127.0.0.1", port)).is_ok();
+    let daemon = Daemon::start(command, name, folder)?.until(listens)?;
+    let api = Api::new(bench, format!("https://127.0.0.1:{port}"), state.join("pki/ca.crt"), token_file)?;
+    Ok((daemon, api))
+}
+
+/// A job that was submitted.
+#[derive(Debug)]
+pub(crate) struct Submitted {
+    /// Its name.
+    pub(crate) name: String,
+    /// Before the request was sent.
+    pub(crate) sent: Instant,
+    /// When the answer was there, which says that the job is on disk.
+    pub(crate) acknowledged: SystemTime,
+}
+
+/// A job that the watcher saw end.
+#[derive(Debug)]
+struct Ended {
+    name: String,
+    phase: String,
+    at: Instant,
+}
+
+/// A client of the controller: one connection to submit by, one that watches.
+#[derive(Debug)]
+pub(crate) struct Api {
+    runtime: Handle,
+    http: Client,
+    url: String,
+    ca_file: PathBuf,
+    token_file: PathBuf,
+    token: String,
+    ended: Receiver<Ended>,
+}
+
+impl Api {
+    fn new(bench: &Bench, url: String, ca_file: PathBuf, token_file: PathBuf) -> anyhow::Result<Self> {
+        // The only way to fail is that a provider was installed before, which is just as good.
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let ca = Certificate::from_pem(&fs::read(&ca_file)?)?;
+        let http = Client::builder().no_proxy().tcp_nodelay(true).tls_certs_only([ca]).build()?;
+        let token = fs::read_to_string(&token_file)?.trim().to_owned();
+        let runtime = bench.runtime.handle().clone();
+        let watch = http.get(format!("{url}/v1/namespaces/default/jobs?watch=true")).bearer_auth(&token);
+        let response = runtime.block_on(async { watch.send().await?.error_for_status() })?;
+        let (sender, ended) = mpsc::channel();
+        runtime.spawn(async move {
+            // Whoever waits for a job notices by the closed channel.
+            if let Err(error) = follow(response, &sender).await {
+                eprintln!("the watch ended: {error:#}");
+            }
+        });
+        Ok(Self { runtime, http, url, ca_file, token_file, token, ended })
+    }
+
+    /// Creates a job of one command.
+    pub(crate) fn submit(&self, command: &[&str]) -> anyhow::Result<Submitted> {
+        let job = json!({
+            "apiVersion": "windlass.dev/v1alpha1",
+            "kind": "SandboxJob",
+            "metadata": { "generateName": "bench-" },
+            "spec": { "command": command },
+        });
+        let sent = Instant::now();
+        let (created, acknowledged) = self.runtime.block_on(async {
+            let request = self.http.post(format!("{}/v1/namespaces/default/jobs", self.url));
+            let response = request.bearer_auth(&self.token).json(&job).send().await?;
+            let acknowledged = wall_clock();
+            anyhow::Ok((read(response).await?, acknowledged))
+        })?;
+        let name = created["metadata"]["name"].as_str().context("a created job has a name")?.to_owned();
+        Ok(Submitted { name, sent, acknowledged })
+    }
+
+    /// Waits until the watcher has seen the job succeed; tells when.
+    pub(crate) fn ended(&self, job: &Submitted) -> anyhow::Result<Instant> {
+        loop {
+            let ended = self.ended.recv_timeout(PATIENCE);
+            let Ended { name, phase, at } = ended.with_context(|| format!("job {} did not end", job.name))?;
+            if name == job.name {
+                ensure!(phase == "Succeeded", "job {name} is {phase}: {}", self.result(&name)?);
+                return Ok(at);
+            }
+        }
+    }
+
+    /// What became of a job.
+    pub(crate) fn result(&self, name: &str) -> anyhow::Result<Value> {
+        self.get(&format!("/v1/namespaces/default/jobs/{name}/result"))
+    }
+
+    /// What the command of a job that has ended wrote.
+    pub(crate) fn stdout(&self, name: &str) -> anyhow::Result<String> {
+        let start = Instant::now();
+        loop {
+            let result = self.result(name)?;
+            if result["logsComplete"] == true {
+                let text = result["steps"][0]["stdout"].as_str();
+                return Ok(text.context("a result has its steps' output")?.to_owned());
+            }
+            ensure!(start.elapsed() < PATIENCE, "the output of job {name} does not arrive");
+        }
+    }
+
+    /// The arguments by which the command line speaks to this controller.
+    pub(crate) fn connection(&self) -> Vec<String> {
+        let path = |path: &Path| path.display().to_string();
+        let words = [
+            "--server",
+            &self.url,
+            "--ca-file",
+            &path(&self.ca_file),
+            "--token-file",
+            &path(&self.token_file),
+        ];
+        words.map(str::to_owned).to_vec()
+    }
+
+    fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let request = self.http.get(format!("{}{path}", self.url)).bearer_auth(&self.token);
+        self.runtime.block_on(async { read(request.send().await?).await })
+    }
+
+    fn join_token(&self) -> anyhow::Result<String> {
+        let request = self.http.post(format!("{}/v1/join-tokens", self.url)).bearer_auth(&self.token);
+        let created = self.runtime.block_on(async { read(request.json(&json!({})).send().await?).await })?;
+        Ok(created["token"].as_str().context("a join token is text")?.to_owned())
+    }
+}
+
+/// The body of a success, or what the server says is wrong.
+async fn read(response: Response) -> anyhow::Result<Value> {
+    let status = response.status();
+    let body: Value = response.json().await?;
+    if !status.is_success() {
+        bail!("the controller answers {status}: {body}");
+    }
+    Ok(body)
+}
+
+/// Reads server-sent events and passes on jobs that have ended.
+async fn follow(mut response: Response, ended: &mpsc::Sender<Ended>) -> anyhow::Result<()> {
+    let mut buffer = Vec::new();
+    while let Some(bytes) = response.chunk().await? {
+        let at = Instant::now();
+        buffer.extend_from_slice(&bytes);
+        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = buffer.drain(..=end).collect();
+            let Some(data) = line.strip_prefix(b"data:") else { continue };
+            let job: Value = serde_json::from_slice(data)?;
+            let text = |value: &Value| value.as_str().map(str::to_owned);
+            let (Some(name), Some(phase)) = (text(&job["metadata"]["name"]), text(&job["status"]["phase"]))
+            else {
+                continue;
+            };
+            let is_over = matches!(phase.as_str(), "Succeeded" | "Failed" | "Cancelled" | "TimedOut");
+            if is_over && ended.send(Ended { name, phase, at }).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The clock that steps read, too.
+#[expect(clippy::disallowed_methods, reason = "a bench measures the real time")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
