@@ -25,7 +25,7 @@ pub struct ControllerArgs {
     #[arg(long, env = "WINDLASS_LISTEN", default_value = "127.0.0.1:12082", value_name = "ADDRESS")]
     pub listen: SocketAddr,
 
-    /// The URL under which nodes reach this controller, such as https://windlass.example:12082. Without it the
+    /// The URL under which nodes reach this controller, such as `https://windlass.example:12082`. Without it the
     /// listening address.
     #[arg(long, env = "WINDLASS_ADVERTISE_URL", value_name = "URL")]
     pub advertise_url: Option<url::Url>,
