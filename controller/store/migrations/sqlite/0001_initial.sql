@@ -99,7 +99,8 @@ CREATE TABLE lanes (
     UNIQUE (class_id, queue, cpu_millis, memory_bytes, gpus)
 );
 
--- Jobs. ready_rank is set exactly while a job can be claimed: priority and age as one ascending number.
+-- Jobs. Of ready_rank and due_at at most one is set: ready_rank while a job can be claimed (priority and age as one
+-- ascending number), due_at while only the time keeps it from that. Claims look at nothing else.
 
 CREATE TABLE jobs (
     id                  INTEGER PRIMARY KEY,
@@ -121,6 +122,7 @@ CREATE TABLE jobs (
     generation          BIGINT NOT NULL,
     resource_version    BIGINT NOT NULL,
     ready_rank          BIGINT,
+    due_at              BIGINT,
     phase               TEXT NOT NULL,
     epoch               BIGINT NOT NULL,
     attempts            BIGINT NOT NULL,
@@ -146,12 +148,11 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_ready ON jobs (ready_rank, lane_id) WHERE ready_rank IS NOT NULL;
 CREATE INDEX jobs_lane_ready ON jobs (lane_id, ready_rank) WHERE ready_rank IS NOT NULL;
 -- What becomes ready next.
-CREATE INDEX jobs_delayed ON jobs (not_before)
-    WHERE phase = 'Queued' AND ready_rank IS NULL AND suspend = 0 AND not_before IS NOT NULL;
+CREATE INDEX jobs_due ON jobs (due_at) WHERE due_at IS NOT NULL;
 -- Queue statistics without touching the rows.
-CREATE INDEX jobs_live ON jobs (queue, priority, phase, suspend, not_before, queued_at)
+CREATE INDEX jobs_live ON jobs (queue, priority, phase, suspend, not_before, queued_at, finished_at)
     WHERE finished_at IS NULL;
-CREATE INDEX jobs_dead ON jobs (queue, priority) WHERE phase = 'Failed' AND reason = 'AttemptsExhausted';
+CREATE INDEX jobs_dead ON jobs (queue, priority, phase, reason) WHERE reason = 'AttemptsExhausted';
 -- Lists, newest first: the row's id follows in each.
 CREATE INDEX jobs_phase ON jobs (phase);
 CREATE INDEX jobs_namespace ON jobs (namespace);

@@ -382,6 +382,7 @@ const UPDATE_JOBS: &str = concat!(
         queued_at = CASE WHEN e.phase = 'Queued' AND jobs.phase <> 'Queued' THEN $2 ELSE jobs.queued_at END,
         ready_rank = CASE WHEN e.phase = 'Queued' AND jobs.suspend = 0 AND (e.not_before IS NULL OR e.not_before <= $2)
             THEN ((1000 - jobs.priority) << 50) + jobs.id END,
+        due_at = CASE WHEN e.phase = 'Queued' AND jobs.suspend = 0 AND e.not_before > $2 THEN e.not_before END,
         ttl_at = CASE WHEN jobs.ttl_ms > $4 - e.finished_at THEN $4 ELSE e.finished_at + jobs.ttl_ms END,
         logs_complete = CASE
             WHEN e.complete IS NOT NULL THEN e.complete

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use windlass_crds::JobPhase;
 
-use super::job_rows::{self, Stored, rank, ready_rank};
+use super::job_rows::{self, Stored, readiness};
 use super::retention::remember_bodies;
 use crate::engine::value::{args, int, json, last_ms, ms, truncated};
 use crate::engine::writer::Tx;
@@ -101,9 +101,10 @@ async fn update(
     if !respecified && !relabelled && new.annotations == job.annotations {
         return Ok(job);
     }
+    let (ready_rank, due_at) = readiness(&new, id, now);
     let version = tx.version().await?;
     let sql = "
-        UPDATE jobs SET suspend = $2, priority = $3, ttl_ms = $4, ready_rank = $5,
+        UPDATE jobs SET suspend = $2, priority = $3, ttl_ms = $4, ready_rank = $5, due_at = $10,
             ttl_at = CASE WHEN $4 > $9 - finished_at THEN $9 ELSE finished_at + $4 END,
             generation = generation + $6, resource_version = $7
         WHERE id = $1 AND resource_version = $8";
@@ -112,11 +113,12 @@ async fn update(
         i64::from(new.suspend),
         i64::from(new.priority),
         ttl.map(|ttl| int(ttl.millis())),
-        ready_rank(&new, id, now),
+        ready_rank,
         i64::from(respecified),
         version,
         job.resource_version,
-        last_ms()
+        last_ms(),
+        due_at
     ];
     if tx.conn.execute(sql, args).await? != 1 {
         let (expected, found) = (job.resource_version, version);
@@ -173,7 +175,7 @@ async fn cancel(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<CancelOutcome,
     // The logs of a job that never ran, or whose last attempt is all there, are complete.
     let sql = "
         UPDATE jobs SET phase = 'Cancelled', reason = 'CancelRequested', message = NULL,
-            cancel_requested_at = $2, finished_at = $2, not_before = NULL, ready_rank = NULL,
+            cancel_requested_at = $2, finished_at = $2, not_before = NULL, ready_rank = NULL, due_at = NULL,
             ttl_at = CASE WHEN ttl_ms > $4 - $2 THEN $4 ELSE $2 + ttl_ms END,
             logs_complete = CASE
                 WHEN epoch = 0 THEN 1
@@ -195,14 +197,15 @@ async fn retry(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<RetryOutcome, E
         return Ok(RetryOutcome::NotEnded(job));
     }
     let version = tx.version().await?;
-    let ready = (!job.suspend).then(|| rank(job.priority, id));
+    let queued = JobRow { phase: JobPhase::Queued, not_before: None, ..job };
+    let (ready_rank, _) = readiness(&queued, id, now);
     let sql = "
         UPDATE jobs SET phase = 'Queued', reason = NULL, message = NULL, exit_code = NULL, node = NULL,
             steps = '[]', unenforced = '[]', logs_complete = 0, lost_attempts = 0, failures = 0,
             cancel_requested_at = NULL, queued_at = $2, not_before = NULL, started_at = NULL, finished_at = NULL,
             ttl_at = NULL, ready_rank = $4, resource_version = $3
         WHERE id = $1 AND finished_at IS NOT NULL";
-    tx.conn.execute(sql, args![id, ms(now), version, ready]).await?;
+    tx.conn.execute(sql, args![id, ms(now), version, ready_rank]).await?;
     tx.changed(Change::Job { uid: uid.to_owned() });
     tx.changed(Change::Queued);
     Ok(RetryOutcome::Queued(reread(tx, uid).await?))

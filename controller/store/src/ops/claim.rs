@@ -83,12 +83,9 @@ impl Store {
     pub async fn next_ready_at(&self, now: Timestamp) -> Result<Option<Timestamp>, Error> {
         self.read("next_ready_at", move |conn| {
             Box::pin(async move {
-                let sql = "
-                    SELECT min(not_before) AS not_before FROM jobs
-                    WHERE phase = 'Queued' AND ready_rank IS NULL AND suspend = 0 AND not_before IS NOT NULL
-                        AND not_before > $1";
+                let sql = "SELECT min(due_at) AS due_at FROM jobs WHERE due_at IS NOT NULL AND due_at > $1";
                 match conn.row(sql, args![ms(now)]).await? {
-                    Some(row) => row.cells("jobs").opt_time("not_before"),
+                    Some(row) => row.cells("jobs").opt_time("due_at"),
                     None => Ok(None),
                 }
             })
@@ -219,9 +216,7 @@ impl Claim {
     async fn held(&self, tx: &mut Tx) -> Result<Held, Error> {
         let sql = "
             SELECT n.boot_id, h.repeated, h.busy, h.cpu_millis, h.memory_bytes, h.gpus,
-                (SELECT min(j.not_before) FROM jobs AS j
-                 WHERE j.phase = 'Queued' AND j.ready_rank IS NULL AND j.suspend = 0 AND j.not_before IS NOT NULL)
-                    AS next_due
+                (SELECT min(j.due_at) FROM jobs AS j WHERE j.due_at IS NOT NULL) AS next_due
             FROM nodes AS n CROSS JOIN (
                 SELECT count(*) FILTER (WHERE a.request_id = $2) AS repeated,
                     count(*) FILTER (WHERE a.waiting = 0) AS busy,
@@ -290,12 +285,9 @@ impl Claim {
     /// Makes jobs ready whose time has come.
     async fn promote(&self, tx: &mut Tx) -> Result<(), Error> {
         let sql = "
-            UPDATE jobs SET ready_rank = ((1000 - priority) << 50) + id
+            UPDATE jobs SET ready_rank = ((1000 - priority) << 50) + id, due_at = NULL
             WHERE id IN (
-                SELECT id FROM jobs
-                WHERE phase = 'Queued' AND ready_rank IS NULL AND suspend = 0 AND not_before IS NOT NULL
-                    AND not_before <= $1
-                ORDER BY not_before LIMIT $2)";
+                SELECT id FROM jobs WHERE due_at IS NOT NULL AND due_at <= $1 ORDER BY due_at LIMIT $2)";
         tx.conn.execute(sql, args![ms(self.now), PROMOTIONS]).await.map(drop)
     }
 

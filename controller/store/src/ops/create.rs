@@ -8,7 +8,7 @@ use serde::Serialize;
 use windlass_crds::sandbox_job::OfflinePolicy;
 use windlass_crds::{JobPhase, Priority};
 
-use super::job_rows::{self, job_columns, ready_rank};
+use super::job_rows::{self, job_columns, readiness};
 use crate::engine::caches::Lane;
 use crate::engine::value::{args, int, json, listed, ms, truncated, word};
 use crate::engine::writer::Tx;
@@ -291,7 +291,7 @@ async fn insert(tx: &mut Tx, now: Timestamp, jobs: Vec<NewJob>) -> Result<Vec<Jo
             offline: row.spec.offline.map(word::<OfflinePolicy>),
             ttl: row.spec.ttl_after_finished.map(|ttl| int(ttl.millis())),
             suspend: u8::from(row.suspend),
-            rank: ready_rank(row, *id, now),
+            rank: readiness(row, *id, now).0,
             phase: word(row.phase),
             queued: row.queued_at.map(ms),
         })

@@ -7,7 +7,7 @@ use windlass_crds::{JobPhase, Priority, SandboxJobSpec, Span};
 
 use crate::engine::caches::Specs;
 use crate::engine::conn::Conn;
-use crate::engine::value::{Row, args, json};
+use crate::engine::value::{Row, args, json, ms};
 use crate::engine::writer::Tx;
 use crate::{Error, JobRow, Reserve};
 
@@ -33,14 +33,19 @@ pub(crate) struct Stored {
 }
 
 /// Priority and age as one number: the smaller, the sooner. Ids grow with age and stay far below 2^50.
-pub(crate) fn rank(priority: u16, id: i64) -> i64 {
+fn rank(priority: u16, id: i64) -> i64 {
     (i64::from(Priority::MAX.saturating_sub(priority)) << 50) + id
 }
 
-/// The rank of a job, where it can be claimed.
-pub(crate) fn ready_rank(job: &JobRow, id: i64, now: Timestamp) -> Option<i64> {
-    let due = job.not_before.is_none_or(|not_before| not_before <= now);
-    (job.phase == JobPhase::Queued && !job.suspend && due).then(|| rank(job.priority, id))
+/// When a job can be claimed: its rank if it can be now, or else the time that alone keeps it from that.
+pub(crate) fn readiness(job: &JobRow, id: i64, now: Timestamp) -> (Option<i64>, Option<i64>) {
+    if job.phase != JobPhase::Queued || job.suspend {
+        return (None, None);
+    }
+    match job.not_before {
+        Some(not_before) if not_before > now => (None, Some(ms(not_before))),
+        Some(_) | None => (Some(rank(job.priority, id)), None),
+    }
 }
 
 /// The spec with what may have changed since it was written.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
+use windlass_crds::JobPhase;
 
 use super::job_rows::{self, job_columns};
 use crate::engine::conn::Conn;
@@ -95,73 +96,121 @@ impl Condition {
     }
 }
 
+/// Which index a part of a list descends, newest first; everything else is judged row by row.
+enum Path {
+    /// That of the first label.
+    Label,
+    /// That of a phase.
+    Phase(&'static str),
+    /// That of the namespace or of the queue, or the table.
+    Narrowest,
+}
+
+fn paths(filter: &JobFilter) -> Vec<Path> {
+    if !filter.label_equals.is_empty() {
+        return vec![Path::Label];
+    }
+    let mut phases = filter.phases.clone();
+    phases.sort_unstable();
+    phases.dedup();
+    if phases.is_empty() {
+        vec![Path::Narrowest]
+    } else {
+        phases.into_iter().map(|phase| Path::Phase(word(phase))).collect()
+    }
+}
+
+/// Adds one part of a list: its first `limit` ids.
+fn part(query: &mut Condition, filter: &JobFilter, cursor: Option<Cursor>, path: &Path, limit: i64) {
+    let JobFilter { namespace, queue, phases, label_equals, name_prefix, created_after, created_before } =
+        filter;
+    let mut labels = label_equals.iter();
+    match path {
+        Path::Label => {
+            // CROSS JOIN keeps SQLite from turning the join around.
+            query.and(
+                "SELECT j.id AS id FROM job_labels AS l CROSS JOIN jobs AS j WHERE j.id = l.job_id",
+                args![],
+            );
+            if let Some((key, value)) = labels.next() {
+                query.and(" AND l.key = ? AND l.value = ?", args![key.as_str(), value.as_str()]);
+            }
+            if let Some(Cursor(id)) = cursor {
+                query.and(" AND l.job_id < ?", args![id]);
+            }
+            if !phases.is_empty() {
+                let words = phases.iter().map(|phase| word(*phase)).collect::<Vec<_>>();
+                let marks = vec!["?"; words.len()].join(", ");
+                query.and(&format!(" AND j.phase IN ({marks})"), words.into_iter().map(Value::from));
+            }
+        }
+        Path::Phase(phase) => {
+            query.and("SELECT j.id AS id FROM jobs AS j WHERE j.phase = ?", args![*phase]);
+            if let Some(Cursor(id)) = cursor {
+                query.and(" AND j.id < ?", args![id]);
+            }
+        }
+        Path::Narrowest => {
+            query.and("SELECT j.id AS id FROM jobs AS j WHERE true", args![]);
+            if let Some(Cursor(id)) = cursor {
+                query.and(" AND j.id < ?", args![id]);
+            }
+        }
+    }
+    // An expression is in no index: nearly all that has ended has succeeded, and every other phase is the narrower path.
+    let hidden = match path {
+        Path::Label => " || ''",
+        Path::Phase(phase) if *phase != word(JobPhase::Succeeded) => " || ''",
+        Path::Phase(_) | Path::Narrowest => "",
+    };
+    for (column, value) in [("namespace", namespace), ("queue", queue)] {
+        if let Some(value) = value {
+            query.and(&format!(" AND j.{column}{hidden} = ?"), args![value.as_str()]);
+        }
+    }
+    for (key, value) in labels {
+        query.and(
+            " AND EXISTS (SELECT 1 FROM job_labels AS o WHERE o.key = ? AND o.value = ? AND o.job_id = j.id)",
+            args![key.as_str(), value.as_str()],
+        );
+    }
+    if let Some(prefix) = name_prefix {
+        let length = i64::try_from(prefix.chars().count()).unwrap_or(i64::MAX);
+        query.and(" AND substr(j.name, 1, ?) = ?", args![length, prefix.as_str()]);
+    }
+    if let Some(after) = created_after {
+        query.and(" AND j.created_at >= ?", args![ceiling(*after)]);
+    }
+    if let Some(before) = created_before {
+        query.and(" AND j.created_at < ?", args![ceiling(*before)]);
+    }
+    let order = match path {
+        Path::Label => "l.job_id",
+        Path::Phase(_) | Path::Narrowest => "j.id",
+    };
+    query.and(&format!(" ORDER BY {order} DESC LIMIT ?"), args![limit]);
+}
+
 async fn list(
     conn: &mut Conn,
     filter: JobFilter,
     page: Page,
 ) -> Result<(Vec<JobRow>, Option<Cursor>), Error> {
     let limit = page.limit.max(1);
-    let common = |query: &mut Condition| {
-        let JobFilter {
-            namespace,
-            queue,
-            phases: _,
-            label_equals,
-            name_prefix,
-            created_after,
-            created_before,
-        } = &filter;
-        if let Some(Cursor(id)) = page.cursor {
-            query.and(" AND j.id < ?", args![id]);
-        }
-        if let Some(namespace) = namespace {
-            query.and(" AND j.namespace = ?", args![namespace.as_str()]);
-        }
-        if let Some(queue) = queue {
-            query.and(" AND j.queue = ?", args![queue.as_str()]);
-        }
-        for (key, value) in label_equals {
-            query.and(
-                " AND EXISTS (SELECT 1 FROM job_labels AS l WHERE l.key = ? AND l.value = ? AND l.job_id = j.id)",
-                args![key.as_str(), value.as_str()],
-            );
-        }
-        if let Some(prefix) = name_prefix {
-            let length = i64::try_from(prefix.chars().count()).unwrap_or(i64::MAX);
-            query.and(" AND substr(j.name, 1, ?) = ?", args![length, prefix.as_str()]);
-        }
-        if let Some(after) = created_after {
-            query.and(" AND j.created_at >= ?", args![ceiling(*after)]);
-        }
-        if let Some(before) = created_before {
-            query.and(" AND j.created_at < ?", args![ceiling(*before)]);
-        }
-    };
-    // One descent of an index per phase, each in order; without phases one of the table or of a narrower index.
-    let mut phases = filter.phases.clone();
-    phases.sort_unstable();
-    phases.dedup();
-    let phases: Vec<Option<&'static str>> = if phases.is_empty() {
-        vec![None]
-    } else {
-        phases.into_iter().map(|phase| Some(word(phase))).collect()
-    };
+    let wanted = i64::from(limit) + 1;
     let mut query = Condition::default();
-    for (position, phase) in phases.iter().enumerate() {
+    for (position, path) in paths(&filter).iter().enumerate() {
         let glue = if position == 0 { "" } else { " UNION ALL " };
-        query.and(&format!("{glue}SELECT id FROM (SELECT j.id AS id FROM jobs AS j WHERE true"), args![]);
-        if let Some(phase) = phase {
-            query.and(" AND j.phase = ?", args![*phase]);
-        }
-        common(&mut query);
-        query.and(" ORDER BY j.id DESC LIMIT ?) AS part", args![i64::from(limit) + 1]);
+        query.and(&format!("{glue}SELECT id FROM ("), args![]);
+        part(&mut query, &filter, page.cursor, path, wanted);
+        query.and(") AS part", args![]);
     }
     let mut whole = format!(
         "SELECT {} FROM ({}) AS picked JOIN jobs AS j ON j.id = picked.id JOIN job_bodies AS b ON b.job_id = j.id",
         job_columns!(),
         query.sql
     );
-    query.args.push(Value::from(i64::from(limit) + 1));
+    query.args.push(Value::from(wanted));
     write!(whole, " ORDER BY j.id DESC LIMIT ${}", query.args.len())
         .expect("writing to a string never fails");
     let rows = conn.rows_of(whole, query.args).await?;

@@ -56,8 +56,9 @@ async fn queue_stats(conn: &mut Conn, now: Timestamp) -> Result<Vec<QueueRow>, E
                 AND (not_before IS NULL OR not_before <= $1)) AS oldest
         FROM jobs WHERE finished_at IS NULL GROUP BY queue, priority
         UNION ALL
-        SELECT queue, priority, 0, 0, 0, 0, 0, 0, count(*), NULL
-        FROM jobs WHERE phase = 'Failed' AND reason = 'AttemptsExhausted' GROUP BY queue, priority";
+        SELECT queue, priority, 0, 0, 0, 0, 0, 0, count(*) FILTER (WHERE phase = 'Failed'), NULL
+        FROM jobs WHERE reason = 'AttemptsExhausted' GROUP BY queue, priority
+        HAVING count(*) FILTER (WHERE phase = 'Failed') > 0";
     let mut queues: BTreeMap<String, (BTreeMap<u16, QueueCounts>, Option<Timestamp>)> = BTreeMap::new();
     for row in &conn.rows(sql, args![ms(now)]).await? {
         let mut cells = row.cells("jobs");
@@ -97,8 +98,8 @@ async fn counts(conn: &mut Conn, now: Timestamp) -> Result<Counts, Error> {
     }
     let sql = "
         SELECT
-            (SELECT min(queued_at) FROM jobs WHERE finished_at IS NULL AND phase = 'Queued' AND suspend = 0
-                AND (not_before IS NULL OR not_before <= $1)) AS oldest,
+            (SELECT min(queued_at) FILTER (WHERE phase = 'Queued' AND suspend = 0
+                AND (not_before IS NULL OR not_before <= $1)) FROM jobs WHERE finished_at IS NULL) AS oldest,
             (SELECT count(*) FROM nodes) AS nodes,
             (SELECT count(*) FROM nodes WHERE registered_at IS NOT NULL) AS registered,
             (SELECT count(*) FROM attempts WHERE ended_at IS NULL) AS live,
