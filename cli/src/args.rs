@@ -89,6 +89,7 @@ struct FolderArgs {
 /// What to do. Each verb is described at its own arguments, which is what its help prints.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Verb {
+    Dev(verbs::dev::Args),
     Run(Box<verbs::run::Args>),
     Apply(verbs::apply::Args),
     Get(verbs::get::Args),
@@ -100,7 +101,9 @@ pub(crate) enum Verb {
     Delete(verbs::delete::Args),
     Validate(verbs::validate::Args),
     Explain(verbs::explain::Args),
+    Doctor(verbs::doctor::Args),
     Controller(verbs::controller::Args),
+    Agent(verbs::agent::Args),
     JoinToken(verbs::join_token::Args),
     Config(verbs::config::Args),
     Version(verbs::version::Args),

@@ -93,12 +93,10 @@ pub(crate) enum Error {
         source: io::Error,
     },
     /// The input is larger than the server accepts.
-    #[error("{} is too large to be uploaded: {}, at most {} are accepted", path.display(), human::bytes(*size), human::bytes(MAX_INPUT))]
+    #[error("{} is too large to be uploaded: packed it has more than {}", path.display(), human::bytes(MAX_INPUT))]
     TooLarge {
         /// What is uploaded.
         path: PathBuf,
-        /// Its size in bytes, packed.
-        size: u64,
     },
 }
 
@@ -194,15 +192,17 @@ pub(crate) async fn upload_all(
     client: &Client,
     console: Console,
     inputs: &[InputArg],
+    exclude: &[PathBuf],
 ) -> Result<Vec<Input>, Failure> {
     let mut named: Vec<Input> = Vec::new();
     for input in inputs {
         let progress = Progress::new(console, &input.path);
-        let path = input.path.clone();
+        let (path, exclude) = (input.path.clone(), exclude.to_vec());
         let counter = progress.bar.clone();
-        let packed = tokio::task::spawn_blocking(move || pack(&path, &|bytes| counter.set_position(bytes)))
-            .await
-            .expect("packing does not panic")?;
+        let packed =
+            tokio::task::spawn_blocking(move || pack(&path, &exclude, &|bytes| counter.set_position(bytes)))
+                .await
+                .expect("packing does not panic")?;
         for skipped in &packed.skipped {
             console.warn(format!("{} is a socket, a pipe or a device and is left out", skipped.display()));
         }
@@ -243,32 +243,25 @@ fn destination_of(input: &InputArg, unpack: bool) -> String {
     }
 }
 
-/// Makes one file of a path and takes its hash; `progress` is told how many bytes were read so far.
-pub(crate) fn pack(path: &Path, progress: &dyn Fn(u64)) -> Result<Packed, Error> {
-    let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
-    let metadata = fs::metadata(path).map_err(unreadable)?;
-    let packed = if metadata.is_dir() {
-        pack_folder(path, progress)?
+/// Makes one file of a path and takes its hash; `progress` is told how many bytes were read so far. Of a folder is left
+/// out what `exclude` names: a member by its path, or every member by its name.
+pub(crate) fn pack(path: &Path, exclude: &[PathBuf], progress: &dyn Fn(u64)) -> Result<Packed, Error> {
+    let metadata =
+        fs::metadata(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+    if metadata.is_dir() {
+        pack_folder(path, exclude, progress)
     } else if metadata.is_file() {
-        let too_large = metadata.len() > MAX_INPUT;
-        if too_large {
-            return Err(Error::TooLarge { path: path.to_owned(), size: metadata.len() });
-        }
-        pack_file(path, &metadata, progress)?
+        pack_file(path, &metadata, progress)
     } else {
-        return Err(Error::Special { path: path.to_owned() });
-    };
-    if packed.size > MAX_INPUT {
-        return Err(Error::TooLarge { path: path.to_owned(), size: packed.size });
+        Err(Error::Special { path: path.to_owned() })
     }
-    Ok(packed)
 }
 
 /// Takes a copy of a file, so that what is uploaded is what was hashed also when the file is written to meanwhile.
 fn pack_file(path: &Path, metadata: &Metadata, progress: &dyn Fn(u64)) -> Result<Packed, Error> {
     let source = File::open(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
     let mut archive = Archive::new(path)?;
-    archive.copy(path, source.take(MAX_INPUT + 1), progress)?;
+    archive.copy(path, source, progress)?;
     let name = path.file_name().unwrap_or_default().as_encoded_bytes().to_ascii_lowercase();
     let unpack = ARCHIVES.iter().any(|ending| name.ends_with(ending.as_bytes()));
     let (file, digest, size) = archive.finish()?;
@@ -276,17 +269,25 @@ fn pack_file(path: &Path, metadata: &Metadata, progress: &dyn Fn(u64)) -> Result
     Ok(Packed { file, digest, size, unpack, executable, skipped: Vec::new() })
 }
 
-fn pack_folder(path: &Path, progress: &dyn Fn(u64)) -> Result<Packed, Error> {
+fn pack_folder(path: &Path, exclude: &[PathBuf], progress: &dyn Fn(u64)) -> Result<Packed, Error> {
     let archive = Archive::new(path)?;
-    let written = |source| Error::Archive { path: path.to_owned(), source };
     // The header of gzip has a time and a name too; both are left empty. Level 1 is nearly as small as the default
     // for source code and several times as fast.
     let gzip = GzBuilder::new().mtime(0).write(archive, Compression::fast());
-    let mut folder =
-        FolderPacker { tar: tar::Builder::new(gzip), root: path, read: 0, progress, skipped: Vec::new() };
+    let mut folder = FolderPacker {
+        tar: tar::Builder::new(gzip),
+        root: path,
+        exclude,
+        read: 0,
+        progress,
+        skipped: Vec::new(),
+    };
     folder.add_folder(Path::new(""))?;
     let FolderPacker { tar, skipped, .. } = folder;
-    let archive = tar.into_inner().and_then(flate2::write::GzEncoder::finish).map_err(written)?;
+    let archive = tar
+        .into_inner()
+        .and_then(flate2::write::GzEncoder::finish)
+        .map_err(|source| written(path, source))?;
     let (file, digest, size) = archive.finish()?;
     Ok(Packed { file, digest, size, unpack: true, executable: false, skipped })
 }
@@ -295,6 +296,7 @@ fn pack_folder(path: &Path, progress: &dyn Fn(u64)) -> Result<Packed, Error> {
 struct FolderPacker<'a> {
     tar: tar::Builder<flate2::write::GzEncoder<Archive>>,
     root: &'a Path,
+    exclude: &'a [PathBuf],
     read: u64,
     progress: &'a dyn Fn(u64),
     skipped: Vec<PathBuf>,
@@ -310,7 +312,10 @@ impl FolderPacker<'_> {
             .map_err(unreadable)?;
         names.sort_unstable();
         for name in names {
-            self.add(&below.join(name))?;
+            let member = below.join(&name);
+            if !self.exclude.iter().any(|excluded| excluded == &member || excluded.as_os_str() == name) {
+                self.add(&member)?;
+            }
         }
         Ok(())
     }
@@ -326,7 +331,7 @@ impl FolderPacker<'_> {
         } else if kind.is_symlink() {
             let target = fs::read_link(&path).map_err(unreadable)?;
             let mut header = header(tar::EntryType::Symlink, 0o777, 0);
-            self.tar.append_link(&mut header, member, &target).map_err(|source| self.written(source))
+            self.tar.append_link(&mut header, member, &target).map_err(|source| written(self.root, source))
         } else if kind.is_file() {
             let file = File::open(&path).map_err(unreadable)?;
             // The length is that of the open file: the name may mean another one by now.
@@ -360,12 +365,18 @@ impl FolderPacker<'_> {
         match (content.error, result) {
             (Some(error), _) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Error::Changed { path }),
             (Some(source), _) => Err(Error::Unreadable { path, source }),
-            (None, result) => result.map_err(|source| self.written(source)),
+            (None, result) => result.map_err(|source| written(self.root, source)),
         }
     }
+}
 
-    fn written(&self, source: io::Error) -> Error {
-        Error::Archive { path: self.root.to_owned(), source }
+/// What it means that an archive cannot be written.
+fn written(of: &Path, source: io::Error) -> Error {
+    let path = of.to_owned();
+    if source.kind() == io::ErrorKind::FileTooLarge {
+        Error::TooLarge { path }
+    } else {
+        Error::Archive { path, source }
     }
 }
 
@@ -435,8 +446,7 @@ impl Archive {
             if count == 0 {
                 return Ok(());
             }
-            self.write_all(&buffer[..count])
-                .map_err(|source| Error::Archive { path: path.to_owned(), source })?;
+            self.write_all(&buffer[..count]).map_err(|source| written(path, source))?;
             progress(self.size);
         }
     }
@@ -454,6 +464,10 @@ impl Archive {
 
 impl Write for Archive {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // Said as soon as it is known, and not after hours of packing something that the server refuses.
+        if self.size + bytes.len() as u64 > MAX_INPUT {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         let count = self.file.write(bytes)?;
         self.hash.update(&bytes[..count]);
         self.size += count as u64;

@@ -15,6 +15,7 @@ mod clock;
 mod console;
 mod exit;
 mod failure;
+mod fleet;
 mod follow;
 mod inputs;
 mod interrupts;
@@ -34,6 +35,10 @@ use exit::Exit;
 use failure::{Failure, Report};
 
 fn main() -> ExitCode {
+    // The sandbox starts this program again as its launcher, which must come before threads and arguments.
+    if let Some(code) = windlass_sandbox::run_if_requested() {
+        return code;
+    }
     let line = match CommandLine::read() {
         Ok(line) => line,
         Err(error) => return tell_usage(&error),

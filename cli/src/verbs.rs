@@ -1,5 +1,6 @@
 //! The verbs, one file each: what they take from the command line and what they do.
 
+pub(crate) mod agent;
 pub(crate) mod apply;
 pub(crate) mod cancel;
 pub(crate) mod completion;
@@ -7,6 +8,8 @@ pub(crate) mod config;
 pub(crate) mod controller;
 pub(crate) mod delete;
 pub(crate) mod describe;
+pub(crate) mod dev;
+pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod get;
 pub(crate) mod join_token;
@@ -69,6 +72,9 @@ pub(crate) async fn perform(line: CommandLine, console: Console) -> Result<Exit,
     let CommandLine { verb, given } = line;
     let context = Context { console, given };
     match verb {
+        Verb::Dev(args) => dev::perform(&context, args).await,
+        Verb::Agent(args) => agent::perform(&context, args).await,
+        Verb::Doctor(args) => doctor::perform(&context, &args).await,
         Verb::Controller(args) => controller::perform(&context, args).await,
         Verb::Apply(args) => apply::perform(&context, &args).await,
         Verb::Get(args) => get::perform(&context, args).await,

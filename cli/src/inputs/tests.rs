@@ -50,13 +50,13 @@ fn the_same_content_makes_the_same_archive_whatever_times_order_and_permissions_
     main.set_modified(SystemTime::UNIX_EPOCH).unwrap();
     fs::set_permissions(two.path().join("src/main.rs"), fs::Permissions::from_mode(0o600)).unwrap();
 
-    let packed = pack(one.path(), &quiet).unwrap();
-    assert_eq!(packed.digest, pack(two.path(), &quiet).unwrap().digest);
+    let packed = pack(one.path(), &[], &quiet).unwrap();
+    assert_eq!(packed.digest, pack(two.path(), &[], &quiet).unwrap().digest);
     assert!(packed.unpack);
     assert!(packed.digest.starts_with("sha256:") && packed.digest.len() == 71);
 
     fs::write(two.path().join("src/main.rs"), "other").unwrap();
-    assert_ne!(packed.digest, pack(two.path(), &quiet).unwrap().digest);
+    assert_ne!(packed.digest, pack(two.path(), &[], &quiet).unwrap().digest);
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn nothing_is_left_out_of_a_folder_but_sockets() {
     fs::write(folder.path().join(odd), "odd").unwrap();
     let _listener = UnixListener::bind(folder.path().join("socket")).unwrap();
 
-    let mut packed = pack(folder.path(), &quiet).unwrap();
+    let mut packed = pack(folder.path(), &[], &quiet).unwrap();
     assert_eq!(packed.skipped, [folder.path().join("socket")]);
     let members = members(&mut packed);
     let regular = |content: &str| (tar::EntryType::Regular, 0o644, MEMBER_TIME, content.as_bytes().to_vec());
@@ -88,6 +88,16 @@ fn nothing_is_left_out_of_a_folder_but_sockets() {
 }
 
 #[test]
+fn what_is_excluded_is_left_out_by_its_path_or_its_name() {
+    let folder = checkout(&["target/a", "src/target/b", "src/keep", "docs/out/c", "out/d"]);
+    let exclude = [PathBuf::from("target"), PathBuf::from("docs/out")];
+    let mut packed = pack(folder.path(), &exclude, &quiet).unwrap();
+    let names: Vec<PathBuf> = members(&mut packed).into_keys().collect();
+    let expected = ["docs", "empty", "link", "out", "out/d", "src", "src/keep"];
+    assert_eq!(names, expected.map(PathBuf::from));
+}
+
+#[test]
 fn an_archive_is_unpacked_and_any_other_file_is_placed_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     for (name, unpack) in
@@ -95,27 +105,27 @@ fn an_archive_is_unpacked_and_any_other_file_is_placed_as_it_is() {
     {
         let path = folder.path().join(name);
         fs::write(&path, "content").unwrap();
-        let packed = pack(&path, &quiet).unwrap();
+        let packed = pack(&path, &[], &quiet).unwrap();
         assert_eq!((packed.unpack, packed.size), (unpack, 7), "{name}");
         assert_eq!(packed.digest, format!("sha256:{}", hex::encode(Sha256::digest("content"))));
     }
     let script = folder.path().join("script");
     fs::write(&script, "#!/bin/sh\n").unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    assert!(pack(&script, &quiet).unwrap().executable);
+    assert!(pack(&script, &[], &quiet).unwrap().executable);
 }
 
 #[test]
 fn what_cannot_be_packed_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing");
-    assert!(matches!(pack(&missing, &quiet), Err(Error::Unreadable { path, .. }) if path == missing));
+    assert!(matches!(pack(&missing, &[], &quiet), Err(Error::Unreadable { path, .. }) if path == missing));
     let socket = folder.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
-    assert!(matches!(pack(&socket, &quiet), Err(Error::Special { path }) if path == socket));
+    assert!(matches!(pack(&socket, &[], &quiet), Err(Error::Special { path }) if path == socket));
     let large = folder.path().join("large");
     File::create(&large).unwrap().set_len(MAX_INPUT + 1).unwrap();
-    assert!(matches!(pack(&large, &quiet), Err(Error::TooLarge { size, .. }) if size == MAX_INPUT + 1));
+    assert!(matches!(pack(&large, &[], &quiet), Err(Error::TooLarge { path }) if path == large));
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! `windlass run`: a command or a manifest as a job, followed to its end.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
+use windlass_agent::Stop;
+use windlass_controller::telemetry::TelemetryArgs;
 use windlass_core::validate::validate_job;
 use windlass_crds::manifest::{self, Object};
 use windlass_crds::sandbox_job::{Backoff, Network};
@@ -12,12 +15,14 @@ use crate::client::Client;
 use crate::clock;
 use crate::exit::Exit;
 use crate::failure::{Failure, Report};
+use crate::fleet::{Fleet, FleetSettings};
 use crate::follow::{Follower, OnInterrupt};
 use crate::inputs::{self, InputArg};
 use crate::interrupts::Interrupts;
 use crate::kind::Kind;
 use crate::manifests::{self, ManifestArgs};
 use crate::output::name;
+use crate::settings::Resolved;
 
 /// Run a command or a manifest as a job, and follow it to its end.
 ///
@@ -48,9 +53,25 @@ pub(crate) struct Args {
     #[arg(long)]
     follow: bool,
 
-    /// Cancel the job when this command is interrupted, and wait until it has stopped.
+    /// Cancel the job when this command is interrupted, and wait until it has stopped. This is so by itself with
+    /// `--local`.
     #[arg(long, conflicts_with = "detach")]
     cancel_on_interrupt: bool,
+
+    /// Run the job on this machine, with a controller and a node that live in this process and end with the job. No
+    /// server is needed, and nothing is kept.
+    #[arg(long, conflicts_with = "detach")]
+    local: bool,
+
+    /// Log the controller and the node of `--local` like this, such as `info`.
+    #[arg(
+        long,
+        value_name = "FILTER",
+        default_value = "error",
+        env = "WINDLASS_LOG",
+        hide_env_values = true
+    )]
+    log: String,
 
     #[command(flatten)]
     job: JobArgs,
@@ -73,6 +94,11 @@ struct JobArgs {
     /// again. The flag may be given more than once.
     #[arg(long, value_name = "[DEST=]PATH")]
     input: Vec<InputArg>,
+
+    /// Leave this out of the folders of `--input`: a path below the folder, or a name wherever it occurs. The flag may be
+    /// given more than once.
+    #[arg(long, value_name = "NAME", requires = "input")]
+    exclude: Vec<PathBuf>,
 
     /// Let the job wait in this queue.
     #[arg(short, long, value_name = "NAME")]
@@ -119,6 +145,13 @@ struct JobArgs {
     lost_attempts: Option<u32>,
 }
 
+/// What the job is given from this machine.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    paths: &'a [InputArg],
+    exclude: &'a [PathBuf],
+}
+
 fn parse_pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -134,7 +167,7 @@ fn parse_network(text: &str) -> Result<Network, String> {
 }
 
 pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let Args { command, filename, detach, follow: _, cancel_on_interrupt, job: job_args } = args;
+    let Args { command, filename, detach, follow: _, cancel_on_interrupt, local, log, job: job_args } = args;
     let on_interrupt = if cancel_on_interrupt { OnInterrupt::Cancel } else { OnInterrupt::Leave };
     let settings = context.settings()?;
     let mut job = match filename {
@@ -143,8 +176,12 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
     };
     job_args.apply_to(&mut job);
     check(&job)?;
+    let inputs = Inputs { paths: &job_args.input, exclude: &job_args.exclude };
+    if local {
+        return run_local(context, settings.namespace, log, job, inputs).await;
+    }
     let (_, client) = context.connect()?;
-    let job = create(context, &client, job, &job_args.input).await?;
+    let job = create(context, &client, job, inputs).await?;
     if detach {
         context.console.line(name::format(Kind::Job, &job.1))?;
         return Ok(Exit::Success);
@@ -155,14 +192,92 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
     follower.follow(&mut Interrupts::catch()?).await
 }
 
+/// Runs a job with a controller and a node of its own, which leave nothing behind.
+async fn run_local(
+    context: &Context,
+    namespace: Resolved<String>,
+    log: String,
+    job: SandboxJob,
+    inputs: Inputs<'_>,
+) -> Result<Exit, Failure> {
+    let telemetry = TelemetryArgs { log, log_format: None };
+    telemetry.init().map_err(|error| Report::new(Exit::Usage, error.to_string()).causes(&error))?;
+    // From here on an interrupt must not end the process before the job has ended and the folder is gone.
+    let mut interrupts = Interrupts::catch()?;
+    // Attempts run as users of their own, who must be able to pass through.
+    let folder = tempfile::Builder::new()
+        .prefix("windlass-run-")
+        .permissions(std::fs::Permissions::from_mode(0o711))
+        .tempdir()
+        .map_err(|error| {
+            Report::new(Exit::Failed, "no temporary folder can be made for the job")
+                .detail(error.to_string())
+                .hint("name another folder for temporary files by TMPDIR")
+        })?;
+    let result = run_in(context, &mut interrupts, folder.path(), namespace, job, inputs).await;
+    if let Err(error) = folder.close() {
+        context.console.warn(format!("the temporary folder cannot be removed: {error}"));
+    }
+    result
+}
+
+/// Runs a job with a controller and a node that keep their state in a folder.
+async fn run_in(
+    context: &Context,
+    interrupts: &mut Interrupts,
+    folder: &Path,
+    namespace: Resolved<String>,
+    job: SandboxJob,
+    inputs: Inputs<'_>,
+) -> Result<Exit, Failure> {
+    let settings = FleetSettings {
+        state_dir: folder.to_owned(),
+        listen: ([127, 0, 0, 1], 0).into(),
+        name: Some("local".to_owned()),
+        labels: Vec::new(),
+        concurrency: None,
+    };
+    let fleet = Fleet::start(settings).await?;
+    let result = run_on(context, interrupts, &fleet, namespace, job, inputs).await;
+    // The job has ended, or nobody waits for it any more.
+    fleet.stop_agent(Stop::Cancel);
+    let ended = fleet.end().await;
+    let exit = result?;
+    ended.map(|()| exit)
+}
+
+async fn run_on(
+    context: &Context,
+    interrupts: &mut Interrupts,
+    fleet: &Fleet,
+    namespace: Resolved<String>,
+    job: SandboxJob,
+    inputs: Inputs<'_>,
+) -> Result<Exit, Failure> {
+    let client = Client::new(&fleet.client_settings(namespace)?)?;
+    // Both are cancel-safe in that nothing is used of them after an interrupt.
+    let (namespace, name) = tokio::select! {
+        created = create(context, &client, job, inputs) => created?,
+        () = interrupts.next() => return Ok(Exit::Interrupted),
+    };
+    let follower = Follower {
+        client: &client,
+        console: context.console,
+        namespace: &namespace,
+        name: &name,
+        on_interrupt: OnInterrupt::Cancel,
+    };
+    follower.follow(interrupts).await
+}
+
 /// Uploads what the job is given and creates it; yields its namespace and name.
 async fn create(
     context: &Context,
     client: &Client,
     mut job: SandboxJob,
-    input: &[InputArg],
+    inputs: Inputs<'_>,
 ) -> Result<(String, String), Failure> {
-    let uploaded = inputs::upload_all(client, context.console, input).await?;
+    let uploaded = inputs::upload_all(client, context.console, inputs.paths, inputs.exclude).await?;
     job.spec.workspace.inputs.extend(uploaded);
     let namespace = job.metadata.namespace.clone().unwrap_or_default();
     let created = client.create_job(&namespace, &job, &clock::unique()).await?;
@@ -244,6 +359,7 @@ impl JobArgs {
             name,
             label,
             input: _,
+            exclude: _,
             queue,
             priority,
             selector,
