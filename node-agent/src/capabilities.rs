@@ -56,11 +56,6 @@ impl Capabilities {
         }
     }
 
-    /// What the sandbox can do here.
-    pub(crate) const fn sandbox(&self) -> &SandboxCapability {
-        &self.sandbox
-    }
-
     /// This run of the agent.
     pub(crate) fn boot_id(&self) -> &str {
         &self.agent.boot_id

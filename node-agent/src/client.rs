@@ -14,7 +14,7 @@ use windlass_crds::protocol::{
     RegisterRequest, ReportRequest, ReportResponse,
 };
 
-pub use self::http::HttpClient;
+pub use self::http::{BuildError, HttpClient};
 pub use self::tls::{Authority, Error as TlsError};
 use crate::session::Session;
 

@@ -217,7 +217,7 @@ impl AttemptTask {
     }
 
     fn take_rules(&mut self) {
-        let mut timeout = self.assignment().spec.timeout.map_or(JOB_TIMEOUT, |span| span.get());
+        let mut timeout = self.assignment().spec.timeout.map_or(JOB_TIMEOUT, windlass_crds::Span::get);
         if let Some(applied) = self.parts.in_force.get() {
             self.rules = applied.configuration.policy.sandbox.clone();
             if let Some(most) = applied.configuration.constraints.max_job_timeout_seconds {

@@ -85,7 +85,7 @@ impl Disk {
             None => {
                 let full = self.path(path);
                 let folder = parent(&full)?;
-                std::fs::create_dir_all(folder)?;
+                make_folder(folder)?;
                 let fresh = !full.exists();
                 let file = Arc::new(private().append(true).create(true).open(&full)?);
                 if fresh {
@@ -109,7 +109,7 @@ impl Disk {
     ) -> io::Result<()> {
         let full = self.path(path);
         let folder = parent(&full)?;
-        std::fs::create_dir_all(folder)?;
+        make_folder(folder)?;
         let name = full.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         // A leading dot keeps a leftover of a crash out of `list`.
         let beside = folder.join(format!(".{}.tmp", name.to_string_lossy()));
@@ -131,6 +131,11 @@ fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(0o600);
     options
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 fn parent(path: &Path) -> io::Result<&Path> {

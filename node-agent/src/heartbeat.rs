@@ -78,7 +78,7 @@ impl LeaseKeeper {
                     if trouble.take().is_some() {
                         tracing::info!("heartbeats reach the controller again");
                     }
-                    let interval = self.take_over(&request, response, sent_at);
+                    let interval = self.take_over(&request, &response, sent_at);
                     // Both arms may be dropped at any time: a permit of `notified` is lost only when it has won.
                     tokio::select! {
                         biased;
@@ -130,7 +130,7 @@ impl LeaseKeeper {
     fn take_over(
         &self,
         request: &HeartbeatRequest,
-        response: HeartbeatResponse,
+        response: &HeartbeatResponse,
         sent_at: Duration,
     ) -> Duration {
         self.held.renew(&response.renewed, sent_at);

@@ -24,13 +24,13 @@ const REMEMBERED: usize = 4096;
 
 /// What the ledger says of one attempt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// What to do.
-    pub assignment: Assignment,
+    pub(crate) assignment: Assignment,
     /// When the first lease ends, on the clock of [`Entry::host_boot`].
-    pub lease_until: Duration,
+    pub(crate) lease_until: Duration,
     /// The run of the host in which the attempt was taken on.
-    pub host_boot: String,
+    pub(crate) host_boot: String,
 }
 
 /// Why the ledger could not be read or written.

@@ -32,7 +32,7 @@ mod readiness;
 mod recovery;
 mod registration;
 mod session;
-//mod start;
+mod start;
 mod status;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -42,15 +42,20 @@ mod workspaces;
 pub use agent::{Agent, AgentParts, Error, KeeperHost, Settings, Stop};
 pub use args::AgentArgs;
 pub use capabilities::{HostFacts, HostProbe, SystemHost};
-pub use client::{Authority, ControllerClient, Error as ClientError, HttpClient, InputStream};
+pub use client::{
+    Authority, BuildError, ControllerClient, Error as ClientError, HttpClient, InputStream, TlsError,
+};
 pub use clock::{Clock, SystemClock};
+pub use config_sync::Error as ConfigurationError;
 pub use fs::{AgentFs, DiskFs};
+pub use heartbeat::Superseded;
 pub use identity::{Enrolment, Error as IdentityError, Identity};
 pub use ids::{IdSource, SystemIds};
-pub use outbox::Backlog;
+pub use ledger::Error as LedgerError;
+pub use outbox::{Backlog, Error as OutboxError};
 pub use registration::{Error as RegistrationError, JoinSecret, OnRegistered};
 pub use session::Session;
-//pub use start::{Error as StartError, RunningAgent};
+pub use start::{Error as StartError, RunningAgent};
 pub use status::AgentStatus;
 pub use token::{Error as TokenError, JoinToken};
 pub use workspaces::{Content, Home, HostWorkspaces, LeaseWriter, Placement, Workspaces};

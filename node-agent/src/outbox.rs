@@ -38,7 +38,7 @@ use crate::fs::AgentFs;
 
 /// Unsent bytes beyond which no more output is read from the spools. The unsent records are kept in memory too, so
 /// this also bounds the agent's memory during an outage.
-pub const ROOM_BYTES: u64 = 64 << 20;
+pub(crate) const ROOM_BYTES: u64 = 64 << 20;
 
 /// Size of a segment beyond which the next one is begun. Small enough that the space of sent records is soon free
 /// again, large enough that a busy node does not make files all the time.
@@ -323,7 +323,7 @@ impl OutboxWriter {
         };
         for done in waiting {
             // Who waited may be gone; the record stands all the same.
-            drop(done.send(()));
+            done.send(()).ok();
         }
         outbox.sendable.notify_one();
         remove_segments(&*outbox.fs, free).await;

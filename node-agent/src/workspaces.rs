@@ -104,7 +104,7 @@ pub trait Workspaces: Send + Sync + 'static {
 }
 
 /// Where the script of a step is inside the sandbox.
-pub fn script_path(step: u32) -> String {
+pub(crate) fn script_path(step: u32) -> String {
     format!("/workspace/{OWN}/steps/{step}")
 }
 
@@ -122,16 +122,15 @@ struct Folders {
 }
 
 impl HostWorkspaces {
-    /// Keeps homes under `state`, which exists.
+    /// Keeps homes under `state`, which exists, with users from `identities`.
     ///
     /// # Errors
     /// When folders cannot be made.
-    pub fn open_state(state: &Path) -> Result<Self, SandboxError> {
+    pub fn open_state(state: &Path, identities: Identities) -> Result<Self, SandboxError> {
         let (workspaces, leases) = (state.join("workspaces"), state.join("leases"));
         for folder in [&workspaces, &leases] {
             std::fs::create_dir_all(folder).map_err(io("make", folder))?;
         }
-        let identities = Identities::open(state.join("identities"), windlass_sandbox::DEFAULT_UIDS)?;
         Ok(Self { inner: Arc::new(Folders { workspaces, leases, identities }) })
     }
 

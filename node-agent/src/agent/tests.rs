@@ -956,6 +956,7 @@ async fn a_heartbeat_lists_exactly_what_is_held() {
     let run = world.start();
     world.controller.terminal("a").await;
     tokio::time::sleep(secs(30)).await;
+    run.drain().await;
     let state = world.controller.state();
     assert!(state.heartbeats.iter().any(|beat| beat.held == [id("a")]));
     assert!(state.heartbeats.last().unwrap().held.is_empty());
@@ -964,8 +965,6 @@ async fn a_heartbeat_lists_exactly_what_is_held() {
     assert!(hash.starts_with("sha256:"));
     let reported = state.registrations[0].capability.clone();
     assert_eq!(crate::capabilities::report_hash(&reported), hash);
-    drop(state);
-    run.drain().await;
 }
 
 #[tokio::test(start_paused = true)]

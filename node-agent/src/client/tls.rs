@@ -80,6 +80,16 @@ impl Authority {
         verifier(&certificates, &provider())?;
         Ok(Self::Known(certificates))
     }
+
+    /// Whether this is or holds the authority whose certificate has a hash.
+    pub fn holds(&self, hash: &[u8; 32]) -> bool {
+        match self {
+            Self::Pinned(pinned) => pinned == hash,
+            Self::Known(certificates) => certificates
+                .iter()
+                .any(|certificate| <[u8; 32]>::from(sha2::Sha256::digest(certificate)) == *hash),
+        }
+    }
 }
 
 /// The settings of a connection, and the authority that was found during a handshake where only its hash was known.

@@ -42,10 +42,10 @@ pub(crate) struct EffectiveLimits {
 /// The limits of a job's steps under the node's rules.
 pub(crate) fn resolve(job: &Resources, rules: &SandboxRules) -> EffectiveLimits {
     let job = ResourceLimits {
-        cpu_millis: job.cpu.map(|cpu| cpu.millis()),
-        memory_bytes: job.memory.map(|bytes| bytes.get()),
+        cpu_millis: job.cpu.map(windlass_crds::Cpu::millis),
+        memory_bytes: job.memory.map(windlass_crds::Bytes::get),
         pids: job.pids,
-        disk_bytes: job.disk.map(|bytes| bytes.get()),
+        disk_bytes: job.disk.map(windlass_crds::Bytes::get),
     };
     let SandboxRules { defaults, max, .. } = rules;
     let pids = |limits: &ResourceLimits| limits.pids.map(u64::from);

@@ -35,7 +35,7 @@ pub(crate) fn check(
 
     let runtime: &str = (&sandbox.runtime).into();
     if !rules.runtimes.is_empty() && !rules.runtimes.contains(&sandbox.runtime) {
-        let allowed = rules.runtimes.iter().map(|runtime| runtime.into());
+        let allowed = rules.runtimes.iter().map(std::convert::Into::into);
         return refuse("policy.sandbox.runtimes", asks_for("runtime", runtime, allowed));
     }
     if !host.runtimes.iter().any(|works| works == runtime) {
@@ -48,7 +48,7 @@ pub(crate) fn check(
     let by_default = [Network::None, Network::Restricted];
     let allowed = if rules.networks.is_empty() { &by_default[..] } else { &rules.networks };
     if !allowed.contains(&sandbox.network) {
-        let allowed = allowed.iter().map(|network| network.into());
+        let allowed = allowed.iter().map(std::convert::Into::into);
         return refuse("policy.sandbox.networks", asks_for("network", network, allowed));
     }
     if !host.networks.iter().any(|works| works == network) {
@@ -58,10 +58,10 @@ pub(crate) fn check(
 
     let (job, max) = (&sandbox.resources, &rules.max);
     let limits = [
-        ("policy.sandbox.max.cpu_millis", job.cpu.map(|cpu| cpu.millis()), max.cpu_millis),
-        ("policy.sandbox.max.memory_bytes", job.memory.map(|bytes| bytes.get()), max.memory_bytes),
+        ("policy.sandbox.max.cpu_millis", job.cpu.map(windlass_crds::Cpu::millis), max.cpu_millis),
+        ("policy.sandbox.max.memory_bytes", job.memory.map(windlass_crds::Bytes::get), max.memory_bytes),
         ("policy.sandbox.max.pids", job.pids.map(u64::from), max.pids.map(u64::from)),
-        ("policy.sandbox.max.disk_bytes", job.disk.map(|bytes| bytes.get()), max.disk_bytes),
+        ("policy.sandbox.max.disk_bytes", job.disk.map(windlass_crds::Bytes::get), max.disk_bytes),
     ];
     for (rule, asked, max) in limits {
         if let (Some(asked), Some(max)) = (asked, max)
