@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use crate::bench::{Bench, Daemon, Installed, free_port, run};
 use crate::footprint;
 use crate::rounds::{interleave, reason, subject};
 use crate::table::{Aim, Comparison, Table, Unit};
-use crate::windlass::Windlass;
+use crate::windlass::{self, Windlass};
 
 const PROGRAM: &str = "/bin/true";
 
@@ -75,7 +75,7 @@ fn submit_and_watch(windlass: &Windlass) -> anyhow::Result<f64> {
 
 /// One job through the command line.
 fn windlass_run(bench: &Bench, windlass: &Windlass) -> Command {
-    let mut command = Command::new(&bench.windlass);
+    let mut command = windlass::program(bench);
     command.args(windlass.api.connection()).args(["run", "--", PROGRAM]);
     command
 }
@@ -189,6 +189,22 @@ struct Docker {
     installed: Installed,
     host: String,
     daemon: Daemon,
+    // Removed once the daemon has ended.
+    _cgroup: Cgroup,
+}
+
+/// What the daemon leaves: an empty cgroup in each hierarchy.
+struct Cgroup;
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        for hierarchy in hierarchies {
+            // Most have none, and some are not hierarchies.
+            fs::remove_dir(hierarchy.path().join(CGROUP)).ok();
+        }
+        fs::remove_dir(Path::new("/sys/fs/cgroup").join(CGROUP)).ok();
+    }
 }
 
 impl Docker {
@@ -221,7 +237,7 @@ impl Docker {
             .arg(&root)
             .arg("."))?;
         run(client().arg("import").arg(&archive).arg("windlass-bench"))?;
-        let this = Self { installed, host, daemon };
+        let this = Self { installed, host, daemon, _cgroup: Cgroup };
         run(&mut this.run()).context("while the system warms up")?;
         Ok(this)
     }

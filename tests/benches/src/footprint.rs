@@ -9,6 +9,9 @@ use crate::bench::Bench;
 use crate::rounds::{Measured, reason};
 use crate::table::{Aim, Comparison, Table, Unit};
 
+/// In which /proc counts time; the kernel's interface on x86-64 and arm64, whatever its own clock does.
+const TICKS_PER_SECOND: f64 = 100.0;
+
 /// What a process and all its descendants take.
 #[derive(Clone, Copy, Debug, Default)]
 struct Usage {
@@ -72,7 +75,8 @@ pub(crate) fn measure(
     comparison.peer = "slurmd";
     comparison.unit = Unit::Percent;
     comparison.aim = Aim::AtMost(0.1);
-    comparison.note = format!("over {} s", bench.scale.idle.as_secs());
+    let resolution = 100.0 / TICKS_PER_SECOND / bench.scale.idle.as_secs_f64();
+    comparison.note = format!("over {} s, to {resolution:.3} %", bench.scale.idle.as_secs());
     table.values(&comparison, &cpu(agent), &cpu(slurmd));
     comparison.metric = "controller, idle: share of a core";
     comparison.peer = "dockerd";
@@ -105,14 +109,20 @@ fn usage(pid: u32) -> anyhow::Result<Usage> {
         let value = line.and_then(|line| line.trim().strip_suffix("kB"));
         Ok(value.with_context(|| format!("process {pid} has no {field}"))?.trim().parse()?)
     };
-    let mut all = Usage { rss: mib(kib("Rss")? * 1024.0), pss: mib(kib("Pss")? * 1024.0), seconds: 0.0 };
+    let stat = read(format!("/proc/{pid}/stat"))?;
+    // The name of the program, in parentheses, may hold anything; fields 14 to 17 are times of the process, all its
+    // threads, and the children that it has waited for.
+    let fields = stat.rsplit_once(')').context("stat has the program's name")?.1.split_whitespace();
+    let ticks: anyhow::Result<Vec<f64>> = fields.skip(11).take(4).map(|field| Ok(field.parse()?)).collect();
+    let ticks = ticks?.iter().sum::<f64>();
+    let mut all = Usage {
+        rss: mib(kib("Rss")? * 1024.0),
+        pss: mib(kib("Pss")? * 1024.0),
+        seconds: ticks / TICKS_PER_SECOND,
+    };
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let task = task?.path();
-        // Nanoseconds on a processor come first. A thread may have ended since.
-        let Ok(statistics) = fs::read_to_string(task.join("schedstat")) else { continue };
-        let nanoseconds = statistics.split_whitespace().next().context("schedstat has fields")?;
-        all.seconds += nanoseconds.parse::<f64>()? / 1e9;
-        let Ok(children) = fs::read_to_string(task.join("children")) else { continue };
+        // A thread may have ended since.
+        let Ok(children) = fs::read_to_string(task?.path().join("children")) else { continue };
         for child in children.split_whitespace() {
             let child = usage(child.parse()?)?;
             all.rss += child.rss;

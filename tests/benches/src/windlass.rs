@@ -31,7 +31,7 @@ impl Windlass {
     /// `windlass dev`: both in one process.
     pub(crate) fn dev(bench: &Bench) -> anyhow::Result<Self> {
         let (folder, port) = (bench.folder("dev")?, free_port()?);
-        let mut command = Command::new(&bench.windlass);
+        let mut command = program(bench);
         command.arg("dev").arg("--state-dir").arg(folder.join("state"));
         command.arg("--listen").arg(format!("127.0.0.1:{port}"));
         let (controller, api) =
@@ -45,11 +45,11 @@ impl Windlass {
     pub(crate) fn fleet(bench: &Bench) -> anyhow::Result<Self> {
         let (folder, port) = (bench.folder("fleet")?, free_port()?);
         let state = folder.join("controller");
-        let mut command = Command::new(&bench.windlass);
+        let mut command = program(bench);
         command.arg("controller").arg("--state-dir").arg(&state);
         command.arg("--listen").arg(format!("127.0.0.1:{port}"));
         let (controller, api) = listening(bench, command, "controller", &folder, &state, port)?;
-        let mut command = Command::new(&bench.windlass);
+        let mut command = program(bench);
         command.arg("agent").arg("--state-dir").arg(folder.join("agent"));
         command.arg("--join").arg(api.join_token()?).args(["--name", "bench"]);
         let agent = Daemon::start(command, "agent", &folder)?;
@@ -71,6 +71,15 @@ impl Windlass {
         }
         Ok(())
     }
+}
+
+/// Our program, which neither finds nor leaves anything in the user's folders.
+pub(crate) fn program(bench: &Bench) -> Command {
+    let mut command = Command::new(&bench.windlass);
+    for folder in ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"] {
+        command.env(folder, &bench.work);
+    }
+    command
 }
 
 /// Starts a controller and a client for it.
