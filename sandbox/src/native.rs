@@ -518,13 +518,10 @@ impl Inner {
     /// Waits until the supervisor of a unit is gone. Cancel-safe.
     async fn supervisor_ended(&self, id: &UnitId) -> Result<(), Error> {
         let path = self.dir(id).join(record::SUPERVISOR);
-        let record = match record::read::<SupervisorRecord>(&path) {
-            Ok(Some(record)) => record,
+        let Ok(Some(record)) = record::read::<SupervisorRecord>(&path) else {
             // It writes the record a moment after it has taken the lock.
-            Ok(None) | Err(_) => {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-                return Ok(());
-            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            return Ok(());
         };
         match burial::pidfd_of(record.supervisor).map_err(Error::io("watch the supervisor of", &path))? {
             None => {

@@ -26,6 +26,8 @@ use crate::sys::{self, Fork, NullTerminated};
 pub(crate) const GO: u8 = b'G';
 /// Supervisor to init: send TERM to everything.
 pub(crate) const TERM: u8 = b'T';
+/// Supervisor to init: kill everything.
+pub(crate) const KILL: u8 = b'K';
 /// Exit code of a program that was not found, as shells have it.
 pub(crate) const NOT_FOUND: i32 = 127;
 /// Exit code of a program that could not be executed, as shells have it.
@@ -119,12 +121,14 @@ pub(crate) fn run(mut child: Child<'_>) -> ! {
         sys::exit_now(0);
     }
     let Ok(deaths) = sys::signal_fd(&[libc::SIGCHLD]) else { sys::exit_now(0) };
+    // All sources first: once the new root is entered, the host's paths are out of reach.
     for index in 0..child.plan.steps.len() {
-        if let Err(errno) = child.open_source(index).and_then(|()| child.carry_out(index)) {
-            let index = u32::try_from(index).unwrap_or(u32::MAX);
-            child.report(Report::StepFailed { index, errno: errno.raw_os_error() });
-            sys::exit_now(0);
-        }
+        let opened = child.open_source(index);
+        child.or_give_up(index, opened);
+    }
+    for index in 0..child.plan.steps.len() {
+        let carried_out = child.carry_out(index);
+        child.or_give_up(index, carried_out);
     }
     // SAFETY: this process is the copy of a process with one thread and has made none.
     #[expect(unsafe_code, reason = "fork of a process with one thread")]
@@ -222,6 +226,15 @@ impl Child<'_> {
         // A report is smaller than PIPE_BUF, so it is written whole; if the supervisor is gone there is nobody to tell,
         // and this process ends with it.
         let _gone = rustix::io::write(&self.setup, &report.encode());
+    }
+
+    /// Ends this process if a step failed; the supervisor is told which.
+    fn or_give_up(&self, index: usize, result: Result<(), Errno>) {
+        if let Err(errno) = result {
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            self.report(Report::StepFailed { index, errno: errno.raw_os_error() });
+            sys::exit_now(0);
+        }
     }
 
     /// Opens the source of a step where the supervisor could not.
@@ -371,9 +384,11 @@ pub(crate) fn exec_failure_code(errno: i32) -> i32 {
     }
 }
 
-/// The init: reaps, forwards TERM, and ends when the program does, which ends everything else in the pid namespace.
+/// The init: reaps, forwards TERM and KILL. When the program ends, or on KILL, it ends all other processes of the namespace
+/// and reaps them, so that what they used is counted, then tells the program's status and ends.
 fn attend(program: Pid, control: &OwnedFd, deaths: &OwnedFd) -> ! {
-    loop {
+    let mut status = None;
+    while status.is_none() {
         let mut polled = [PollFd::new(deaths, PollFlags::IN), PollFd::new(control, PollFlags::IN)];
         match rustix::event::poll(&mut polled, None) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -385,27 +400,48 @@ fn attend(program: Pid, control: &OwnedFd, deaths: &OwnedFd) -> ! {
             while rustix::io::read(deaths, &mut siginfo).is_ok() {}
         }
         // Looked at every time: it costs one call, and no death can be missed.
-        while let Ok(Some((pid, status))) = sys::reap_any() {
+        while let Ok(Some((pid, ended))) = sys::reap_any(false) {
             if pid == program {
-                let mut message = [b'X'; 5];
-                message[1..].copy_from_slice(&status.to_le_bytes());
-                // If the supervisor is gone, so is this process at once.
-                let _gone = rustix::io::write(control, &message);
-                sys::exit_now(0);
+                status = Some(ended);
             }
         }
-        if !told.is_empty() {
-            let mut byte = [0];
-            match rustix::io::read(control, &mut byte) {
-                Ok(1) if byte[0] == TERM => {
-                    // A stopped process takes TERM only once it goes on. No process left is no failure.
-                    let _none_left = sys::kill_all(libc::SIGTERM);
-                    let _none_left = sys::kill_all(libc::SIGCONT);
-                }
-                Ok(1) | Err(Errno::INTR | Errno::AGAIN) => {}
-                Ok(_) | Err(_) => sys::exit_now(1),
-            }
+        if !told.is_empty() && !obey(control) {
+            break;
         }
+    }
+    // A process with a pending KILL cannot fork, so one round reaches all. No process left is no failure.
+    let _none_left = sys::kill_all(libc::SIGKILL);
+    loop {
+        match sys::reap_any(true) {
+            Ok(Some((pid, ended))) if pid == program => status = Some(ended),
+            Ok(_) | Err(Errno::INTR) => {}
+            // No child is left.
+            Err(_) => break,
+        }
+    }
+    if let Some(status) = status {
+        let mut message = [b'X'; 5];
+        message[1..].copy_from_slice(&status.to_le_bytes());
+        // If the supervisor is gone, so is this process at once.
+        let _gone = rustix::io::write(control, &message);
+    }
+    sys::exit_now(0)
+}
+
+/// Does what the supervisor says; `false` if everything has to end.
+fn obey(control: &OwnedFd) -> bool {
+    let mut byte = [0];
+    match rustix::io::read(control, &mut byte) {
+        Ok(1) if byte[0] == TERM => {
+            // A stopped process takes TERM only once it goes on. No process left is no failure.
+            let _none_left = sys::kill_all(libc::SIGTERM);
+            let _none_left = sys::kill_all(libc::SIGCONT);
+            true
+        }
+        Ok(1) => byte[0] != KILL,
+        Err(Errno::INTR | Errno::AGAIN) => true,
+        // The supervisor is gone.
+        Ok(_) | Err(_) => false,
     }
 }
 

@@ -41,6 +41,8 @@ use crate::sys::{self, Fork, NullTerminated};
 const DISK_PERIOD_NS: u64 = 250_000_000;
 /// A look takes at most this share of the time: after one that took t, the next comes t × this later.
 const DISK_REST: u64 = 20;
+/// How long the init may take to kill and reap everything before it is killed itself.
+const INIT_PATIENCE_NS: u64 = 250_000_000;
 /// How long to wait for cgroups to empty once the pid namespace is gone.
 const EMPTY_BOUND_NS: u64 = 5_000_000_000;
 /// One read of a pipe.
@@ -92,7 +94,8 @@ pub(crate) fn run(dir: &Path, boot_id: &str, reply: OwnedFd) -> i32 {
         let _lost = std::fs::write(&told, format!("{panic}\n"));
     }));
     let mut reply = Some(File::from(reply));
-    let lock = match claim(dir) {
+    // Held until this process ends, which is after the exit was published.
+    let mut lock = match claim(dir) {
         Ok(lock) => lock,
         Err(Error::AlreadyStarted) => {
             answer(&mut reply, &Reply::AlreadyStarted);
@@ -103,7 +106,7 @@ pub(crate) fn run(dir: &Path, boot_id: &str, reply: OwnedFd) -> i32 {
             return 1;
         }
     };
-    match Supervisor::start(dir, boot_id, lock) {
+    match Supervisor::start(dir, boot_id, &mut lock) {
         Ok(mut supervisor) => {
             supervisor.attend(&mut reply);
             let (exit, failure) = supervisor.finish();
@@ -209,8 +212,6 @@ struct Program {
 /// A running unit.
 struct Supervisor {
     plan: LaunchPlan,
-    /// Held for the life of this process.
-    _lock: File,
     spool: spool::Spool,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
@@ -230,7 +231,8 @@ struct Supervisor {
     program: Program,
     setup_failure: Option<Error>,
     stopping: Option<Stopping>,
-    killed: bool,
+    /// Once everything was killed: when the init itself is killed, [`u64::MAX`] once it was.
+    killed: Option<u64>,
     disk: Option<DiskWatch>,
     proof: KillProof,
     buffer: Vec<u8>,
@@ -238,7 +240,7 @@ struct Supervisor {
 
 impl Supervisor {
     /// Makes everything, clones the sandbox's first process, and lets it go.
-    fn start(dir: &Path, boot_id: &str, lock: File) -> Result<Self, Error> {
+    fn start(dir: &Path, boot_id: &str, lock: &mut File) -> Result<Self, Error> {
         let planned: Option<Planned> =
             record::read(&dir.join(record::PLAN)).map_err(failed("read the plan"))?;
         let plan = planned.ok_or_else(|| failed("read the plan")(Errno::NOENT))?.launch;
@@ -295,8 +297,7 @@ impl Supervisor {
         };
         // From here on the sandbox's ends must be closed here, or their ends would never be seen.
         drop(child);
-        let mut lock = lock;
-        if let Err(error) = release(&plan, init, &control, &mut lock, boot_id, privileged) {
+        if let Err(error) = release(&plan, init, &control, lock, boot_id, privileged) {
             // It was not let go, so nothing has run.
             let _dead_already = rustix::process::pidfd_send_signal(&init_fd, Signal::KILL);
             let _reaped = sys::reap(init);
@@ -310,7 +311,6 @@ impl Supervisor {
         Ok(Self {
             spool: spool::Spool::new(spool, plan.output_cap),
             plan,
-            _lock: lock,
             stdout: Some(stdout),
             stderr: Some(stderr),
             setup: Some(setup),
@@ -328,7 +328,7 @@ impl Supervisor {
             program: Program::default(),
             setup_failure: None,
             stopping: None,
-            killed: false,
+            killed: None,
             disk,
             proof: KillProof::default(),
             buffer: vec![0; READ],
@@ -426,13 +426,14 @@ impl Supervisor {
         if self.stopping.is_some_and(|stopping| now >= stopping.kill_at_ns) {
             self.kill();
         }
+        self.kill_init_when_due(now);
     }
 
     /// Sets the timer to the next deadline.
     fn arm_timer(&mut self) {
         let mut next = self.lease_ns;
-        if self.killed {
-            next = u64::MAX;
+        if let Some(due) = self.killed {
+            next = due;
         } else if let Some(stopping) = self.stopping {
             next = next.min(stopping.kill_at_ns);
         } else if let Some(timeout) = self.plan.timeout_ms
@@ -441,7 +442,7 @@ impl Supervisor {
             next = next.min(self.program.started_ns.saturating_add(timeout.saturating_mul(MS)));
         }
         if let Some(disk) = &self.disk
-            && !self.killed
+            && self.killed.is_none()
             && disk.walk.is_none()
         {
             next = next.min(disk.next_ns);
@@ -466,7 +467,7 @@ impl Supervisor {
 
     /// Measures the workspace when it is time; gives whether a measurement is under way.
     fn measure(&mut self) -> bool {
-        if self.killed {
+        if self.killed.is_some() {
             return false;
         }
         let Some(disk) = &mut self.disk else { return false };
@@ -497,7 +498,7 @@ impl Supervisor {
 
     /// TERM now and KILL after the grace. A stop that is under way keeps its reason and can only come sooner.
     fn stop(&mut self, reason: EndReason, grace_ms: u64) {
-        if self.killed {
+        if self.killed.is_some() {
             return;
         }
         let kill_at_ns = boottime_ns().saturating_add(grace_ms.saturating_mul(MS));
@@ -520,13 +521,26 @@ impl Supervisor {
         }
     }
 
-    /// KILL of everything: the namespace's first process takes all others with it.
+    /// KILL of everything. The init is asked first, because it can reap what it kills, which the kernel needs to count
+    /// the processor time; killing the init itself follows, and takes all others with it.
     fn kill(&mut self) {
-        if self.killed {
+        if self.killed.is_some() {
             return;
         }
-        self.killed = true;
+        let now = boottime_ns();
         self.proof.kill_sent_at_ms = Some(wall_ms());
+        let asked = self.program.forked
+            && self.control.as_ref().is_some_and(|line| rustix::io::write(line, &[child::KILL]).is_ok());
+        self.killed = Some(if asked { now + INIT_PATIENCE_NS } else { now });
+        self.kill_init_when_due(now);
+    }
+
+    /// Kills the init once it has had its time.
+    fn kill_init_when_due(&mut self, now: u64) {
+        if self.killed.is_none_or(|due| now < due) {
+            return;
+        }
+        self.killed = Some(u64::MAX);
         // It may have ended by itself a moment ago.
         let _dead_already = rustix::process::pidfd_send_signal(&self.init_fd, Signal::KILL);
         if let Some(Cgroups { v2: true, dirs, .. }) = &self.plan.cgroups {

@@ -94,11 +94,12 @@ pub(crate) fn reap(pid: Pid) -> Result<(i32, libc::rusage), Errno> {
     }
 }
 
-/// Reaps any one child that has ended, without waiting.
-pub(crate) fn reap_any() -> Result<Option<(Pid, i32)>, Errno> {
+/// Reaps any one child that has ended, waiting for one if asked to.
+pub(crate) fn reap_any(wait: bool) -> Result<Option<(Pid, i32)>, Errno> {
     let mut status = 0;
+    let options = if wait { 0 } else { libc::WNOHANG };
     // SAFETY: the pointer is to a live i32.
-    let result = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+    let result = unsafe { libc::waitpid(-1, &mut status, options) };
     let pid = check(libc::c_long::from(result))?;
     Ok(i32::try_from(pid).ok().and_then(Pid::from_raw).map(|pid| (pid, status)))
 }

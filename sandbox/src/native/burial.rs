@@ -48,6 +48,13 @@ impl Inner {
     pub(super) fn bury(&self, id: &UnitId) -> Result<Exit, Error> {
         let dir = self.dir(id);
         let path = dir.join(record::SUPERVISOR);
+        // One at a time: whoever comes second finds the exit written.
+        let lock = fs::File::open(&path).map_err(Error::io("open", &path))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(|errno| Error::io("lock", &path)(errno.into()))?;
+        if let Ok(Some(exit)) = record::read::<Exit>(&dir.join(record::EXIT)) {
+            return Ok(exit);
+        }
         // Without a whole record the sandbox was never let go.
         let record = record::read::<SupervisorRecord>(&path).unwrap_or(None);
         let this_boot = record::boot_id().map_err(Error::io("read", "/proc/sys/kernel/random/boot_id"))?;

@@ -15,8 +15,11 @@ fn workspace() -> (tempfile::TempDir, Workspace) {
     (dir, workspace)
 }
 
+/// Path, kind, link target and content of an entry.
+type Entry<'a> = (&'a str, tar::EntryType, &'a str, &'a [u8]);
+
 /// A tar archive of raw entries; the checks of the `tar` crate's own builder are bypassed on purpose.
-fn tar_of(entries: &[(&str, tar::EntryType, &str, &[u8])]) -> Vec<u8> {
+fn tar_of(entries: &[Entry<'_>]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (path, kind, link, content) in entries {
         let mut header = tar::Header::new_ustar();
@@ -33,7 +36,7 @@ fn tar_of(entries: &[(&str, tar::EntryType, &str, &[u8])]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn unpack(workspace: &Workspace, entries: &[(&str, tar::EntryType, &str, &[u8])]) -> Result<Unpacked, Error> {
+fn unpack(workspace: &Workspace, entries: &[Entry<'_>]) -> Result<Unpacked, Error> {
     workspace.unpack(tar_of(entries).as_slice(), Archive::Tar, ArchiveLimits::default())
 }
 
@@ -129,7 +132,7 @@ fn a_compressed_archive_is_unpacked() {
 #[test]
 fn archives_that_reach_out_are_refused() {
     use tar::EntryType::{Block, Char, Fifo, Link, Regular, Symlink};
-    let cases: &[&[(&str, tar::EntryType, &str, &[u8])]] = &[
+    let cases: &[&[Entry<'_>]] = &[
         &[("../evil", Regular, "", b"x")],
         &[("/tmp/evil", Regular, "", b"x")],
         &[("a/../../evil", Regular, "", b"x")],
@@ -180,7 +183,7 @@ fn removal_leaves_nothing_of_a_hostile_tree() {
     let base = workspace.path();
     fs::create_dir_all(base.join("locked/inner")).unwrap();
     fs::write(base.join("locked/inner/file"), "x").unwrap();
-    fs::set_permissions(base.join("locked/inner"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(base.join("locked/inner"), fs::Permissions::from_mode(0o0)).unwrap();
     fs::set_permissions(base.join("locked"), fs::Permissions::from_mode(0o100)).unwrap();
     symlink("..", base.join("up")).unwrap();
     symlink(dir.path(), base.join("away")).unwrap();

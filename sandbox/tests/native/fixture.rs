@@ -1,0 +1,181 @@
+//! A driver with one attempt, and what tests ask of it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use windlass_sandbox::{
+    Deadline, Driver, Error, Exit, Identity, Lease, Native, SandboxConfig, Stream, UnitId, UnitSpec,
+    Workspace,
+};
+
+/// The program that can become the launcher.
+pub fn program() -> PathBuf {
+    #[expect(clippy::disallowed_methods, reason = "the suite's second run tells its place to itself")]
+    let given = std::env::var_os("WINDLASS_TEST_PROGRAM");
+    given.map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_windlass-sandbox")), PathBuf::from)
+}
+
+/// Whether the tests run as root.
+pub fn is_root() -> bool {
+    Identity::caller().uid == 0
+}
+
+/// What came of a unit.
+#[derive(Debug)]
+pub struct Outcome {
+    pub exit: Exit,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+impl Outcome {
+    pub fn text(&self) -> String {
+        String::from_utf8(self.stdout.clone()).unwrap()
+    }
+
+    /// Asserts that the program ran well; gives what it printed.
+    #[track_caller]
+    pub fn ok(&self) -> String {
+        assert!(
+            self.exit.succeeded(),
+            "{:?}\nstdout: {}\nstderr: {}",
+            self.exit,
+            String::from_utf8_lossy(&self.stdout),
+            String::from_utf8_lossy(&self.stderr)
+        );
+        self.text()
+    }
+}
+
+/// A driver, a workspace and a lease.
+pub struct Fixture {
+    pub dir: tempfile::TempDir,
+    pub native: Native,
+    pub identity: Identity,
+    pub workspace: Workspace,
+    pub lease: Lease,
+}
+
+impl Fixture {
+    pub async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut SandboxConfig)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        let mut config = config(dir.path());
+        change(&mut config);
+        let native = Native::open(config).await.unwrap();
+        let identity = native.identities().acquire("attempt-1").unwrap();
+        let workspace = Workspace::create(dir.path(), "attempt-1", identity).unwrap();
+        let lease =
+            Lease::create(dir.path().join("lease"), Deadline::after(Duration::from_secs(120))).unwrap();
+        Self { dir, native, identity, workspace, lease }
+    }
+
+    /// A unit that runs `command`.
+    pub fn unit(&self, name: &str, command: &[&str]) -> UnitSpec {
+        let command = command.iter().map(|word| (*word).to_owned()).collect();
+        let id = UnitId::new(name).unwrap();
+        let path = self.workspace.path().to_owned();
+        UnitSpec::new(id, command, path, self.identity, self.lease.path().to_owned())
+    }
+
+    /// Runs a unit to its end.
+    pub async fn run(&self, unit: &UnitSpec) -> Outcome {
+        self.native.prepare(unit).await.unwrap();
+        self.native.start(&unit.id).await.unwrap();
+        self.finish(&unit.id).await
+    }
+
+    /// Waits for a unit's end and reads its output.
+    pub async fn finish(&self, id: &UnitId) -> Outcome {
+        let exit = self.native.wait(id).await.unwrap();
+        let (stdout, stderr) = read_all(&self.native, id).await;
+        Outcome { exit, stdout, stderr }
+    }
+
+    /// Runs a bash script.
+    pub async fn bash(&self, script: &str) -> Outcome {
+        self.run(&self.unit("script", &["bash", "-c", script])).await
+    }
+
+    /// Runs a Python program.
+    pub async fn python(&self, program: &str) -> Outcome {
+        self.run(&self.unit("python", &["python3", "-c", program])).await
+    }
+
+    /// The error that preparing or starting gives.
+    pub async fn refusal(&self, unit: &UnitSpec) -> Error {
+        if let Err(error) = self.native.prepare(unit).await {
+            return error;
+        }
+        self.native.start(&unit.id).await.unwrap_err()
+    }
+}
+
+/// The configuration of a driver below `dir`.
+pub fn config(dir: &Path) -> SandboxConfig {
+    let mut config = SandboxConfig::new(dir.join("state"));
+    config.launcher = program();
+    config
+}
+
+/// Both streams from the beginning.
+pub async fn read_all(native: &Native, id: &UnitId) -> (Vec<u8>, Vec<u8>) {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let mut reader = native.output(id, 0);
+    while let Some(chunk) = reader.next().await.unwrap() {
+        let stream = match chunk.stream {
+            Stream::Stdout => &mut stdout,
+            Stream::Stderr => &mut stderr,
+        };
+        assert_eq!(chunk.offset, stream.len() as u64);
+        stream.extend_from_slice(&chunk.bytes);
+    }
+    (stdout, stderr)
+}
+
+/// Host processes whose command line contains `marker`.
+pub fn processes_with(marker: &str) -> Vec<u32> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap() {
+        let entry = entry.unwrap();
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if pid != std::process::id() && line.contains(marker) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+/// Waits until something holds.
+#[track_caller]
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> impl Future<Output = ()> {
+    let place = std::panic::Location::caller();
+    async move {
+        for _ in 0..600 {
+            if holds() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{place}: not within 30 s: {what}");
+    }
+}
+
+/// Waits until the unit has printed `expected` on standard output.
+pub async fn printed(native: &Native, id: &UnitId, expected: &str) {
+    let mut reader = native.output(id, 0);
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains(expected) {
+        let chunk = tokio::time::timeout(Duration::from_secs(30), reader.next()).await;
+        let chunk = chunk.expect("printed in time").unwrap();
+        seen.extend(chunk.unwrap_or_else(|| panic!("ended after {seen:?}")).bytes);
+    }
+}

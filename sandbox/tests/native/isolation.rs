@@ -1,0 +1,291 @@
+//! What a unit sees and may do.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use windlass_sandbox::{Driver, EndReason, Error, Mount, Network, UnitSpec};
+
+use crate::fixture::{Fixture, is_root};
+
+#[tokio::test]
+async fn a_program_prints_and_ends_with_its_code() {
+    let fixture = Fixture::new().await;
+    for code in [0, 3, 255] {
+        let unit = fixture.unit(&format!("code-{code}"), &["sh", "-c", &format!("echo hello; exit {code}")]);
+        let outcome = fixture.run(&unit).await;
+        assert_eq!(outcome.text(), "hello\n");
+        assert_eq!((outcome.exit.reason, outcome.exit.code), (EndReason::Exited, Some(code)));
+        assert!(outcome.exit.program_started && outcome.exit.proof.unwrap().holds());
+        assert!(outcome.exit.started_at_ms.unwrap() <= outcome.exit.ended_at_ms);
+    }
+    let outcome = fixture.bash("kill -SEGV $$").await;
+    assert_eq!((outcome.exit.reason, outcome.exit.signal), (EndReason::Signalled, Some(11)));
+}
+
+#[tokio::test]
+async fn the_environment_is_exactly_what_is_given() {
+    let fixture = Fixture::new().await;
+    let mut unit = fixture.unit("env", &["env", "-0"]);
+    unit.env.insert("GREETING".into(), "hello\nworld = ü".into());
+    unit.env.insert("LANG".into(), "C".into());
+    let text = fixture.run(&unit).await.ok();
+    let mut lines: Vec<&str> = text.split_terminator('\0').collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        [
+            "GREETING=hello\nworld = ü",
+            "HOME=/home/job",
+            "LANG=C",
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "USER=job"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn it_is_an_unprivileged_user_without_any_capability() {
+    let fixture = Fixture::new().await;
+    let text = fixture.bash("id -u; id -g; id -un; hostname; umask; cat /proc/self/status").await.ok();
+    assert!(text.starts_with("1000\n1000\njob\nwindlass\n0022\n"), "{text}");
+    for field in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert!(text.contains(&format!("{field}:\t0000000000000000")), "{field} in {text}");
+    }
+    assert!(text.contains("NoNewPrivs:\t1") && text.contains("Seccomp:\t2"), "{text}");
+    if is_root() {
+        assert!(text.contains("Groups:\t \n"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn only_its_own_processes_are_seen_and_its_init_cannot_be_read() {
+    let fixture = Fixture::new().await;
+    let text = fixture.bash("cd /proc; ls -d [0-9]*; for f in environ mem maps fd; do cat 1/$f 2>/dev/null | head -c1; done; ls 1/fd 2>/dev/null; readlink 1/exe; true").await.ok();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(
+        lines.len() <= 4 && lines[0] == "1" && lines.iter().all(|line| line.parse::<u32>().is_ok()),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn nothing_of_the_host_can_be_written_and_its_private_paths_do_not_exist() {
+    let fixture = Fixture::new().await;
+    let state = fixture.dir.path().display();
+    let script = format!(
+        "for f in / /usr /usr/bin /etc /etc/passwd /dev /sys /proc/sys/kernel/hostname /home /var; do
+           if [ -d $f ]; then touch $f/x; else echo x >> $f; fi 2>/dev/null && echo written $f
+         done
+         for f in /root /home/* /opt /srv /mnt /media /boot /etc/shadow /etc/ssh /var/lib /work {state} /old_root; do
+           [ $f = /home/job ] || ! [ -e $f ] || echo seen $f
+         done
+         mount -t tmpfs none /tmp 2>/dev/null && echo mounted
+         mknod /tmp/sda b 8 0 2>/dev/null && echo device
+         ls /dev | tr '\\n' ' '; ls /sys; cat /proc/kallsyms /proc/keys /proc/kcore | head -c 1; true"
+    );
+    assert_eq!(fixture.bash(&script).await.ok(), "fd full null random shm stderr stdin stdout urandom zero ");
+}
+
+#[tokio::test]
+async fn workspace_and_scratch_are_writable_and_only_the_workspace_is_shared() {
+    let fixture = Fixture::new().await;
+    let write = "for d in /workspace /tmp /run /dev/shm $HOME; do echo x > $d/left || exit 1; done; pwd; echo ok > /dev/stdout";
+    let text = fixture.run(&fixture.unit("one", &["bash", "-c", write])).await.ok();
+    assert_eq!(text, "/workspace\nok\n");
+    let look = "ls /workspace /tmp /run /dev/shm $HOME | grep left";
+    assert_eq!(fixture.run(&fixture.unit("two", &["bash", "-c", look])).await.ok(), "left\n");
+    assert_eq!(fs::read_to_string(fixture.workspace.path().join("left")).unwrap(), "x\n");
+    let text = fixture.bash("stat -c %u /workspace/left; head -c 600M /dev/zero > /tmp/big; true").await;
+    assert!(text.ok().starts_with("1000\n"));
+    assert!(String::from_utf8_lossy(&text.stderr).contains("No space left"), "{text:?}");
+}
+
+#[tokio::test]
+async fn there_is_no_network_but_a_working_loopback() {
+    let fixture = Fixture::new().await;
+    let program = r#"
+import socket, threading
+print(sorted(name for _, name in socket.if_nameindex()))
+server = socket.create_server(("127.0.0.1", 0))
+threading.Thread(target=lambda: server.accept()[0].sendall(b"pong")).start()
+print(socket.create_connection(server.getsockname()).recv(4).decode())
+for address in [("192.0.2.1", 80), ("1.1.1.1", 53), ("10.0.0.1", 80)]:
+    try:
+        socket.create_connection(address, timeout=5)
+        print("connected")
+    except OSError as error:
+        print(error.errno)
+"#;
+    // 101 is ENETUNREACH.
+    assert_eq!(fixture.python(program).await.ok(), "['lo']\npong\n101\n101\n101\n");
+}
+
+#[tokio::test]
+async fn other_networks_are_refused_and_not_silently_downgraded() {
+    let fixture = Fixture::new().await;
+    for network in [Network::Restricted, Network::Open] {
+        let unit = UnitSpec { network, ..fixture.unit("net", &["true"]) };
+        let error = fixture.refusal(&unit).await;
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        assert_eq!(error.kind(), "unsupported");
+    }
+}
+
+#[tokio::test]
+async fn standard_input_is_empty_and_no_other_descriptor_or_terminal_is_there() {
+    let fixture = Fixture::new().await;
+    let script = "wc -c; for f in /proc/self/fd/*; do echo ${f##*/}; done | grep -vE '^(255|3)$'; (: < /dev/tty) 2>/dev/null || echo no terminal; readlink /proc/self/fd/0; ps -o sid= -p $$ 2>/dev/null | grep -c 0";
+    let text = fixture.bash(script).await.text();
+    assert!(text.starts_with("0\n0\n1\n2\nno terminal\n/dev/null\n"), "{text}");
+}
+
+/// System calls by number, through Python: what they answer.
+const CALLS: &str = r#"
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    ctypes.set_errno(0)
+    result = libc.syscall(ctypes.c_long(number), *[ctypes.c_long(a) for a in arguments])
+    return "ok" if result >= 0 else errno.errorcode[ctypes.get_errno()]
+"#;
+
+#[tokio::test]
+async fn dangerous_system_calls_answer_eperm_and_unknown_ones_enosys() {
+    let fixture = Fixture::new().await;
+    let program = format!(
+        "{CALLS}
+CLONE_NEWUSER, SIGCHLD = 0x10000000, 17
+cases = [
+  ('ptrace', 101, 0), ('unshare', 272, CLONE_NEWUSER), ('setns', 308, 0, 0), ('mount', 165, 0, 0, 0, 0, 0),
+  ('clone user', 56, CLONE_NEWUSER | SIGCHLD, 0), ('bpf', 321, 0, 0, 0), ('perf', 298, 0), ('uffd', 323, 0),
+  ('io_uring', 425, 1, 0), ('keyctl', 250, 0), ('personality', 135, 0x40000), ('process_vm_readv', 310, 1),
+  ('packet socket', 41, 17, 3, 0), ('vsock', 41, 40, 1, 0), ('raw', 41, 2, 3, 1), ('netlink audit', 41, 16, 3, 9),
+  ('tiocsti', 16, 0, 0x5412, 0), ('open_by_handle_at', 304, 0), ('pidfd_getfd', 438, 0), ('chroot', 161, 0),
+]
+for name, *call_arguments in cases:
+    result = call(*call_arguments)
+    if result != 'EPERM': print(name, result)
+others = [
+  ('clone3', 'ENOSYS', 435, 0, 0), ('unknown', 'ENOSYS', 999), ('x32 getpid', 'ENOSYS', 0x40000000 + 39),
+  ('personality asked', 'ok', 135, 0xffffffff), ('netlink route', 'ok', 41, 16, 3, 0), ('inet', 'ok', 41, 2, 1, 0),
+  ('unix', 'ok', 41, 1, 1, 0),
+]
+for name, expected, *call_arguments in others:
+    result = call(*call_arguments)
+    if result != expected: print(name, result)
+"
+    );
+    assert_eq!(fixture.python(&program).await.ok(), "");
+}
+
+#[tokio::test]
+async fn system_calls_that_are_never_legitimate_end_the_program() {
+    let fixture = Fixture::new().await;
+    for (index, number) in [169, 175, 246, 172].into_iter().enumerate() {
+        let program = format!("{CALLS}\nprint(call({number}, 0, 0, 0), flush=True)");
+        let unit = fixture.unit(&format!("kill-{index}"), &["python3", "-c", &program]);
+        let outcome = fixture.run(&unit).await;
+        assert_eq!((outcome.exit.reason, outcome.exit.signal), (EndReason::Signalled, Some(31)), "{number}");
+        assert_eq!(outcome.text(), "");
+    }
+}
+
+#[tokio::test]
+async fn the_programs_that_steps_are_written_for_work() {
+    let fixture = Fixture::new().await;
+    let script = r#"set -e
+python3 -c 'import subprocess, multiprocessing, threading, ssl; print(subprocess.check_output(["echo", "py"]).decode().strip()); p = multiprocessing.Pool(2); print(p.map(abs, [-1, -2])); p.close()'
+git init -q . && git -c user.name=j -c user.email=j@x commit -q --allow-empty -m first && git log --format=%s
+if command -v node >/dev/null; then node -e 'const w = require("worker_threads"); new w.Worker("1", {eval: true}).on("exit", () => require("fs").writeFileSync("n", "node\n"))'; cat n; else echo node; fi
+if command -v gcc >/dev/null; then printf '#include <stdio.h>\nint main(){puts("gcc");}' > a.c && gcc a.c -o a && ./a; else echo gcc; fi
+cp /bin/true /tmp/t && /tmp/t && mkdir d && mv a.c d/ 2>/dev/null; ls /proc/self/task | wc -l | grep -q 1
+"#;
+    assert_eq!(fixture.bash(script).await.ok(), "py\n[1, 2]\nfirst\nnode\ngcc\n");
+}
+
+#[tokio::test]
+async fn mounts_appear_where_they_are_asked_for_and_obey_read_only() {
+    let fixture = Fixture::new().await;
+    let host = fixture.dir.path().join("host");
+    fs::create_dir(&host).unwrap();
+    fs::set_permissions(&host, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    fs::write(host.join("file"), "data").unwrap();
+    let mut unit = fixture.unit("mounts", &["bash", "-c", "cat ro/file /data/one; echo new > /rw/made; touch ro/x /data/one 2>/dev/null && echo written; umount ro 2>/dev/null && echo unmounted; true"]);
+    let mount = |source: &std::path::Path, target: &str, read_only| Mount {
+        source: source.to_owned(),
+        target: target.to_owned(),
+        read_only,
+    };
+    unit.mounts = vec![
+        mount(&host, "ro", true),
+        mount(&host, "/rw", false),
+        mount(&host.join("file"), "/data/one", true),
+    ];
+    assert_eq!(fixture.run(&unit).await.ok(), "datadata");
+    assert_eq!(fs::read_to_string(host.join("made")).unwrap(), "new\n");
+}
+
+#[tokio::test]
+async fn links_in_a_mounts_way_are_refused() {
+    let fixture = Fixture::new().await;
+    let host = fixture.dir.path().join("host");
+    fs::create_dir(&host).unwrap();
+    symlink(&host, fixture.dir.path().join("link")).unwrap();
+    symlink("/etc", fixture.workspace.path().join("trap")).unwrap();
+    let cases = [(fixture.dir.path().join("link"), "data"), (host.clone(), "trap"), (host, "trap/below")];
+    for (index, (source, target)) in cases.into_iter().enumerate() {
+        let mut unit = fixture.unit(&format!("link-{index}"), &["true"]);
+        unit.mounts = vec![Mount { source, target: target.into(), read_only: true }];
+        let error = fixture.refusal(&unit).await;
+        assert!(matches!(&error, Error::Setup { message, .. } if message.contains("attach")), "{error}");
+        let exit = fixture.native.wait(&unit.id).await.unwrap();
+        assert_eq!((exit.reason, exit.program_started), (EndReason::SetupFailed, false));
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_run_ends_as_in_a_shell() {
+    let fixture = Fixture::new().await;
+    fixture.workspace.write_file("plain", b"text", 0o644).unwrap();
+    fixture.workspace.write_file("garbage", &[0x7f, 1, 2, 3], 0o755).unwrap();
+    for (index, (command, code, message)) in [
+        ("no-such-command", 127, "command not found"),
+        ("/no/such/file", 127, "command not found"),
+        ("./plain", 126, "Permission denied"),
+        ("/usr", 126, "Permission denied"),
+        ("./garbage", 126, "Exec format error"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let outcome = fixture.run(&fixture.unit(&format!("bad-{index}"), &[command])).await;
+        assert_eq!((outcome.exit.reason, outcome.exit.code), (EndReason::Exited, Some(code)), "{command}");
+        assert!(
+            outcome.exit.message.as_ref().is_some_and(|text| text.contains(message)),
+            "{:?}",
+            outcome.exit
+        );
+        assert!(!outcome.exit.program_started);
+        fixture.native.start(&fixture.unit(&format!("bad-{index}"), &[command]).id).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_set_up_that_fails_names_its_step() {
+    let fixture = Fixture::new().await;
+    let mut unit = fixture.unit("cwd", &["true"]);
+    unit.cwd = "no/such/folder".into();
+    let error = fixture.refusal(&unit).await;
+    assert_eq!(
+        error.to_string(),
+        "sandbox of unit cwd could not be made: change into /workspace/no/such/folder: No such file or directory (os error 2)"
+    );
+}
+
+#[tokio::test]
+async fn an_identity_that_is_not_the_callers_to_give_is_refused() {
+    let fixture = Fixture::new().await;
+    let mut unit = fixture.unit("identity", &["true"]);
+    unit.identity.uid = if is_root() { 0 } else { 1 };
+    assert!(matches!(fixture.refusal(&unit).await, Error::InvalidSpec { field: "identity", .. }));
+}

@@ -1,0 +1,95 @@
+//! Nothing is left: no process, cgroup, mount, descriptor or file.
+
+use std::fs;
+use std::path::Path;
+
+use windlass_sandbox::{Driver, Limit, Workspace, doctor};
+
+use crate::fixture::{Fixture, eventually, is_root};
+
+/// Cgroup folders of units, anywhere below `dir`.
+fn unit_cgroups(dir: &Path, name: &str, found: &mut Vec<String>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        if entry.file_name().to_string_lossy().starts_with(name) {
+            found.push(entry.path().display().to_string());
+        }
+        unit_cgroups(&entry.path(), name, found);
+    }
+}
+
+/// What this process and its children hold: descriptors, mounts, children.
+fn holdings() -> (usize, usize, usize) {
+    let own = std::process::id();
+    let children = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok())
+        .filter(|stat| stat.contains("(windlass-unit)"))
+        .count();
+    let descriptors = fs::read_dir(format!("/proc/{own}/fd")).unwrap().count();
+    (descriptors, fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count(), children)
+}
+
+#[tokio::test]
+async fn fifty_runs_leave_nothing() {
+    let fixture = Fixture::new().await;
+    let name = format!("left-{}-", std::process::id());
+    let run = async |index: usize| {
+        let mut unit = fixture.unit(&format!("{name}{index}"), &["bash", "-c", "sleep 100 & echo hi"]);
+        unit.limits.memory_bytes = Some(Limit::default_value(64 << 20));
+        unit.limits.cpu_millis = Some(Limit::default_value(500));
+        unit.limits.pids = Some(Limit::default_value(20));
+        assert_eq!(fixture.run(&unit).await.ok(), "hi\n");
+        let mut cgroups = Vec::new();
+        unit_cgroups(Path::new("/sys/fs/cgroup"), &name, &mut cgroups);
+        assert_eq!(cgroups.is_empty(), !is_root(), "{cgroups:?}");
+        fixture.native.cleanup(&unit.id).await.unwrap();
+    };
+    // The first run makes what stays for good: the pool's threads and their descriptors.
+    run(0).await;
+    let (descriptors, mounts, _) = holdings();
+    for index in 1..=50 {
+        run(index).await;
+    }
+    let after = holdings();
+    assert_eq!((after.0, after.1), (descriptors, mounts));
+    let mut cgroups = Vec::new();
+    unit_cgroups(Path::new("/sys/fs/cgroup"), &name, &mut cgroups);
+    assert_eq!(cgroups, Vec::<String>::new());
+    let units = fixture.dir.path().join("state/units");
+    assert_eq!(fs::read_dir(units).unwrap().count(), 0);
+    // A unit's supervisor holds its state folder's path nowhere, so look for children of the launcher.
+    let launcher = fixture.native.spawner_pid();
+    eventually("the launcher to have no children", || {
+        fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children"))
+            .is_ok_and(|children| children.is_empty())
+    })
+    .await;
+    Workspace::remove(fixture.dir.path(), "attempt-1").unwrap();
+    assert!(!fixture.workspace.path().exists());
+}
+
+#[tokio::test]
+async fn the_doctor_finds_this_host_fit_and_leaves_nothing() {
+    let fixture = Fixture::new().await;
+    let checks = doctor::run(&fixture.native).await;
+    for check in &checks {
+        let fit = match &check.outcome {
+            doctor::Outcome::Ok => true,
+            doctor::Outcome::Degraded { fix, .. } => {
+                !fix.is_empty() && check.id.starts_with("cgroup-") && !is_root()
+            }
+            doctor::Outcome::Missing { .. } => false,
+        };
+        assert!(fit, "{check:?}");
+    }
+    assert!(checks.iter().any(|check| check.id == "run"));
+    assert_eq!(fixture.native.inventory().await.unwrap(), []);
+    let left = fs::read_dir(fixture.dir.path().join("state/doctor")).unwrap().count();
+    assert_eq!(left, 0);
+    let features = fixture.native.features();
+    assert!(features.supported && features.seccomp);
+    assert_eq!(features.networks, [windlass_sandbox::Network::None]);
+    assert!(features.interpreters.iter().any(|(name, _)| *name == "bash"));
+}

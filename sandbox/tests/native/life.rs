@@ -1,0 +1,317 @@
+//! How units end, and what survives whose death.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use windlass_launcher::record::{self, SupervisorRecord};
+use windlass_sandbox::{
+    Deadline, Driver, EndReason, Error, Lease, Native, Stop, StopReason, UnitId, UnitPhase,
+};
+
+use crate::fixture::{Fixture, config, eventually, printed, processes_with, program, read_all};
+
+/// A stop with a grace.
+fn stop(grace_ms: u64) -> Stop {
+    Stop { grace: Duration::from_millis(grace_ms), reason: StopReason::Cancelled }
+}
+
+/// A word that is in the command line of this test's processes alone.
+fn marker(name: &str) -> String {
+    format!("marker-{name}-{}", std::process::id())
+}
+
+#[tokio::test]
+async fn a_polite_program_ends_by_itself_after_term() {
+    let fixture = Fixture::new().await;
+    let unit =
+        fixture.unit("polite", &["bash", "-c", "trap 'echo bye; exit 7' TERM; echo ready; sleep 100 & wait"]);
+    fixture.native.prepare(&unit).await.unwrap();
+    fixture.native.start(&unit.id).await.unwrap();
+    printed(&fixture.native, &unit.id, "ready").await;
+    fixture.native.signal(&unit.id, stop(30_000)).await.unwrap();
+    let outcome = fixture.finish(&unit.id).await;
+    assert_eq!((outcome.exit.reason, outcome.exit.code), (EndReason::Cancelled, Some(7)));
+    assert_eq!(outcome.text(), "ready\nbye\n");
+    let proof = outcome.exit.proof.unwrap();
+    assert!(proof.holds() && proof.term_sent_at_ms.is_some() && proof.kill_sent_at_ms.is_none());
+    // A stop of what has ended is no error.
+    fixture.native.signal(&unit.id, stop(0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_ignores_term_is_killed_after_the_grace_with_all_its_children() {
+    let fixture = Fixture::new().await;
+    let marker = marker("ignore");
+    let script = format!(
+        "trap '' TERM; setsid bash -c 'trap \"\" TERM; while :; do sleep 1; done' {marker} & echo ready; while :; do sleep 1; done"
+    );
+    let unit = fixture.unit("stubborn", &["bash", "-c", &script, &marker]);
+    fixture.native.prepare(&unit).await.unwrap();
+    fixture.native.start(&unit.id).await.unwrap();
+    printed(&fixture.native, &unit.id, "ready").await;
+    assert!(!processes_with(&marker).is_empty());
+    let began = Instant::now();
+    fixture.native.signal(&unit.id, stop(300)).await.unwrap();
+    let exit = fixture.native.wait(&unit.id).await.unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(300) && began.elapsed() < Duration::from_secs(10));
+    assert_eq!((exit.reason, exit.signal), (EndReason::Cancelled, Some(9)));
+    assert!(exit.proof.unwrap().holds());
+    assert_eq!(processes_with(&marker), Vec::<u32>::new());
+}
+
+#[tokio::test]
+async fn a_second_stop_may_shorten_the_grace() {
+    let fixture = Fixture::new().await;
+    let unit =
+        fixture.unit("shorten", &["bash", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"]);
+    fixture.native.prepare(&unit).await.unwrap();
+    fixture.native.start(&unit.id).await.unwrap();
+    printed(&fixture.native, &unit.id, "ready").await;
+    fixture.native.signal(&unit.id, stop(600_000)).await.unwrap();
+    fixture.native.signal(&unit.id, stop(0)).await.unwrap();
+    let exit = tokio::time::timeout(Duration::from_secs(10), fixture.native.wait(&unit.id)).await.unwrap();
+    assert_eq!(exit.unwrap().reason, EndReason::Cancelled);
+}
+
+#[tokio::test]
+async fn what_a_program_leaves_behind_dies_with_it_and_does_not_hold_its_output_open() {
+    let fixture = Fixture::new().await;
+    let marker = marker("daemon");
+    let script = format!("(setsid bash -c '(sleep 1000 & exec sleep 1000 {marker})' &) ; echo done");
+    let began = Instant::now();
+    let outcome = fixture.bash(&script).await;
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert_eq!(outcome.ok(), "done\n");
+    assert_eq!(processes_with(&marker), Vec::<u32>::new());
+}
+
+#[tokio::test]
+async fn the_time_limit_ends_a_unit() {
+    let fixture = Fixture::new().await;
+    let mut unit =
+        fixture.unit("slow", &["bash", "-c", "trap '' TERM; echo on; while :; do sleep 0.1; done"]);
+    unit.timeout = Some(Duration::from_millis(300));
+    unit.grace = Duration::from_millis(200);
+    let outcome = fixture.run(&unit).await;
+    assert_eq!((outcome.exit.reason, outcome.exit.signal), (EndReason::Timeout, Some(9)));
+    assert_eq!(outcome.exit.message.as_deref(), Some("time limit of 300 ms passed"));
+    let lived = outcome.exit.ended_at_ms - outcome.exit.started_at_ms.unwrap();
+    assert!((450..10_000).contains(&lived), "{lived}");
+}
+
+#[tokio::test]
+async fn a_renewed_lease_keeps_a_unit_alive_and_an_expired_one_ends_it() {
+    let fixture = Fixture::new().await;
+    fixture.lease.renew(Deadline::after(Duration::from_millis(600))).unwrap();
+    let unit = fixture.unit("leased", &["sleep", "1000"]);
+    fixture.native.prepare(&unit).await.unwrap();
+    fixture.native.start(&unit.id).await.unwrap();
+    let renewed = Deadline::after(Duration::from_millis(1500));
+    fixture.lease.renew(renewed).unwrap();
+    let exit = fixture.native.wait(&unit.id).await.unwrap();
+    assert_eq!((exit.reason, exit.signal), (EndReason::LeaseExpired, Some(9)));
+    assert_eq!(renewed.remaining(), Duration::ZERO);
+    // A unit whose lease is over does not even begin.
+    let late = fixture.unit("late", &["touch", "/workspace/late"]);
+    fixture.native.prepare(&late).await.unwrap();
+    fixture.native.start(&late.id).await.unwrap();
+    let exit = fixture.native.wait(&late.id).await.unwrap();
+    assert_eq!(exit.reason, EndReason::LeaseExpired);
+    assert!(!exit.program_started && !fixture.workspace.path().join("late").exists());
+}
+
+/// Starts a unit in a process like an agent, and kills that with -9 once the unit runs.
+async fn run_and_lose_the_agent(fixture: &Fixture, dir: &std::path::Path, lease_ms: u64, script: &str) {
+    let mut agent = Command::new(program())
+        .arg(dir.join("state"))
+        .args(["run", "orphan"])
+        .arg(fixture.workspace.path())
+        .arg(lease_ms.to_string())
+        .args(["bash", "-c", script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(agent.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "started");
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_unit_survives_the_agents_death_and_is_adopted_with_all_its_output() {
+    let fixture = Fixture::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let script = "for i in $(seq 1 20); do echo line $i; sleep 0.05; done; exit 5";
+    run_and_lose_the_agent(&fixture, dir.path(), 60_000, script).await;
+    let native = Native::open(config(dir.path())).await.unwrap();
+    let units = native.inventory().await.unwrap();
+    assert_eq!(units.len(), 1);
+    assert_eq!(units[0].phase, UnitPhase::Running);
+    let exit = native.wait(&units[0].id).await.unwrap();
+    assert_eq!((exit.reason, exit.code), (EndReason::Exited, Some(5)));
+    let (stdout, _) = read_all(&native, &units[0].id).await;
+    let expected: String = (1..=20).map(|index| format!("line {index}\n")).collect();
+    assert_eq!(String::from_utf8(stdout).unwrap(), expected);
+    native.cleanup(&units[0].id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_unit_does_not_outlive_its_lease_when_the_agent_is_dead() {
+    let fixture = Fixture::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let marker = marker("lease");
+    let began = Instant::now();
+    run_and_lose_the_agent(&fixture, dir.path(), 1500, &format!("exec -a {marker} sleep 1000")).await;
+    eventually("the program to run", || !processes_with(&marker).is_empty()).await;
+    eventually("the program to die", || processes_with(&marker).is_empty()).await;
+    assert!(began.elapsed() >= Duration::from_millis(1500));
+    let native = Native::open(config(dir.path())).await.unwrap();
+    let units = native.inventory().await.unwrap();
+    assert!(
+        matches!(&units[0].phase, UnitPhase::Ended(exit) if exit.reason == EndReason::LeaseExpired),
+        "{units:?}"
+    );
+    native.cleanup(&units[0].id).await.unwrap();
+}
+
+/// The record of a running unit's supervisor.
+fn supervisor(fixture: &Fixture, id: &UnitId) -> SupervisorRecord {
+    let path = fixture.dir.path().join("state/units").join(id.as_str()).join(record::SUPERVISOR);
+    record::read(&path).unwrap().unwrap()
+}
+
+fn kill_9(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_left_when_the_supervisor_is_killed() {
+    let fixture = Fixture::new().await;
+    let marker = marker("lost");
+    let script =
+        format!("setsid bash -c 'exec -a {marker} sleep 1000' & echo ready; exec -a {marker} sleep 1000");
+    let unit = fixture.unit("lost", &["bash", "-c", &script]);
+    fixture.native.prepare(&unit).await.unwrap();
+    fixture.native.start(&unit.id).await.unwrap();
+    printed(&fixture.native, &unit.id, "ready").await;
+    eventually("both programs to run", || processes_with(&marker).len() == 2).await;
+    let pid = supervisor(&fixture, &unit.id).supervisor.pid;
+    let native = fixture.native.clone();
+    let id = unit.id.clone();
+    let waiting = tokio::spawn(async move { native.wait(&id).await });
+    kill_9(pid);
+    let outcome = fixture.finish(&unit.id).await;
+    assert_eq!(outcome.exit.reason, EndReason::SupervisorLost);
+    assert!(outcome.exit.program_started && outcome.exit.proof.as_ref().unwrap().holds());
+    assert_eq!(outcome.text(), "ready\n");
+    assert_eq!(processes_with(&marker), Vec::<u32>::new());
+    assert_eq!(waiting.await.unwrap().unwrap().reason, EndReason::SupervisorLost);
+    assert!(matches!(&fixture.native.inventory().await.unwrap()[0].phase, UnitPhase::Ended(_)));
+    fixture.native.cleanup(&unit.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_inventory_of_the_next_agent_cleans_up_after_a_lost_supervisor() {
+    let fixture = Fixture::new().await;
+    let unit = fixture.unit("lost", &["sleep", "1000"]);
+    fixture.native.prepare(&unit).await.unwrap();
+    fixture.native.start(&unit.id).await.unwrap();
+    let record = supervisor(&fixture, &unit.id);
+    let state = config(fixture.dir.path());
+    let Fixture { dir, native, .. } = fixture;
+    drop(native);
+    kill_9(record.supervisor.pid);
+    let native = open_when_free(state).await;
+    eventually("the lock to go", || record::start_time(record.supervisor.pid).is_err()).await;
+    let units = native.inventory().await.unwrap();
+    assert!(matches!(&units[0].phase, UnitPhase::Ended(exit) if exit.reason == EndReason::SupervisorLost));
+    assert_eq!(units[0].notes.len(), 1);
+    assert!(record::start_time(record.init.pid).is_err());
+    drop(dir);
+}
+
+/// Opens a driver on a folder that the last one has just let go.
+async fn open_when_free(config: windlass_sandbox::SandboxConfig) -> Native {
+    for _ in 0..200 {
+        match Native::open(config.clone()).await {
+            Err(Error::InUse { .. }) => tokio::time::sleep(Duration::from_millis(50)).await,
+            result => return result.unwrap(),
+        }
+    }
+    panic!("the state folder stays in use");
+}
+
+#[tokio::test]
+async fn the_launcher_process_is_replaced_when_it_dies_and_running_units_go_on() {
+    let fixture = Fixture::new().await;
+    let unit = fixture.unit("long", &["bash", "-c", "echo ready; read x < <(sleep 1); echo over"]);
+    fixture.native.prepare(&unit).await.unwrap();
+    fixture.native.start(&unit.id).await.unwrap();
+    let first = fixture.native.spawner_pid();
+    kill_9(i32::try_from(first).unwrap());
+    let outcome = fixture.run(&fixture.unit("next", &["echo", "again"])).await;
+    assert_eq!(outcome.ok(), "again\n");
+    assert_ne!(fixture.native.spawner_pid(), first);
+    assert_eq!(fixture.finish(&unit.id).await.ok(), "ready\nover\n");
+}
+
+#[tokio::test]
+async fn verbs_can_be_repeated_and_come_in_order() {
+    let fixture = Fixture::new().await;
+    let unit = fixture.unit("again", &["bash", "-c", "echo run >> log; sleep 0.3"]);
+    let id = unit.id.clone();
+    let native = &fixture.native;
+    assert!(matches!(native.start(&id).await, Err(Error::NotFound { .. })));
+    assert!(matches!(native.wait(&id).await, Err(Error::NotFound { .. })));
+    let prepared = native.prepare(&unit).await.unwrap();
+    assert_eq!(native.prepare(&unit).await.unwrap(), prepared);
+    let mut other = unit.clone();
+    other.command.push("x".into());
+    assert!(matches!(native.prepare(&other).await, Err(Error::Exists { .. })));
+    assert!(matches!(native.wait(&id).await, Err(Error::NotStarted { .. })));
+    assert!(matches!(native.signal(&id, stop(0)).await, Err(Error::NotStarted { .. })));
+    assert_eq!(native.inventory().await.unwrap()[0].phase, UnitPhase::Prepared);
+    let (one, two) = tokio::join!(native.start(&id), native.start(&id));
+    one.unwrap();
+    two.unwrap();
+    assert!(matches!(native.cleanup(&id).await, Err(Error::StillRunning { .. })));
+    assert!(native.wait(&id).await.unwrap().succeeded());
+    native.start(&id).await.unwrap();
+    assert_eq!(std::fs::read_to_string(fixture.workspace.path().join("log")).unwrap(), "run\n");
+    native.cleanup(&id).await.unwrap();
+    native.cleanup(&id).await.unwrap();
+    assert_eq!(native.inventory().await.unwrap(), []);
+    assert!(matches!(native.signal(&id, stop(0)).await, Err(Error::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn a_wait_that_is_dropped_can_be_repeated() {
+    let fixture = Fixture::new().await;
+    let unit = fixture.unit("wait", &["sleep", "0.5"]);
+    fixture.native.prepare(&unit).await.unwrap();
+    fixture.native.start(&unit.id).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(50), fixture.native.wait(&unit.id)).await;
+    assert!(early.is_err());
+    assert!(fixture.native.wait(&unit.id).await.unwrap().succeeded());
+}
+
+#[tokio::test]
+async fn a_state_folder_has_one_driver() {
+    let fixture = Fixture::new().await;
+    let second = Native::open(config(fixture.dir.path())).await;
+    assert!(matches!(second, Err(Error::InUse { .. })));
+}
+
+#[tokio::test]
+async fn a_missing_lease_is_refused_before_anything_is_made() {
+    let fixture = Fixture::new().await;
+    let mut unit = fixture.unit("no-lease", &["true"]);
+    unit.lease_file = fixture.dir.path().join("nowhere");
+    assert!(matches!(fixture.native.prepare(&unit).await, Err(Error::Io { .. })));
+    std::fs::write(&unit.lease_file, "not a lease, really").unwrap();
+    assert!(matches!(fixture.native.prepare(&unit).await, Err(Error::Corrupt { .. })));
+    assert_eq!(fixture.native.inventory().await.unwrap(), []);
+    drop(Lease::open(fixture.lease.path()).unwrap());
+}

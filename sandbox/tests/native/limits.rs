@@ -1,0 +1,142 @@
+//! Limits: enforced where the host can, refused or told where it cannot.
+
+use std::time::Duration;
+
+use windlass_sandbox::{Driver, EndReason, Error, Limit, LimitName};
+
+use crate::fixture::{Fixture, is_root};
+
+/// A program that takes memory until it dies.
+const MEMORY_BOMB: &str = "hold = []\nwhile True: hold.append(bytearray(8 << 20))";
+
+/// A fixture whose host cannot enforce limits by cgroup: a file is no cgroup, also for root.
+async fn without_cgroups() -> Fixture {
+    Fixture::with(|config| config.cgroup_parent = Some("/cgroup.procs/none".to_owned())).await
+}
+
+#[tokio::test]
+async fn a_memory_bomb_is_killed_and_named() {
+    if !is_root() {
+        // Without cgroups the limit is refused; the next test has that.
+        return;
+    }
+    let fixture = Fixture::new().await;
+    let mut unit = fixture.unit("bomb", &["python3", "-c", MEMORY_BOMB]);
+    unit.limits.memory_bytes = Some(Limit::named(64 << 20));
+    let outcome = fixture.run(&unit).await;
+    assert_eq!(outcome.exit.reason, EndReason::OOMKilled, "{outcome:?}");
+    let peak = outcome.exit.usage.peak_memory_bytes.unwrap();
+    assert!((32 << 20..=64 << 20).contains(&peak), "{peak}");
+    assert_eq!(outcome.exit.proof.unwrap().cgroup_empty, Some(true));
+}
+
+#[tokio::test]
+async fn a_named_limit_that_cannot_be_enforced_is_refused_and_a_default_one_is_told() {
+    let fixture = without_cgroups().await;
+    let unit = fixture.unit("limited", &["true"]);
+    for name in [LimitName::Memory, LimitName::Cpu] {
+        let with = |limit| {
+            let mut unit = unit.clone();
+            match name {
+                LimitName::Memory => unit.limits.memory_bytes = Some(limit),
+                _ => unit.limits.cpu_millis = Some(limit),
+            }
+            unit
+        };
+        let error = fixture.native.prepare(&with(Limit::named(1 << 30))).await.unwrap_err();
+        assert!(matches!(&error, Error::Unenforceable { limit, .. } if *limit == name), "{error}");
+        assert!(error.to_string().contains("Delegate=yes"), "{error}");
+        assert_eq!(fixture.native.inventory().await.unwrap(), []);
+        let prepared = fixture.native.prepare(&with(Limit::default_value(1 << 30))).await.unwrap();
+        assert_eq!(prepared.unenforced[0].limit, name);
+        fixture.native.cleanup(&unit.id).await.unwrap();
+        let mut accepted = with(Limit::named(1 << 30));
+        accepted.limits.accept_unenforced.insert(name);
+        assert_eq!(fixture.native.prepare(&accepted).await.unwrap().unenforced[0].limit, name);
+        fixture.native.start(&unit.id).await.unwrap();
+        assert!(fixture.native.wait(&unit.id).await.unwrap().succeeded());
+        fixture.native.cleanup(&unit.id).await.unwrap();
+    }
+}
+
+/// Forks until it is refused, keeps all children, and tells how many there are.
+const FORK_BOMB: &str = r"
+import os, time
+count = 0
+try:
+    while count < 5000:
+        if os.fork() == 0:
+            time.sleep(1000)
+        count += 1
+except OSError as error:
+    print(error.errno, count, flush=True)
+raise SystemExit(1)
+";
+
+#[tokio::test]
+async fn a_fork_bomb_is_bounded_by_the_pids_limit_with_and_without_cgroups() {
+    for fixture in [Fixture::new().await, without_cgroups().await] {
+        let mut unit = fixture.unit("forks", &["python3", "-c", FORK_BOMB]);
+        unit.limits.pids = Some(Limit::named(30));
+        let prepared = fixture.native.prepare(&unit).await.unwrap();
+        assert_eq!(prepared.unenforced, []);
+        let by_cgroup = prepared.isolation.iter().any(|word| word.starts_with("pids cgroup"));
+        fixture.native.start(&unit.id).await.unwrap();
+        let outcome = fixture.finish(&unit.id).await;
+        // 11 is EAGAIN; the program itself is one of the thirty.
+        assert_eq!(outcome.text(), "11 29\n");
+        let expected = if by_cgroup { EndReason::PidsLimit } else { EndReason::Exited };
+        assert_eq!(outcome.exit.reason, expected);
+        fixture.native.cleanup(&unit.id).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_cpu_limit_slows_a_busy_program_down() {
+    if !is_root() {
+        return;
+    }
+    let fixture = Fixture::new().await;
+    let mut unit = fixture.unit("busy", &["python3", "-c", "while True: pass"]);
+    unit.limits.cpu_millis = Some(Limit::named(100));
+    unit.timeout = Some(Duration::from_secs(2));
+    unit.grace = Duration::ZERO;
+    let exit = fixture.run(&unit).await.exit;
+    assert_eq!(exit.reason, EndReason::Timeout);
+    let used = Duration::from_nanos(exit.usage.cpu_ns);
+    assert!(used > Duration::from_millis(20) && used < Duration::from_millis(800), "{used:?}");
+}
+
+#[tokio::test]
+async fn a_workspace_that_grows_past_its_limit_ends_the_unit() {
+    let fixture = Fixture::new().await;
+    let script = "i=0; while :; do i=$((i+1)); head -c 1M /dev/zero > f$i; done";
+    let mut unit = fixture.unit("disk", &["bash", "-c", script]);
+    unit.limits.disk_bytes = Some(Limit::named(20 << 20));
+    unit.timeout = Some(Duration::from_secs(60));
+    let exit = fixture.run(&unit).await.exit;
+    assert_eq!(exit.reason, EndReason::DiskLimit, "{exit:?}");
+    assert!(exit.message.unwrap().contains("20971520"));
+    // One file cannot be larger either, however fast it grows.
+    let mut unit =
+        fixture.unit("file", &["bash", "-c", "head -c 40M /dev/zero > /tmp/big; stat -c %s /tmp/big"]);
+    unit.limits.disk_bytes = Some(Limit::named(30 << 20));
+    assert_eq!(fixture.run(&unit).await.text(), format!("{}\n", 30 << 20));
+}
+
+#[tokio::test]
+async fn rlimits_hold_and_no_core_is_written() {
+    let fixture = Fixture::new().await;
+    let mut unit = fixture.unit("rlimits", &["bash", "-c", "ulimit -c; ulimit -n; ulimit -Hn"]);
+    unit.limits.open_files = 256;
+    assert_eq!(fixture.run(&unit).await.ok(), "0\n256\n256\n");
+}
+
+#[tokio::test]
+async fn processor_time_of_killed_children_is_counted() {
+    let fixture = Fixture::new().await;
+    let script = "timeout -s KILL 0.4 python3 -c 'while True: pass'; true";
+    let exit = fixture.bash(script).await.exit;
+    assert!(exit.usage.cpu_ns > 100_000_000, "{:?}", exit.usage);
+    assert!(exit.usage.peak_memory_bytes.unwrap() > 1 << 20);
+}

@@ -1,0 +1,10 @@
+//! The native driver on this host, with real namespaces: as whoever runs the tests, and, if that is root, once more as an
+//! ordinary user.
+
+mod fixture;
+mod isolation;
+mod leftovers;
+mod life;
+mod limits;
+mod ordinary_user;
+mod output;
