@@ -67,6 +67,8 @@ pub enum Error {
     Start(#[source] ApiError),
 }
 
+/// How long agents have to send a last heartbeat once the controller stops: a round trip or two.
+const NOTICE: Duration = Duration::from_millis(500);
 /// How long requests may go on once the controller stops.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -147,6 +149,8 @@ impl Controller {
         let serving = tokio::spawn(server.serve(service));
         tasks.spawn(async move {
             stop.cancelled().await;
+            // Agents are told now; connections stay open for the heartbeats by which they get long leases.
+            tokio::time::sleep(NOTICE).await;
             handle.graceful_shutdown(Some(DRAIN));
         });
         tracing::info!(url = %app.base_url, state.dir = %state.display(), "controller is listening");

@@ -368,7 +368,7 @@ impl Running {
             readiness: readiness.clone(),
             slots: slots.subscribe(),
             newest,
-            hurry,
+            hurry: Arc::clone(&hurry),
             up: up.subscribe(),
         };
         let claims = Claims {
@@ -385,9 +385,13 @@ impl Running {
             slots: slots.subscribe(),
             draining: draining.subscribe(),
             claimed: claimed_sender,
+            hurry: Arc::clone(&hurry),
             least_free_bytes: settings.least_free_bytes,
         };
-        let sender = Sender { outbox: Arc::clone(&outbox), client, session, ids };
+        for attempt in outbox.unreported_ends() {
+            held.ending(&attempt);
+        }
+        let sender = Sender { outbox: Arc::clone(&outbox), client, session, ids, held: held.clone() };
 
         let mut running = Self { tasks: JoinSet::new(), executor, held, claimed, draining, attempts: 0 };
         running.spawn_for_ever("agent.outbox", write(writer, outbox));

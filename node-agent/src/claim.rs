@@ -13,7 +13,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use windlass_crds::protocol::{Assignment, ClaimRequest, ClaimResponse, VERSION};
 
@@ -64,6 +64,8 @@ pub(crate) struct Claims {
     pub(crate) slots: watch::Receiver<u32>,
     pub(crate) draining: watch::Receiver<bool>,
     pub(crate) claimed: mpsc::Sender<Claimed>,
+    /// Tells the lease keeper to beat now.
+    pub(crate) hurry: Arc<Notify>,
     /// Free bytes below which no work is taken on.
     pub(crate) least_free_bytes: u64,
 }
@@ -115,7 +117,7 @@ impl Claims {
                         tracing::info!("claims reach the controller again");
                     }
                     let empty = response.assignments.is_empty() && response.orders.is_empty();
-                    self.take_over(response, sent_at, asked.first_sent_at).await;
+                    self.take_over(response, asked.first_sent_at).await;
                     if empty && began.elapsed() < TOO_SOON {
                         tokio::time::sleep(backoff.next(&*self.ids)).await;
                     } else {
@@ -187,9 +189,12 @@ impl Claims {
         self.readiness.set(Part::Disk, cause);
     }
 
-    async fn take_over(&self, response: ClaimResponse, sent_at: Duration, first_sent_at: Duration) {
-        let ClaimResponse { version: _, assignments, orders, renewed } = response;
-        self.held.renew(&renewed, sent_at);
+    async fn take_over(&self, response: ClaimResponse, first_sent_at: Duration) {
+        let ClaimResponse { version: _, assignments, orders, stopping } = response;
+        if stopping {
+            // The answer to a heartbeat that is sent now grants leases that outlast the controller's absence.
+            self.hurry.notify_one();
+        }
         self.held.obey(&orders);
         let draining = *self.draining.borrow();
         let host_boot = self.clock.host_boot();

@@ -200,6 +200,8 @@ impl AttemptTask {
             );
             let terminal = terminal_record(verdict, self.parts.clock.now());
             self.pending.push(terminal);
+            // Before it can be sent, so that its acknowledgement finds the note.
+            self.parts.held.ending(&attempt);
             self.commit().await;
         }
         self.parts.held.ended(&attempt);
@@ -449,14 +451,20 @@ impl AttemptTask {
 
     /// Returns when enough is left of the lease to begin something; has it renewed if need be.
     async fn lease_in_hand(&mut self) -> Result<(), Verdict> {
-        let least = LEAST_LEASE.min(Duration::from_secs(self.assignment().lease_seconds) / 4);
+        let lease = Duration::from_secs(self.assignment().lease_seconds);
+        let least = LEAST_LEASE.min(lease / 4);
         let give_up = Instant::now() + LEASE_WAIT;
         loop {
             let Control { stop: _, lease_until } = *self.control.borrow_and_update();
             if let Some(verdict) = self.stopped() {
                 return Err(verdict);
             }
-            if lease_until.saturating_sub(self.parts.clock.boottime()) >= least {
+            let left = lease_until.saturating_sub(self.parts.clock.boottime());
+            if left >= least {
+                // Long polls eat into the first lease, which could end before the next beat.
+                if left < lease * 3 / 5 {
+                    self.parts.hurry.notify_one();
+                }
                 return Ok(());
             }
             self.parts.hurry.notify_one();

@@ -2,7 +2,7 @@
 //!
 //! The lock protects the table and is held for a few map operations at a time, never over a call or a file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -38,9 +38,17 @@ pub(crate) struct HeldAttempts {
 
 #[derive(Default)]
 struct Inner {
-    table: Mutex<BTreeMap<AttemptId, Held>>,
+    table: Mutex<Table>,
     /// How many there are; whoever waits for a free slot follows it.
     count: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Table {
+    held: BTreeMap<AttemptId, Held>,
+    /// Attempts whose end the controller has not heard of. Their leases are renewed until it has, so that what has
+    /// ended here is not given to another node while its records wait.
+    unreported: BTreeSet<AttemptId>,
 }
 
 struct Held {
@@ -48,7 +56,7 @@ struct Held {
     /// When the request was sent that the lease counts from; an answer to an older one changes nothing.
     granted_at: Duration,
     writer: Option<LeaseWriter>,
-    /// Its terminal record is durable: nobody needs to hear of it, it only takes up its slot until it is cleaned up.
+    /// Its terminal record is durable: no order concerns it, it only takes up its slot until it is cleaned up.
     ended: bool,
 }
 
@@ -63,24 +71,34 @@ impl HeldAttempts {
         let control = watch::Sender::new(Control { stop: None, lease_until });
         let receiver = control.subscribe();
         let mut table = self.table();
-        table.insert(attempt, Held { control, granted_at, writer: None, ended: false });
-        self.inner.count.send_replace(table.len());
+        table.held.insert(attempt, Held { control, granted_at, writer: None, ended: false });
+        self.inner.count.send_replace(table.held.len());
         receiver
     }
 
     /// Removes an attempt of which nothing is left.
     pub(crate) fn remove(&self, attempt: &AttemptId) {
         let mut table = self.table();
-        table.remove(attempt);
-        self.inner.count.send_replace(table.len());
+        table.held.remove(attempt);
+        self.inner.count.send_replace(table.held.len());
     }
 
-    /// Marks an attempt whose terminal record is durable: its lease is not renewed any more.
+    /// Notes an attempt whose terminal record is about to be written, or was written in an earlier run and not sent.
+    pub(crate) fn ending(&self, attempt: &AttemptId) {
+        self.table().unreported.insert(attempt.clone());
+    }
+
+    /// Marks an attempt whose terminal record is durable.
     pub(crate) fn ended(&self, attempt: &AttemptId) {
-        if let Some(held) = self.table().get_mut(attempt) {
+        if let Some(held) = self.table().held.get_mut(attempt) {
             held.ended = true;
             held.writer = None;
         }
+    }
+
+    /// Notes that the controller has heard of the end of an attempt: its lease is not renewed any more.
+    pub(crate) fn reported(&self, attempt: &AttemptId) {
+        self.table().unreported.remove(attempt);
     }
 
     /// From now on every new end of the lease is written by `writer`; the current one is written at once.
@@ -91,14 +109,14 @@ impl HeldAttempts {
         loop {
             let lease_until = {
                 let mut table = self.table();
-                let Some(held) = table.get_mut(attempt) else { return Ok(()) };
+                let Some(held) = table.held.get_mut(attempt) else { return Ok(()) };
                 held.writer = Some(Arc::clone(writer));
                 held.control.borrow().lease_until
             };
             writer(lease_until)?;
             // A renewal between the look and the write may have been overwritten with the older end.
             let table = self.table();
-            if table.get(attempt).is_none_or(|held| held.control.borrow().lease_until == lease_until) {
+            if table.held.get(attempt).is_none_or(|held| held.control.borrow().lease_until == lease_until) {
                 return Ok(());
             }
         }
@@ -110,7 +128,7 @@ impl HeldAttempts {
             let lease_until = sent_at + Duration::from_secs(*lease_seconds);
             let writer = {
                 let mut table = self.table();
-                let Some(held) = table.get_mut(attempt).filter(|held| held.granted_at <= sent_at) else {
+                let Some(held) = table.held.get_mut(attempt).filter(|held| held.granted_at <= sent_at) else {
                     continue;
                 };
                 held.granted_at = sent_at;
@@ -135,7 +153,11 @@ impl HeldAttempts {
         for order in orders {
             let cause = match order {
                 Order::Cancel { .. } => StopCause::Cancelled,
-                Order::Fenced { .. } => StopCause::Fenced,
+                Order::Fenced { attempt } => {
+                    // The controller has settled it, whatever its records will say.
+                    self.reported(attempt);
+                    StopCause::Fenced
+                }
             };
             self.stop(order.attempt(), cause);
         }
@@ -143,7 +165,7 @@ impl HeldAttempts {
 
     /// Tells every attempt to stop.
     pub(crate) fn stop_all(&self, cause: StopCause) {
-        let attempts: Vec<AttemptId> = self.table().keys().cloned().collect();
+        let attempts: Vec<AttemptId> = self.table().held.keys().cloned().collect();
         for attempt in attempts {
             self.stop(&attempt, cause);
         }
@@ -151,7 +173,7 @@ impl HeldAttempts {
 
     fn stop(&self, attempt: &AttemptId, cause: StopCause) {
         let table = self.table();
-        let Some(held) = table.get(attempt) else { return };
+        let Some(held) = table.held.get(attempt).filter(|held| !held.ended) else { return };
         let changed = held.control.send_if_modified(|control| {
             let outranked = match control.stop {
                 None => true,
@@ -177,14 +199,15 @@ impl HeldAttempts {
     /// The attempts whose leases are to be renewed.
     pub(crate) fn to_renew(&self) -> Vec<AttemptId> {
         let table = self.table();
-        let live = table.iter().filter(|(_, held)| !held.ended);
-        live.map(|(attempt, _)| attempt.clone()).collect()
+        let live = table.held.iter().filter(|(_, held)| !held.ended).map(|(attempt, _)| attempt);
+        let all: BTreeSet<&AttemptId> = live.chain(&table.unreported).collect();
+        all.into_iter().cloned().collect()
     }
 
     /// The attempts about which an order would be news.
     pub(crate) fn to_be_ordered(&self) -> Vec<AttemptId> {
         let table = self.table();
-        let live = table.iter().filter(|(_, held)| !held.ended && held.control.borrow().stop.is_none());
+        let live = table.held.iter().filter(|(_, held)| !held.ended && held.control.borrow().stop.is_none());
         live.map(|(attempt, _)| attempt.clone()).collect()
     }
 
@@ -193,7 +216,7 @@ impl HeldAttempts {
         self.inner.count.subscribe()
     }
 
-    fn table(&self) -> MutexGuard<'_, BTreeMap<AttemptId, Held>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.inner.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
@@ -261,7 +284,10 @@ mod tests {
         held.obey(&[Order::Fenced { attempt: id("a") }]);
         held.obey(&[Order::Cancel { attempt: id("a") }]);
         assert_eq!(control.borrow().stop, Some(StopCause::Fenced));
+        held.ending(&id("a"));
         held.ended(&id("a"));
+        assert_eq!(held.to_renew(), [id("a")], "until the controller knows");
+        held.reported(&id("a"));
         assert_eq!(held.to_renew(), []);
         assert_eq!(*held.count().borrow(), 1, "it takes up its slot until it is cleaned up");
         held.remove(&id("a"));

@@ -121,6 +121,17 @@ pub struct Backlog {
     pub bytes: u64,
 }
 
+/// What acknowledgements have led to.
+#[derive(Debug, Default)]
+struct Acknowledged {
+    /// How many records were dropped.
+    count: usize,
+    /// The attempts whose terminal record was among them.
+    ended: Vec<AttemptId>,
+    /// Segments that nothing needs any more.
+    free: Vec<u64>,
+}
+
 #[derive(Default)]
 struct State {
     /// Frames that are not written yet, with those who wait for them.
@@ -263,23 +274,33 @@ impl Outbox {
             .collect()
     }
 
-    /// Drops records that the controller has answered for. Unknown ones are fine. Returns how many were dropped, and
-    /// the segments that nothing needs any more.
-    fn acknowledge(&self, acknowledged: impl IntoIterator<Item = (AttemptId, u64)>) -> (usize, Vec<u64>) {
+    /// Drops records that the controller has answered for. Unknown ones are fine.
+    fn acknowledge(&self, acknowledged: impl IntoIterator<Item = (AttemptId, u64)>) -> Acknowledged {
         let mut state = self.state();
         let mut dropped: BTreeMap<AttemptId, Vec<u64>> = BTreeMap::new();
-        let mut count = 0;
+        let mut result = Acknowledged::default();
         for (attempt, sequence) in acknowledged {
-            if state.drop_unsent(&attempt, sequence) {
-                count += 1;
-                dropped.entry(attempt).or_default().push(sequence);
+            let Some(record) = state.drop_unsent(&attempt, sequence) else { continue };
+            result.count += 1;
+            if let RecordBody::Terminal(_) = record.body {
+                result.ended.push(attempt.clone());
             }
+            dropped.entry(attempt).or_default().push(sequence);
         }
         state.lazy.extend(
             dropped.into_iter().map(|(attempt, sequences)| Frame::Acknowledged { attempt, sequences }),
         );
         self.backlog.send_replace(state.backlog());
-        (count, state.free_segments())
+        result.free = state.free_segments();
+        result
+    }
+
+    /// The attempts whose terminal record is not acknowledged.
+    pub(crate) fn unreported_ends(&self) -> Vec<AttemptId> {
+        let state = self.state();
+        let records = state.unsent.values().map(|unsent| &unsent.record);
+        let ends = records.filter(|record| matches!(record.body, RecordBody::Terminal(_)));
+        ends.map(|record| record.attempt.clone()).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -379,14 +400,14 @@ impl State {
         }
     }
 
-    fn drop_unsent(&mut self, attempt: &AttemptId, sequence: u64) -> bool {
-        let Some(position) = self.positions.remove(&(attempt.clone(), sequence)) else { return false };
-        let Some(unsent) = self.unsent.remove(&position) else { return false };
+    fn drop_unsent(&mut self, attempt: &AttemptId, sequence: u64) -> Option<Record> {
+        let position = self.positions.remove(&(attempt.clone(), sequence))?;
+        let unsent = self.unsent.remove(&position)?;
         self.bytes -= unsent.bytes;
         if let Some((_, count)) = self.segments.iter_mut().find(|(number, _)| *number == unsent.segment) {
             *count -= 1;
         }
-        true
+        Some(unsent.record)
     }
 
     /// Takes the oldest segments off that hold nothing unsent. Only from the front: a later segment may hold the

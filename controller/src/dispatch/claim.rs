@@ -7,8 +7,8 @@ use jiff::SignedDuration;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::Instant;
 use windlass_core::placement::Offer;
-use windlass_crds::protocol::{self, Assignment, AttemptId, ClaimRequest, ClaimResponse, Order, Renewal};
-use windlass_store::{Beat, Change, ClaimSpec, ClaimedJob, NodeRow, Reserve};
+use windlass_crds::protocol::{self, Assignment, AttemptId, ClaimRequest, ClaimResponse, Order};
+use windlass_store::{Change, ClaimSpec, ClaimedJob, NodeRow, Reserve};
 
 use super::{Dispatch, check_boot, check_version};
 use crate::error::{ApiError, Code};
@@ -40,7 +40,7 @@ impl Dispatch {
             tokio::select! {
                 biased;
                 // Cancel-safe: nothing is held.
-                () = self.parts.stopping.cancelled() => return self.farewell(name, request).await,
+                () = self.parts.stopping.cancelled() => return Ok(ClaimResponse { stopping: true, ..answer }),
                 // Cancel-safe: a change that is lost with the future is found by the look that follows.
                 open = relevant(&mut changes, name, request) => if !open { return Ok(answer) },
                 // Cancel-safe: a timer.
@@ -56,7 +56,7 @@ impl Dispatch {
         check_boot(&node, &request.boot_id)?;
         let orders = self.orders(name, &request.held).await?;
         let assignments = self.assign(&node, request).await?;
-        Ok(ClaimResponse { version: protocol::VERSION, assignments, orders, renewed: Vec::new() })
+        Ok(ClaimResponse { version: protocol::VERSION, assignments, orders, stopping: false })
     }
 
     async fn assign(&self, node: &NodeRow, request: &ClaimRequest) -> Result<Vec<Assignment>, ApiError> {
@@ -121,33 +121,6 @@ impl Dispatch {
             Some(_) | None => Some(Order::Fenced { attempt: attempt.clone() }),
         };
         Ok(held.iter().filter_map(order).collect())
-    }
-
-    /// The answer of a controller that is about to stop: long leases for what is held, so that it outlasts the
-    /// controller's absence.
-    async fn farewell(&self, name: &str, request: &ClaimRequest) -> Result<ClaimResponse, ApiError> {
-        let node = self.parts.store.get_node(name).await?;
-        let node = node.ok_or_else(|| ApiError::not_found("node", name))?;
-        let beat = Beat {
-            node: node.name,
-            boot_id: request.boot_id.clone(),
-            held: request.held.clone(),
-            slots: node.slots,
-            not_ready: node.not_ready,
-            lease: self.parts.leases.grace,
-            lease_continue: self.parts.leases.grace,
-        };
-        let outcomes = self.parts.store.beat(self.now(), vec![beat]).await?;
-        let renewed = outcomes
-            .into_iter()
-            .flat_map(|outcome| outcome.renewed)
-            .map(|(attempt, lease)| Renewal { attempt, lease_seconds: lease.as_secs() });
-        Ok(ClaimResponse {
-            version: protocol::VERSION,
-            assignments: Vec::new(),
-            orders: Vec::new(),
-            renewed: renewed.collect(),
-        })
     }
 }
 

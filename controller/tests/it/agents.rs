@@ -202,7 +202,9 @@ async fn a_controller_that_stops_leaves_long_leases_behind() {
         tokio::task::yield_now().await;
         world.stopping.cancel();
     });
-    assert_eq!(answer.body["renewed"], json!([{"attempt": attempt, "lease_seconds": 900}]));
+    assert_eq!(answer.body["stopping"], true);
+    let renewed = agent.beat(std::slice::from_ref(&attempt)).await.body["renewed"].clone();
+    assert_eq!(renewed, json!([{"attempt": attempt, "lease_seconds": 900}]));
     let row = world.store.get_job("default", "a").await.unwrap().unwrap();
     let left = row.lease_until.unwrap().duration_since(world.clock.now());
     assert_eq!(left.as_secs(), 900);

@@ -50,10 +50,10 @@ pub struct ClaimResponse {
     /// What to do with attempts that the node holds.
     #[serde(default)]
     pub orders: Vec<Order>,
-    /// Leases of held attempts, counted from when this claim was sent. A controller that is about to stop grants
-    /// long ones here, so that running attempts outlast its absence.
+    /// The controller is about to stop. A heartbeat that is sent at once is answered with leases that outlast its
+    /// absence.
     #[serde(default)]
-    pub renewed: Vec<Renewal>,
+    pub stopping: bool,
 }
 
 /// An attempt that is now this node's.

@@ -401,6 +401,45 @@ async fn an_outage_of_the_controller_stops_what_its_lease_does_not_cover_and_los
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_is_kept_until_the_controller_has_heard_of_the_end() {
+    let world = World::new();
+    world.controller.change(|state| state.reports_down = true);
+    world.controller.assign(steps("a", &[&["sleep 1000"]]));
+    let run = world.start();
+    world.until("the end", || !world.sandbox.starts().is_empty() && world.sandbox.running().is_empty()).await;
+    tokio::time::sleep(secs(60)).await;
+    let beat = |world: &World| world.controller.state().heartbeats.last().unwrap().held.clone();
+    assert_eq!(beat(&world), [id("a")]);
+    assert!(world.sandbox.homes().is_empty(), "it is cleaned up all the same");
+    run.crash().await;
+    let run = world.start();
+    tokio::time::sleep(secs(30)).await;
+    assert_eq!(beat(&world), [id("a")], "after a restart too");
+    world.controller.change(|state| state.reports_down = false);
+    world.controller.terminal("a").await;
+    tokio::time::sleep(secs(30)).await;
+    assert_eq!(beat(&world), []);
+    run.drain().await;
+    world.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_lease_that_a_long_poll_has_used_up_is_renewed_before_the_job_starts() {
+    let world = World::new();
+    let run = world.start();
+    let claims = |world: &World| world.controller.state().claims.len();
+    world.until("a claim", || claims(&world) == 1).await;
+    tokio::time::sleep(secs(29)).await;
+    assert_eq!(claims(&world), 1);
+    let beats = world.controller.state().heartbeats.len();
+    world.controller.assign(steps("a", &[&["sleep 60000"]]));
+    assert_eq!(world.controller.terminal("a").await.phase, TerminalPhase::Succeeded);
+    assert!(world.controller.state().heartbeats[beats..].iter().any(|beat| beat.held == [id("a")]));
+    run.drain().await;
+    world.check();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_doubled_assignment_runs_once() {
     let world = World::new();
     world.controller.assign(steps("a", &[&["sleep 1000"]]));

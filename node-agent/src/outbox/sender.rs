@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
-use windlass_crds::protocol::{Outcome, Record, ReportRequest, ReportResponse, VERSION};
+use windlass_crds::protocol::{AttemptId, Outcome, Record, ReportRequest, ReportResponse, VERSION};
 
-use super::{Outbox, remove_segments};
+use super::{Acknowledged, Outbox, remove_segments};
 use crate::backoff::Backoff;
 use crate::client::{self, ControllerClient};
+use crate::held::HeldAttempts;
 use crate::ids::IdSource;
 use crate::session::SessionHandle;
 
@@ -24,6 +25,7 @@ pub(crate) struct Sender {
     pub(crate) client: Arc<dyn ControllerClient>,
     pub(crate) session: SessionHandle,
     pub(crate) ids: Arc<dyn IdSource>,
+    pub(crate) held: HeldAttempts,
 }
 
 impl Sender {
@@ -44,9 +46,7 @@ impl Sender {
             let request = ReportRequest { version: VERSION, records: batch };
             let failure = match self.client.report(&session, &request).await {
                 Ok(response) => {
-                    let (answered, free) = self.take_over(&response);
-                    remove_segments(&*self.outbox.fs, free).await;
-                    if answered > 0 {
+                    if self.take_over(&response).await > 0 {
                         if trouble.take().is_some() {
                             tracing::info!("reports reach the controller again");
                         }
@@ -78,7 +78,7 @@ impl Sender {
     }
 
     /// Drops what the controller answered for.
-    fn take_over(&self, response: &ReportResponse) -> (usize, Vec<u64>) {
+    async fn take_over(&self, response: &ReportResponse) -> usize {
         for result in &response.results {
             match result.outcome {
                 Outcome::Accepted | Outcome::Duplicate | Outcome::Superseded => {}
@@ -92,7 +92,17 @@ impl Sender {
             }
         }
         let answered = response.results.iter().map(|result| (result.attempt.clone(), result.sequence));
-        self.outbox.acknowledge(answered)
+        self.acknowledge(answered.collect()).await
+    }
+
+    /// Drops records. Returns how many there were.
+    async fn acknowledge(&self, answered: Vec<(AttemptId, u64)>) -> usize {
+        let Acknowledged { count, ended, free } = self.outbox.acknowledge(answered);
+        for attempt in ended {
+            self.held.reported(&attempt);
+        }
+        remove_segments(&*self.outbox.fs, free).await;
+        count
     }
 
     async fn drop_refused(&self, record: &Record, failure: &client::Error) {
@@ -103,7 +113,6 @@ impl Sender {
             error = %crate::error_chain(failure),
             "the controller refused a record, which is dropped"
         );
-        let (_, free) = self.outbox.acknowledge([(record.attempt.clone(), record.sequence)]);
-        remove_segments(&*self.outbox.fs, free).await;
+        self.acknowledge(vec![(record.attempt.clone(), record.sequence)]).await;
     }
 }

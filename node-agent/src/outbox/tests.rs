@@ -93,6 +93,7 @@ fn send(
         client: Arc::new(controller.clone()),
         session: session(),
         ids: Arc::new(SeededIds::new(1)),
+        held: crate::held::HeldAttempts::default(),
     };
     tokio::spawn(sender.run())
 }
@@ -122,7 +123,7 @@ async fn acknowledgements_come_in_any_order_and_twice() {
     {
         let open = open(fs.clone()).await;
         open.outbox.append(&id("a"), (0..4).map(step).collect()).await;
-        let acknowledge = |sequence| open.outbox.acknowledge([(id("a"), sequence)]).0;
+        let acknowledge = |sequence| open.outbox.acknowledge([(id("a"), sequence)]).count;
         assert_eq!([acknowledge(4), acknowledge(2), acknowledge(2), acknowledge(9)], [1, 1, 0, 0]);
         assert_eq!(open.outbox.backlog().borrow().records, 2);
         open.outbox.settle().await;
@@ -146,7 +147,7 @@ async fn a_segment_goes_when_its_records_are_acknowledged_and_progress_stays() {
         }
         assert_eq!(fs.paths().len(), 3, "{:?}", fs.paths());
         let all: Vec<_> = (1..=20).map(|sequence| (id("big"), sequence)).chain([(id("open"), 1)]).collect();
-        let (count, free) = open.outbox.acknowledge(all);
+        let Acknowledged { count, free, ended: _ } = open.outbox.acknowledge(all);
         assert_eq!((count, free.len()), (21, 2));
         remove_segments(&*fs, free).await;
         open.outbox.settle().await;

@@ -341,7 +341,7 @@ impl ControllerClient for FakeController {
         });
         let (assignments, orders) = waited.await.unwrap_or(Ok((Vec::new(), Vec::new())))?;
         self.called(Some(session)).await?;
-        Ok(ClaimResponse { version: VERSION, assignments, orders, renewed: Vec::new() })
+        Ok(ClaimResponse { version: VERSION, assignments, orders, stopping: false })
     }
 
     async fn heartbeat(

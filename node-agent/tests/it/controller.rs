@@ -312,7 +312,7 @@ async fn claim(
         }
     });
     let assignments = waited.await.unwrap_or_default();
-    let answer = ClaimResponse { version: VERSION, assignments, orders: Vec::new(), renewed: Vec::new() };
+    let answer = ClaimResponse { version: VERSION, assignments, orders: Vec::new(), stopping: false };
     Json(answer).into_response()
 }
 

@@ -77,7 +77,7 @@ fn the_old_process_is_dead_before_the_new_attempt_starts_when_an_agent_is_gone_f
     assert!(took < Duration::from_secs(37), "recovery took {} s", took.as_secs_f32());
     let job = fleet.job("long");
     assert_eq!(job["status"]["attempts"], 2);
-    fleet.text(&["cancel", "job", "long"]);
+    fleet.text(&["cancel", "long"]);
     fleet.wait_for_phase("long", "Cancelled", SOON);
     wait_for("nothing of the job runs", SOON, || processes_with(&sleeping).is_empty().then_some(()));
 }
@@ -134,7 +134,7 @@ fn cancelling_stops_a_job_that_ignores_being_asked() {
         (!processes_with(&format!("sleep {marker}")).is_empty()).then_some(())
     });
     let asked = Instant::now();
-    fleet.text(&["cancel", "job", "stubborn"]);
+    fleet.text(&["cancel", "stubborn"]);
     fleet.wait_for_phase("stubborn", "Cancelled", SOON);
     assert!(asked.elapsed() < Duration::from_secs(10), "it took {} s", asked.elapsed().as_secs_f32());
     assert!(processes_with(&format!("sleep {marker}")).is_empty());

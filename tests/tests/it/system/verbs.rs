@@ -34,7 +34,7 @@ fn run_prints_what_the_job_prints_and_ends_as_it_ends() {
         let output = fleet.cli(&["get", "job", "slow", "-o", "json"]);
         text(&output.stdout).contains("\"Running\"").then_some(())
     });
-    fleet.text(&["cancel", "job", "slow"]);
+    fleet.text(&["cancel", "slow"]);
     let code = wait_for("the command has ended", SOON, || running.try_wait().expect("it is ours"));
     assert_eq!(code.code(), Some(130));
 }
