@@ -11,10 +11,9 @@
 //! All tasks belong to the future of [`Agent::run`]: dropping it is a crash, after which nothing of the agent goes on.
 //! What runs in the sandbox goes on under its supervisors until its lease ends.
 
+mod parts;
 mod wiring;
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,157 +22,31 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 use windlass_crds::protocol::SandboxCapability;
-use windlass_sandbox::Driver;
 
+pub use self::parts::{AgentParts, Error, KeeperHost, Settings, Stop};
 use self::wiring::{BringUp, Wiring};
-use crate::capabilities::{Capabilities, HostProbe, NodeFacts};
+use crate::capabilities::{Capabilities, NodeFacts};
 use crate::claim::{Claimed, Claims};
-use crate::client::ControllerClient;
-use crate::clock::Clock;
 use crate::config_sync::{ConfigState, ConfigSync, InForce};
 use crate::executor::inputs::InputCache;
 use crate::executor::{AttemptTask, ExecutorParts, Recovered, end_unit, release_record};
-use crate::fs::AgentFs;
-use crate::heartbeat::{LeaseKeeper, Superseded};
+use crate::heartbeat::LeaseKeeper;
 use crate::held::{HeldAttempts, StopCause};
-use crate::identity::Identity;
-use crate::ids::IdSource;
 use crate::ledger::{self, Ledger};
 use crate::names::attempt_name;
 use crate::outbox::sender::Sender;
-use crate::outbox::{self, Outbox, OutboxWriter};
-use crate::plugins::Registry;
+use crate::outbox::{Outbox, OutboxWriter};
 use crate::readiness::{Part, Readiness};
 use crate::recovery::{self, Found, Resumed};
-use crate::registration::{self, JoinSecret, OnRegistered, Registration};
+use crate::registration::Registration;
 use crate::session::SessionHandle;
 use crate::status::AgentStatus;
-use crate::workspaces::Workspaces;
 
 /// How long attempts may take to stop when the agent is told to cancel them: TERM, the grace of 5 s, KILL, and time to
 /// write it down.
 const CANCEL_WAIT: Duration = Duration::from_secs(15);
 /// How long the last records may take to be sent before the agent exits; they are sent at its next start otherwise.
 const FLUSH_WAIT: Duration = Duration::from_secs(10);
-
-/// What the outside wants of a running agent. It only ever goes up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stop {
-    /// It runs.
-    #[default]
-    Run,
-    /// It takes no more work, lets what runs finish, sends what is left and ends.
-    Drain,
-    /// It stops what runs, sends what is left and ends.
-    Cancel,
-}
-
-/// Where the lease keeper runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeeperHost {
-    /// On a thread and runtime of its own.
-    OwnThread,
-    /// On the agent's runtime, for simulations in virtual time.
-    AgentRuntime,
-}
-
-/// What can be set about an agent.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The node's labels.
-    pub labels: BTreeMap<String, String>,
-    /// How many attempts run at once where the configuration does not say.
-    pub concurrency: u32,
-    /// Free bytes below which no work is taken on.
-    pub least_free_bytes: u64,
-    /// Where fetched inputs are kept.
-    pub inputs: PathBuf,
-    /// How many bytes of inputs are kept beyond what is in use.
-    pub input_cache_bytes: u64,
-    /// Where the lease keeper runs.
-    pub keeper: KeeperHost,
-}
-
-/// What an agent is made of: the seams, and what the real ones found at start.
-pub struct AgentParts {
-    /// Who the node is.
-    pub identity: Identity,
-    /// The join token's secret, if there is one.
-    pub join: Option<JoinSecret>,
-    /// What is done with the answer to a registration before it is used.
-    pub on_registered: Option<OnRegistered>,
-    /// The controller.
-    pub client: Arc<dyn ControllerClient>,
-    /// The controller, for the lease keeper alone.
-    pub lease_client: Arc<dyn ControllerClient>,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
-    /// Names and chance.
-    pub ids: Arc<dyn IdSource>,
-    /// Durable files.
-    pub fs: Arc<dyn AgentFs>,
-    /// The host.
-    pub host: Arc<dyn HostProbe>,
-    /// The sandbox.
-    pub driver: Arc<dyn Driver>,
-    /// What the sandbox can do here.
-    pub sandbox: SandboxCapability,
-    /// Where attempts live.
-    pub workspaces: Arc<dyn Workspaces>,
-    /// What can be done for a step.
-    pub plugins: Registry,
-    /// The rest.
-    pub settings: Settings,
-}
-
-/// Why an agent ended that was not told to.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The node cannot register.
-    #[error(transparent)]
-    Registration(#[from] registration::Error),
-    /// Another agent has this node's identity.
-    #[error(transparent)]
-    Superseded(#[from] Superseded),
-    /// The ledger cannot be read.
-    #[error(transparent)]
-    Ledger(#[from] ledger::Error),
-    /// The outbox cannot be read.
-    #[error(transparent)]
-    Outbox(#[from] outbox::Error),
-    /// The last good configuration cannot be read.
-    #[error(transparent)]
-    Configuration(#[from] crate::config_sync::Error),
-    /// The sandbox does not tell what runs.
-    #[error("the sandbox does not tell what runs on this host")]
-    Inventory(#[source] windlass_sandbox::Error),
-    /// The lease keeper's thread cannot be made.
-    #[error("the lease keeper's thread cannot be made")]
-    KeeperThread(#[source] std::io::Error),
-    /// The lease keeper's thread has panicked.
-    #[error("the lease keeper has panicked")]
-    KeeperPanicked,
-    /// A task has panicked.
-    #[error("a task of the agent has panicked")]
-    Panicked(#[source] tokio::task::JoinError),
-}
-
-impl Error {
-    /// A stable word for the kind of error.
-    pub const fn kind(&self) -> &'static str {
-        match self {
-            Self::Registration(error) => error.kind(),
-            Self::Superseded(_) => "superseded",
-            Self::Ledger(error) => error.kind(),
-            Self::Outbox(error) => error.kind(),
-            Self::Configuration(error) => error.kind(),
-            Self::Inventory(_) => "inventory",
-            Self::KeeperThread(_) => "keeper_thread",
-            Self::KeeperPanicked => "keeper_panicked",
-            Self::Panicked(_) => "panicked",
-        }
-    }
-}
 
 /// An agent that does not run yet.
 pub struct Agent {
@@ -585,16 +458,6 @@ impl Running {
         }
         tracing::info!("agent ends");
         Ok(())
-    }
-}
-
-impl Stop {
-    const fn announcement(self) -> &'static str {
-        match self {
-            Self::Run => "running",
-            Self::Drain => "draining: no more work is taken on, what runs may finish",
-            Self::Cancel => "cancelling what runs",
-        }
     }
 }
 

@@ -22,17 +22,17 @@ pub(crate) mod limits;
 pub(crate) mod output;
 pub(crate) mod policy;
 mod step;
+mod verdict;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use windlass_crds::protocol::{
-    Assignment, AttemptId, RecordBody, SandboxCapability, SandboxRules, StepEnded, Terminal, TerminalPhase,
+    Assignment, AttemptId, RecordBody, SandboxCapability, SandboxRules, StepEnded, TerminalPhase,
 };
 use windlass_crds::sandbox_job::Step;
 use windlass_sandbox::driver::UnitPhase;
@@ -40,6 +40,8 @@ use windlass_sandbox::{Driver, Error as SandboxError, Mount, UnitId};
 
 use self::inputs::InputCache;
 use self::step::StepRun;
+pub(crate) use self::verdict::release_record;
+use self::verdict::{Verdict, describe, plugin_reason, sandbox_verdict, terminal_record};
 use crate::backoff::Backoff;
 use crate::client::ControllerClient;
 use crate::clock::Clock;
@@ -49,7 +51,7 @@ use crate::ids::IdSource;
 use crate::ledger::{Entry, Ledger};
 use crate::names::{attempt_name, unit_id};
 use crate::outbox::{NewRecord, Outbox, Progress};
-use crate::plugins::{self, Registry};
+use crate::plugins::Registry;
 use crate::session::SessionHandle;
 use crate::workspaces::{Content, Home, Placement, Workspaces};
 
@@ -94,45 +96,6 @@ pub(crate) struct Recovered {
     pub(crate) units: BTreeMap<UnitId, UnitPhase>,
     /// The host was booted since the attempt was taken on.
     pub(crate) rebooted: bool,
-}
-
-/// How an attempt ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Verdict {
-    phase: TerminalPhase,
-    reason: &'static str,
-    message: Option<String>,
-    exit_code: Option<i32>,
-}
-
-impl Verdict {
-    fn new(phase: TerminalPhase, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { phase, reason, message: Some(message.into()), exit_code: None }
-    }
-
-    fn failed(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::new(TerminalPhase::Failed, reason, message)
-    }
-
-    fn released(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::new(TerminalPhase::Released, reason, message)
-    }
-
-    fn lost(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::new(TerminalPhase::Lost, reason, message)
-    }
-}
-
-/// The terminal record of an attempt that is given back untouched.
-pub(crate) fn release_record(release: &crate::claim::Release, at: Timestamp) -> NewRecord {
-    terminal_record(Verdict::released(release.reason, release.message.clone()), at)
-}
-
-fn terminal_record(verdict: Verdict, at: Timestamp) -> NewRecord {
-    let Verdict { phase, reason, message, exit_code } = verdict;
-    // The outbox fills in the last sequence when it numbers the record.
-    let terminal = Terminal { phase, reason: reason.to_owned(), message, exit_code, last_sequence: 0 };
-    NewRecord { at, body: RecordBody::Terminal(terminal), mark: None }
 }
 
 /// The task of one attempt.
@@ -588,49 +551,4 @@ pub(crate) fn steps(assignment: &Assignment) -> Vec<Step> {
     let mut steps = vec![shorthand];
     steps.extend(spec.steps.iter().cloned());
     steps
-}
-
-/// How an attempt ends that the sandbox does not serve.
-fn sandbox_verdict(error: &SandboxError, started: bool) -> Verdict {
-    let message = crate::error_chain(error);
-    if !started && is_out_of_space(error) {
-        return Verdict::released("DiskFull", message);
-    }
-    if !started && matches!(error, SandboxError::IdentitiesExhausted { .. }) {
-        return Verdict::released("NoUserLeft", message);
-    }
-    match error {
-        SandboxError::SupervisorLost { .. } => Verdict::lost("SupervisorLost", message),
-        SandboxError::ArchiveTooLarge { .. }
-        | SandboxError::Archive { .. }
-        | SandboxError::UnsafePath { .. } => Verdict::failed("InputRefused", message),
-        _ => Verdict::failed("SandboxFailed", message),
-    }
-}
-
-/// Whether an error comes from a full disk, which is not the job's fault.
-fn is_out_of_space(error: &SandboxError) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return matches!(io.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
-        }
-        cause = error.source();
-    }
-    false
-}
-
-fn plugin_reason(error: &plugins::Error) -> &'static str {
-    match error {
-        plugins::Error::Validation { .. } => "ValidationError",
-        plugins::Error::Unsupported { .. } => "UnsupportedTask",
-        plugins::Error::Execution { .. } => "ExecutionError",
-        plugins::Error::Postcheck { .. } => "PostcheckError",
-        plugins::Error::Rollback { .. } => "RollbackError",
-        plugins::Error::Timeout { .. } => "TimeoutError",
-    }
-}
-
-fn describe(error: &plugins::Error) -> String {
-    format!("{}: {error}", error.code())
 }

@@ -1,5 +1,6 @@
 //! The whole agent on fakes, in virtual time.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,15 +11,21 @@ use tokio::task::JoinHandle;
 use windlass_crds::Span;
 use windlass_crds::protocol::{AckStatus, Assignment, AttemptId, RecordBody, Stream, TerminalPhase};
 use windlass_crds::sandbox_job::{Input, Network, Step, Upload};
-use windlass_sandbox::LimitName;
+use windlass_sandbox::{Driver as _, LimitName};
 
 use super::*;
+use crate::clock::Clock as _;
+use crate::fs::AgentFs as _;
+use crate::identity::Identity;
 use crate::names::unit_id;
+use crate::plugins::Registry;
+use crate::registration::JoinSecret;
 use crate::testing::controller::FakeController;
 use crate::testing::{
     Crash, FakeSandbox, FixedHost, MemoryFs, SeededIds, VirtualClock, assignment, capability, configuration,
     script,
 };
+use crate::workspaces::Workspaces as _;
 
 const NODE: &str = "node-1";
 

@@ -16,10 +16,11 @@ use windlass_sandbox::{
     Stop, StopReason, UnitId, UnitSpec,
 };
 
+use super::AttemptTask;
 use super::environment::{WORKSPACE, environment};
 use super::limits::{Effective, EffectiveLimits, resolve};
 use super::output::{Chunk, Chunker, OutputMark};
-use super::{AttemptTask, Verdict, describe, sandbox_verdict};
+use super::verdict::{Verdict, describe, plugin_reason, sandbox_verdict};
 use crate::clock::Clock;
 use crate::held::{Control, StopCause};
 use crate::names::unit_id;
@@ -66,8 +67,7 @@ impl<'a> StepRun<'a> {
     /// How the attempt ends, where the step could not be executed.
     pub(super) async fn execute(mut self) -> Result<StepEnded, Verdict> {
         let plugin = self.task.parts.plugins.for_step(self.step);
-        let plugin =
-            plugin.map_err(|error| Verdict::failed(super::plugin_reason(&error), describe(&error)))?;
+        let plugin = plugin.map_err(|error| Verdict::failed(plugin_reason(&error), describe(&error)))?;
         let step = self.step;
         let executed = plugin.execute(step, &mut self).await;
         if let Some(verdict) = self.verdict {
@@ -83,7 +83,7 @@ impl<'a> StepRun<'a> {
                 }
                 step_ended(self.index, &exit, verified.err())
             }
-            Err(error) => return Err(Verdict::failed(super::plugin_reason(&error), describe(&error))),
+            Err(error) => return Err(Verdict::failed(plugin_reason(&error), describe(&error))),
         };
         tracing::info!(step = step.name, succeeded = ended.succeeded, reason = ended.reason, "step ended");
         self.task.record(RecordBody::StepEnded(ended.clone()));

@@ -22,11 +22,11 @@ use windlass_crds::protocol::{
     RecordOutcome, RegisterRequest, Renewal, ReportRequest, ReportResponse, Stream, Terminal, Trust, VERSION,
 };
 
-pub const SECRET: &str = "the-secret";
+pub(crate) const SECRET: &str = "the-secret";
 
 /// A controller that listens until it is dropped.
 #[derive(Clone)]
-pub struct Controller {
+pub(crate) struct Controller {
     inner: Arc<Inner>,
 }
 
@@ -40,13 +40,13 @@ struct Inner {
 }
 
 #[derive(Default)]
-pub struct State {
-    pub registrations: Vec<RegisterRequest>,
-    pub acks: Vec<ConfigAck>,
-    pub queue: VecDeque<Assignment>,
-    pub records: BTreeMap<(AttemptId, u64), Record>,
-    pub inputs: BTreeMap<String, Vec<u8>>,
-    pub unauthorized: bool,
+pub(crate) struct State {
+    pub(crate) registrations: Vec<RegisterRequest>,
+    pub(crate) acks: Vec<ConfigAck>,
+    pub(crate) queue: VecDeque<Assignment>,
+    pub(crate) records: BTreeMap<(AttemptId, u64), Record>,
+    pub(crate) inputs: BTreeMap<String, Vec<u8>>,
+    pub(crate) unauthorized: bool,
 }
 
 impl Drop for Inner {
@@ -81,7 +81,7 @@ fn certificates() -> Certificates {
 }
 
 impl Controller {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let Certificates { ca_pem, ca_hash, mut config } = certificates();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -113,36 +113,36 @@ impl Controller {
         controller
     }
 
-    pub fn url(&self) -> url::Url {
+    pub(crate) fn url(&self) -> url::Url {
         self.inner.url.parse().unwrap()
     }
 
-    pub fn ca_pem(&self) -> &str {
+    pub(crate) fn ca_pem(&self) -> &str {
         &self.inner.ca_pem
     }
 
-    pub fn ca_hash(&self) -> [u8; 32] {
+    pub(crate) fn ca_hash(&self) -> [u8; 32] {
         self.inner.ca_hash
     }
 
-    pub fn token(&self) -> String {
+    pub(crate) fn token(&self) -> String {
         let json =
             serde_json::json!({"u": self.inner.url, "c": hex::encode(self.inner.ca_hash), "s": SECRET});
         format!("wl1.{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json.to_string()))
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.inner.state.lock().unwrap()
     }
 
-    pub fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let result = change(&mut self.state());
         self.inner.changes.send_modify(|count| *count += 1);
         result
     }
 
     /// Waits until `look` finds something, at most a minute.
-    pub async fn until<T>(&self, what: &str, mut look: impl FnMut(&State) -> Option<T>) -> T {
+    pub(crate) async fn until<T>(&self, what: &str, mut look: impl FnMut(&State) -> Option<T>) -> T {
         let mut changes = self.inner.changes.subscribe();
         let waited = tokio::time::timeout(Duration::from_secs(60), async {
             loop {
@@ -155,7 +155,7 @@ impl Controller {
         waited.await.unwrap_or_else(|_| panic!("not within a minute: {what}"))
     }
 
-    pub async fn terminal(&self, job: &str) -> Terminal {
+    pub(crate) async fn terminal(&self, job: &str) -> Terminal {
         self.until("the end of a job", |state| state.terminal(job)).await
     }
 
@@ -165,7 +165,7 @@ impl Controller {
 }
 
 impl State {
-    pub fn terminal(&self, job: &str) -> Option<Terminal> {
+    pub(crate) fn terminal(&self, job: &str) -> Option<Terminal> {
         self.records.iter().find_map(|((attempt, _), record)| match &record.body {
             RecordBody::Terminal(terminal) if attempt.job == job => Some(terminal.clone()),
             _ => None,
@@ -173,7 +173,7 @@ impl State {
     }
 
     /// What the steps of a job wrote, one after the other, checked for gaps and repetitions.
-    pub fn output(&self, job: &str, wanted: Stream) -> String {
+    pub(crate) fn output(&self, job: &str, wanted: Stream) -> String {
         let mut output: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
         for ((attempt, _), record) in &self.records {
             if let RecordBody::Log { step, stream, body, offset } = record.body.clone()
@@ -189,7 +189,7 @@ impl State {
     }
 
     /// That a job's records have no gaps and it ended once.
-    pub fn check(&self, job: &str) {
+    pub(crate) fn check(&self, job: &str) {
         let of: Vec<_> = self.records.iter().filter(|((attempt, _), _)| attempt.job == job).collect();
         let sequences: Vec<u64> = of.iter().map(|((_, sequence), _)| *sequence).collect();
         assert_eq!(sequences, (1..=of.len() as u64).collect::<Vec<_>>());
