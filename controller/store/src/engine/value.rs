@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Column as _, Row as _};
 
@@ -113,45 +114,60 @@ pub(crate) fn clean_opt(text: Option<&String>) -> Option<String> {
 }
 
 /// A row.
-pub(crate) struct Row(pub(crate) SqliteRow);
+pub(crate) enum Row {
+    /// As the driver yields it.
+    Native(SqliteRow),
+    /// Out of a statement that packs all its rows into one document; see `Conn::packed`.
+    Packed(Vec<Json>),
+}
 
 impl Row {
     /// Reads the row's columns in order. The first is its key.
     pub(crate) fn cells(&self, table: &'static str) -> Cells<'_> {
-        Cells { row: &self.0, table, next: 0 }
+        Cells { row: self, table, next: 0 }
     }
 }
 
 /// Reads a row's columns one after the other; the caller names each, so that an unreadable one can be named.
 pub(crate) struct Cells<'r> {
-    row: &'r SqliteRow,
+    row: &'r Row,
     table: &'static str,
     next: usize,
 }
 
 impl Cells<'_> {
     fn corrupt(&self, column: &'static str) -> Error {
-        let key = self
-            .row
-            .try_get_unchecked::<String, _>(0)
-            .unwrap_or_else(|_| "without a readable key".to_owned());
-        Error::Corrupt { table: self.table, column, row: key }
+        let key = match self.row {
+            Row::Native(row) => row.try_get_unchecked::<String, _>(0).ok(),
+            Row::Packed(values) => values.first().map(ToString::to_string),
+        };
+        let row = key.unwrap_or_else(|| "without a readable key".to_owned());
+        Error::Corrupt { table: self.table, column, row }
     }
 
     fn advance(&mut self, column: &'static str) -> usize {
         let index = self.next;
         self.next += 1;
-        debug_assert_eq!(
-            self.row.columns()[index].name(),
-            column,
-            "columns are read in the order of the statement"
-        );
+        if let Row::Native(row) = self.row {
+            debug_assert_eq!(
+                row.columns()[index].name(),
+                column,
+                "columns are read in the order of the statement"
+            );
+        }
         index
     }
 
     pub(crate) fn opt_int(&mut self, column: &'static str) -> Result<Option<i64>, Error> {
         let index = self.advance(column);
-        self.row.try_get(index).map_err(|_| self.corrupt(column))
+        match self.row {
+            Row::Native(row) => row.try_get(index).map_err(|_| self.corrupt(column)),
+            Row::Packed(values) => match values.get(index) {
+                Some(Json::Null) => Ok(None),
+                Some(value) => value.as_i64().map(Some).ok_or_else(|| self.corrupt(column)),
+                None => Err(self.corrupt(column)),
+            },
+        }
     }
 
     pub(crate) fn int(&mut self, column: &'static str) -> Result<i64, Error> {
@@ -191,8 +207,7 @@ impl Cells<'_> {
     }
 
     pub(crate) fn opt_text(&mut self, column: &'static str) -> Result<Option<String>, Error> {
-        let index = self.advance(column);
-        self.row.try_get(index).map_err(|_| self.corrupt(column))
+        Ok(self.opt_str(column)?.map(str::to_owned))
     }
 
     pub(crate) fn text(&mut self, column: &'static str) -> Result<String, Error> {
@@ -201,12 +216,23 @@ impl Cells<'_> {
 
     fn opt_str(&mut self, column: &'static str) -> Result<Option<&str>, Error> {
         let index = self.advance(column);
-        self.row.try_get(index).map_err(|_| self.corrupt(column))
+        match self.row {
+            Row::Native(row) => row.try_get(index).map_err(|_| self.corrupt(column)),
+            Row::Packed(values) => match values.get(index) {
+                Some(Json::Null) => Ok(None),
+                Some(Json::String(text)) => Ok(Some(text)),
+                Some(_) | None => Err(self.corrupt(column)),
+            },
+        }
     }
 
+    /// Bytes, which no packed row can hold.
     pub(crate) fn opt_bytes(&mut self, column: &'static str) -> Result<Option<Vec<u8>>, Error> {
         let index = self.advance(column);
-        self.row.try_get(index).map_err(|_| self.corrupt(column))
+        match self.row {
+            Row::Native(row) => row.try_get(index).map_err(|_| self.corrupt(column)),
+            Row::Packed(_) => Err(self.corrupt(column)),
+        }
     }
 
     pub(crate) fn bytes(&mut self, column: &'static str) -> Result<Vec<u8>, Error> {
@@ -264,6 +290,19 @@ impl Cells<'_> {
         match parsed {
             Some(Ok(document)) => Ok(Some(document)),
             Some(Err(_)) => Err(self.corrupt(column)),
+            None => Ok(None),
+        }
+    }
+
+    /// A JSON document and the length of its text.
+    pub(crate) fn opt_sized_json<T: DeserializeOwned>(
+        &mut self,
+        column: &'static str,
+    ) -> Result<Option<(T, usize)>, Error> {
+        let parsed = self.opt_str(column)?.map(|text| (serde_json::from_str::<T>(text), text.len()));
+        match parsed {
+            Some((Ok(document), length)) => Ok(Some((document, length))),
+            Some((Err(_), _)) => Err(self.corrupt(column)),
             None => Ok(None),
         }
     }

@@ -17,6 +17,7 @@ use windlass_crds::JobPhase;
 use windlass_crds::protocol::Outcome;
 
 use super::{events, job_rows};
+use crate::engine::dialect::packed;
 use crate::engine::value::{args, clean, clean_opt, int, json, last_ms, ms, word};
 use crate::engine::writer::Tx;
 use crate::{
@@ -51,12 +52,7 @@ impl Store {
         }
         let node = node.to_owned();
         self.write("apply", move |tx| {
-            Box::pin(async move {
-                let records =
-                    if records.is_empty() { Vec::new() } else { store(tx, now, &node, &records).await? };
-                let transitions = transit(tx, now, &transitions).await?;
-                Ok(Applied { records, transitions })
-            })
+            Box::pin(async move { apply(tx, now, &node, &records, &transitions).await })
         })
         .await
     }
@@ -75,7 +71,7 @@ impl Store {
             return Ok(Vec::new());
         }
         self.write("apply_transitions", move |tx| {
-            Box::pin(async move { transit(tx, now, &transitions).await })
+            Box::pin(async move { Ok(apply(tx, now, "", &[], &transitions).await?.transitions) })
         })
         .await
     }
@@ -95,12 +91,16 @@ fn check(transition: &Transition) -> Result<(), Error> {
     }
 }
 
-/// What is known of an attempt that is reported about.
+/// What is known of an attempt that is reported about or to be changed.
 struct Reported {
     job_id: i64,
     node: String,
     ended: bool,
     last_sequence: Option<u64>,
+    /// How many records were there before this batch.
+    received: u64,
+    /// The highest sequence that was there before this batch; looked up only where the end is to be learned.
+    highest: Option<u64>,
 }
 
 impl Reported {
@@ -108,6 +108,25 @@ impl Reported {
     fn is_fenced(&self) -> bool {
         self.ended && self.last_sequence.is_none()
     }
+}
+
+/// The attempts of a batch, by job and epoch.
+type Attempts<'r> = HashMap<(&'r str, u64), Reported>;
+
+/// The sequences that a batch has brought, by job and epoch.
+type Arrived<'r> = HashMap<(&'r str, u64), Vec<u64>>;
+
+async fn apply(
+    tx: &mut Tx,
+    now: Timestamp,
+    node: &str,
+    records: &[NewRecord],
+    transitions: &[Transition],
+) -> Result<Applied, Error> {
+    let attempts = attempts(tx, records, transitions).await?;
+    let (outcomes, arrived) = store(tx, now, node, records, &attempts).await?;
+    let transitions = transit(tx, now, transitions, &attempts, &arrived).await?;
+    Ok(Applied { records: outcomes, transitions })
 }
 
 /// A record as it is handed to the statement that inserts it. Its bytes travel apart, all in one value.
@@ -129,6 +148,13 @@ struct Inserted<'r> {
     len: Option<usize>,
 }
 
+const KNOWN_RECORDS: &str = packed!(
+    "e.position",
+    "(SELECT CAST(value->>0 AS BIGINT) AS job_id, CAST(value->>1 AS BIGINT) AS epoch,
+        CAST(value->>2 AS BIGINT) AS sequence, CAST(value->>3 AS BIGINT) AS position FROM json_each($1)) AS e
+    JOIN records AS r ON r.job_id = e.job_id AND r.epoch = e.epoch AND r.sequence = e.sequence"
+);
+
 const INSERT_RECORDS: &str = "
     WITH e AS MATERIALIZED (SELECT value AS v FROM json_each($1))
     INSERT INTO records (job_id, epoch, sequence, kind, at, received_at, superseded, step, stream, position,
@@ -139,62 +165,63 @@ const INSERT_RECORDS: &str = "
         CASE WHEN v->>'from' IS NOT NULL
             THEN substr($2, CAST(v->>'from' AS BIGINT) + 1, CAST(v->>'len' AS BIGINT)) END
     FROM e WHERE true
-    ON CONFLICT (job_id, epoch, sequence) DO NOTHING
-    RETURNING job_id, epoch, sequence";
+    ON CONFLICT (job_id, epoch, sequence) DO NOTHING";
 
-async fn store(
+/// Stores the records that are new.
+async fn store<'r>(
     tx: &mut Tx,
     now: Timestamp,
     node: &str,
-    records: &[NewRecord],
-) -> Result<Vec<Outcome>, Error> {
-    let attempts = reported(tx, records).await?;
-    let mut outcomes = Vec::with_capacity(records.len());
-    let mut rows = Vec::with_capacity(records.len());
-    let mut bytes = Vec::new();
-    let mut positions = HashMap::with_capacity(records.len());
+    records: &'r [NewRecord],
+    attempts: &Attempts<'r>,
+) -> Result<(Vec<Outcome>, Arrived<'r>), Error> {
+    let mut outcomes = vec![Outcome::Rejected; records.len()];
+    let mut seen = HashSet::with_capacity(records.len());
+    let mut candidates = Vec::with_capacity(records.len());
     for (position, record) in records.iter().enumerate() {
         let id = (record.attempt.job.as_str(), record.attempt.epoch);
         let Some(attempt) = attempts.get(&id).filter(|attempt| admits(attempt, node, record)) else {
-            outcomes.push(Outcome::Rejected);
             continue;
         };
-        // Until the insertion says that it is new.
-        outcomes.push(Outcome::Duplicate);
-        let key = (attempt.job_id, int(record.attempt.epoch), int(record.sequence));
-        if positions.contains_key(&key) {
-            continue;
+        outcomes[position] = Outcome::Duplicate;
+        if seen.insert((id, record.sequence)) {
+            candidates.push((attempt.job_id, int(record.attempt.epoch), int(record.sequence), position));
         }
-        positions.insert(key, position);
-        rows.push(row(record, attempt, &mut bytes));
     }
-    if rows.is_empty() {
-        return Ok(outcomes);
+    let mut known = HashSet::new();
+    if !candidates.is_empty() {
+        for row in tx.conn.packed(KNOWN_RECORDS, args![json(&candidates)]).await? {
+            known.insert(row.cells("records").number::<usize>("position")?);
+        }
     }
-    let mut arrived: BTreeMap<(i64, i64), i64> = BTreeMap::new();
+    let mut rows = Vec::with_capacity(candidates.len());
+    let mut bytes = Vec::new();
+    let mut arrived = Arrived::new();
     let mut told = Vec::new();
-    let mut uids = HashSet::new();
-    for row in tx.conn.rows(INSERT_RECORDS, args![json(&rows), bytes, ms(now)]).await? {
-        let mut cells = row.cells("records");
-        let key = (cells.int("job_id")?, cells.int("epoch")?, cells.int("sequence")?);
-        let Some(position) = positions.get(&key) else { continue };
-        *arrived.entry((key.0, key.1)).or_insert(0) += 1;
-        let record = &records[*position];
-        uids.insert(record.attempt.job.as_str());
-        let fenced = attempts
-            .get(&(record.attempt.job.as_str(), record.attempt.epoch))
-            .is_some_and(Reported::is_fenced);
-        outcomes[*position] = if fenced { Outcome::Superseded } else { Outcome::Accepted };
-        if record.kind == RecordKind::Event && !fenced {
+    for (_, _, _, position) in candidates {
+        let record = &records[position];
+        let id = (record.attempt.job.as_str(), record.attempt.epoch);
+        let Some(attempt) = attempts.get(&id).filter(|_| !known.contains(&position)) else { continue };
+        rows.push(row(record, attempt, &mut bytes));
+        arrived.entry(id).or_default().push(record.sequence);
+        outcomes[position] = if attempt.is_fenced() { Outcome::Superseded } else { Outcome::Accepted };
+        if record.kind == RecordKind::Event && !attempt.is_fenced() {
             told.push(event(node, record));
         }
     }
-    count(tx, &arrived).await?;
+    if rows.is_empty() {
+        return Ok((outcomes, arrived));
+    }
+    if tx.conn.execute(INSERT_RECORDS, args![json(&rows), bytes, ms(now)]).await? != rows.len() as u64 {
+        // They were not there a statement ago in this very transaction.
+        return Err(Error::Unavailable { operation: "apply", source: None });
+    }
     events::append(tx, now, told).await?;
+    let uids: HashSet<&str> = arrived.keys().map(|(uid, _)| *uid).collect();
     for uid in uids {
         tx.changed(Change::Records { uid: uid.to_owned() });
     }
-    Ok(outcomes)
+    Ok((outcomes, arrived))
 }
 
 fn admits(attempt: &Reported, node: &str, record: &NewRecord) -> bool {
@@ -251,24 +278,36 @@ fn event(node: &str, record: &NewRecord) -> NewEvent {
     }
 }
 
-async fn reported<'r>(
+const ATTEMPTS: &str = packed!(
+    "e.position, a.job_id, a.node, CASE WHEN a.ended_at IS NULL THEN 0 ELSE 1 END, a.last_sequence, a.received, \
+     CASE e.ends WHEN 1 THEN (SELECT max(r.sequence) FROM records AS r \
+     WHERE r.job_id = a.job_id AND r.epoch = a.epoch) END",
+    "(SELECT CAST(value->>0 AS BIGINT) AS position, value->>1 AS uid, CAST(value->>2 AS BIGINT) AS epoch,
+        CAST(value->>3 AS BIGINT) AS ends FROM json_each($1)) AS e
+    JOIN jobs AS j ON j.uid = e.uid JOIN attempts AS a ON a.job_id = j.id AND a.epoch = e.epoch"
+);
+
+/// Looks up every attempt that the batch speaks of.
+async fn attempts<'r>(
     tx: &mut Tx,
     records: &'r [NewRecord],
-) -> Result<HashMap<(&'r str, u64), Reported>, Error> {
-    let mut ids: Vec<(&str, u64)> =
-        records.iter().map(|record| (record.attempt.job.as_str(), record.attempt.epoch)).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    let rows: Vec<(usize, &str, i64)> =
-        ids.iter().enumerate().map(|(position, (uid, epoch))| (position, *uid, int(*epoch))).collect();
-    let sql = "
-        WITH e AS MATERIALIZED (
-            SELECT CAST(value->>0 AS BIGINT) AS position, value->>1 AS uid, CAST(value->>2 AS BIGINT) AS epoch
-            FROM json_each($1))
-        SELECT e.position, a.job_id, a.node, CASE WHEN a.ended_at IS NULL THEN 0 ELSE 1 END AS ended, a.last_sequence
-        FROM e JOIN jobs AS j ON j.uid = e.uid JOIN attempts AS a ON a.job_id = j.id AND a.epoch = e.epoch";
+    transitions: &'r [Transition],
+) -> Result<Attempts<'r>, Error> {
+    let mut ends: BTreeMap<(&str, u64), bool> = BTreeMap::new();
+    for record in records {
+        ends.entry((&record.attempt.job, record.attempt.epoch)).or_default();
+    }
+    for transition in transitions {
+        *ends.entry((&transition.job, transition.epoch)).or_default() |= last_sequence(transition).is_some();
+    }
+    let rows: Vec<(usize, &str, i64, u8)> = ends
+        .iter()
+        .enumerate()
+        .map(|(position, ((uid, epoch), ends))| (position, *uid, int(*epoch), u8::from(*ends)))
+        .collect();
+    let ids: Vec<(&str, u64)> = ends.keys().copied().collect();
     let mut found = HashMap::with_capacity(ids.len());
-    for row in tx.conn.rows(sql, args![json(&rows)]).await? {
+    for row in tx.conn.packed(ATTEMPTS, args![json(&rows)]).await? {
         let mut cells = row.cells("attempts");
         let position: usize = cells.number("position")?;
         let attempt = Reported {
@@ -276,6 +315,8 @@ async fn reported<'r>(
             node: cells.text("node")?,
             ended: cells.flag("ended")?,
             last_sequence: cells.opt_number("last_sequence")?,
+            received: cells.number("received")?,
+            highest: cells.opt_number("highest")?,
         };
         if let Some(id) = ids.get(position) {
             found.insert(*id, attempt);
@@ -284,26 +325,35 @@ async fn reported<'r>(
     Ok(found)
 }
 
-/// Counts what has arrived, and completes ended jobs whose last record this was.
-async fn count(tx: &mut Tx, arrived: &BTreeMap<(i64, i64), i64>) -> Result<(), Error> {
-    let rows: Vec<_> = arrived.iter().map(|((job, epoch), count)| (job, epoch, count)).collect();
-    let sql = "
-        WITH e AS MATERIALIZED (
-            SELECT CAST(value->>0 AS BIGINT) AS job_id, CAST(value->>1 AS BIGINT) AS epoch,
-                CAST(value->>2 AS BIGINT) AS arrived
-            FROM json_each($1))
-        UPDATE attempts SET received = received + e.arrived
-        FROM e WHERE attempts.job_id = e.job_id AND attempts.epoch = e.epoch
-        RETURNING job_id, epoch, received, last_sequence";
-    let mut complete = Vec::new();
-    for row in tx.conn.rows(sql, args![json(&rows)]).await? {
-        let mut cells = row.cells("attempts");
-        let id = (cells.int("job_id")?, cells.int("epoch")?);
-        if Some(cells.int("received")?) == cells.opt_int("last_sequence")? {
-            complete.push(id);
-        }
+/// The sequence of the terminal record, where a transition brings it.
+fn last_sequence(transition: &Transition) -> Option<u64> {
+    transition.set.attempt.as_ref().and_then(|attempt| attempt.last_sequence)
+}
+
+/// How many records of an attempt there are, this batch included; up to `last` where the transition brings it.
+async fn received(
+    tx: &mut Tx,
+    attempt: &Reported,
+    epoch: u64,
+    arrived: &[u64],
+    last: Option<u64>,
+) -> Result<u64, Error> {
+    let Some(last) = last else { return Ok(attempt.received + arrived.len() as u64) };
+    if attempt.highest.is_none_or(|highest| highest <= last) {
+        let counted = arrived.iter().filter(|sequence| **sequence <= last).count();
+        return Ok(attempt.received + counted as u64);
     }
-    if complete.is_empty() {
+    // The node has broken the protocol: there are records beyond the last one.
+    let sql = "
+        SELECT count(*) AS received FROM records
+        WHERE job_id = $1 AND epoch = $2 AND sequence BETWEEN 1 AND $3";
+    let row = tx.conn.row(sql, args![attempt.job_id, int(epoch), int(last)]).await?;
+    row.map_or(Ok(0), |row| row.cells("records").number("received"))
+}
+
+/// Completes ended jobs whose last record has come after their end.
+async fn complete_late(tx: &mut Tx, jobs: &[(i64, i64)]) -> Result<(), Error> {
+    if jobs.is_empty() {
         return Ok(());
     }
     let version = tx.version().await?;
@@ -314,7 +364,7 @@ async fn count(tx: &mut Tx, arrived: &BTreeMap<(i64, i64), i64>) -> Result<(), E
         FROM e WHERE jobs.id = e.job_id AND jobs.epoch = e.epoch AND jobs.finished_at IS NOT NULL
             AND jobs.logs_complete = 0
         RETURNING uid";
-    for row in tx.conn.rows(sql, args![json(&complete), version]).await? {
+    for row in tx.conn.rows(sql, args![json(jobs), version]).await? {
         let uid = row.cells("jobs").text("uid")?;
         tx.changed(Change::Job { uid });
     }
@@ -339,31 +389,10 @@ struct JobRecord<'t> {
     lost: u32,
     fail: u32,
     clear: u8,
-    complete: Option<u8>,
-    last: Option<i64>,
+    complete: u8,
 }
 
-/// Records from 1 to `e.last`: what was counted, unless a node that breaks the protocol has sent any beyond.
-macro_rules! received {
-    ($job:literal, $epoch:literal, $counted:literal) => {
-        concat!(
-            "CASE WHEN EXISTS (SELECT 1 FROM records AS r WHERE r.job_id = ",
-            $job,
-            " AND r.epoch = ",
-            $epoch,
-            " AND r.sequence > e.last) THEN (SELECT count(*) FROM records AS r WHERE r.job_id = ",
-            $job,
-            " AND r.epoch = ",
-            $epoch,
-            " AND r.sequence BETWEEN 1 AND e.last) ELSE ",
-            $counted,
-            " END"
-        )
-    };
-}
-
-const UPDATE_JOBS: &str = concat!(
-    "
+const UPDATE_JOBS: &str = "
     WITH e AS MATERIALIZED (
         SELECT v->>'uid' AS uid, CAST(v->>'epoch' AS BIGINT) AS epoch, CAST(v->>'expect' AS BIGINT) AS expect,
             v->>'phase' AS phase, v->>'reason' AS reason, v->>'message' AS message,
@@ -371,7 +400,7 @@ const UPDATE_JOBS: &str = concat!(
             CAST(v->>'started' AS BIGINT) AS started_at, CAST(v->>'finished' AS BIGINT) AS finished_at,
             CAST(v->>'notbefore' AS BIGINT) AS not_before, CAST(v->>'lost' AS BIGINT) AS lost,
             CAST(v->>'fail' AS BIGINT) AS failed, CAST(v->>'clear' AS BIGINT) AS clear_node,
-            CAST(v->>'complete' AS BIGINT) AS complete, CAST(v->>'last' AS BIGINT) AS last
+            CAST(v->>'complete' AS BIGINT) AS complete
         FROM (SELECT value AS v FROM json_each($1)) AS rows)
     UPDATE jobs SET
         phase = e.phase, reason = e.reason, message = e.message, exit_code = e.exit_code,
@@ -384,21 +413,17 @@ const UPDATE_JOBS: &str = concat!(
             THEN ((1000 - jobs.priority) << 50) + jobs.id END,
         due_at = CASE WHEN e.phase = 'Queued' AND jobs.suspend = 0 AND e.not_before > $2 THEN e.not_before END,
         ttl_at = CASE WHEN jobs.ttl_ms > $4 - e.finished_at THEN $4 ELSE e.finished_at + jobs.ttl_ms END,
-        logs_complete = CASE
-            WHEN e.complete IS NOT NULL THEN e.complete
-            WHEN e.finished_at IS NULL OR e.last IS NULL THEN 0
-            WHEN e.last = (",
-    "SELECT ",
-    received!("a.job_id", "a.epoch", "a.received"),
-    " FROM attempts AS a WHERE a.job_id = jobs.id AND a.epoch = jobs.epoch) THEN 1
-            ELSE 0 END,
-        resource_version = $3
+        logs_complete = e.complete, resource_version = $3
     FROM e
     WHERE jobs.uid = e.uid AND jobs.epoch = e.epoch AND jobs.resource_version = e.expect
         AND jobs.finished_at IS NULL
         AND (e.phase NOT IN ('Claimed', 'PendingApproval') OR jobs.phase = e.phase)
-        AND (e.phase NOT IN ('Running', 'Waiting') OR jobs.phase IN ('Claimed', 'Running', 'Waiting'))
-    RETURNING id, uid"
+        AND (e.phase NOT IN ('Running', 'Waiting') OR jobs.phase IN ('Claimed', 'Running', 'Waiting'))";
+
+/// The jobs of a batch that this very batch has changed: nobody else has drawn that version.
+const CHANGED_JOBS: &str = packed!(
+    "j.uid, j.id",
+    "json_each($1) AS e JOIN jobs AS j ON j.uid = e.value->>0 WHERE j.resource_version = $2"
 );
 
 /// A change of an attempt as it is handed to its statement.
@@ -414,64 +439,100 @@ struct AttemptRecord {
     ended: Option<i64>,
     last: Option<i64>,
     waiting: u8,
+    received: i64,
 }
 
-const UPDATE_ATTEMPTS: &str = concat!(
-    "
+const UPDATE_ATTEMPTS: &str = "
     WITH e AS MATERIALIZED (
         SELECT CAST(v->>'job' AS BIGINT) AS job_id, CAST(v->>'epoch' AS BIGINT) AS epoch, v->>'phase' AS phase,
             v->>'reason' AS reason, v->>'message' AS message, CAST(v->>'exit' AS BIGINT) AS exit_code,
             CAST(v->>'started' AS BIGINT) AS started_at, CAST(v->>'ended' AS BIGINT) AS ended_at,
-            CAST(v->>'last' AS BIGINT) AS last, CAST(v->>'waiting' AS BIGINT) AS waiting
+            CAST(v->>'last' AS BIGINT) AS last, CAST(v->>'waiting' AS BIGINT) AS waiting,
+            CAST(v->>'received' AS BIGINT) AS received
         FROM (SELECT value AS v FROM json_each($1)) AS rows)
     UPDATE attempts SET
         phase = e.phase, reason = e.reason, message = e.message, exit_code = e.exit_code,
         started_at = coalesce(e.started_at, attempts.started_at), ended_at = e.ended_at,
-        last_sequence = coalesce(e.last, attempts.last_sequence), waiting = e.waiting,
-        received = CASE WHEN e.last IS NULL THEN attempts.received ELSE ",
-    received!("attempts.job_id", "attempts.epoch", "attempts.received"),
-    " END
+        last_sequence = coalesce(e.last, attempts.last_sequence), waiting = e.waiting, received = e.received
     FROM e
-    WHERE attempts.job_id = e.job_id AND attempts.epoch = e.epoch AND attempts.ended_at IS NULL"
-);
+    WHERE attempts.job_id = e.job_id AND attempts.epoch = e.epoch AND attempts.ended_at IS NULL";
 
+const COUNT_RECORDS: &str = "
+    WITH e AS MATERIALIZED (
+        SELECT CAST(value->>0 AS BIGINT) AS job_id, CAST(value->>1 AS BIGINT) AS epoch,
+            CAST(value->>2 AS BIGINT) AS received
+        FROM json_each($1))
+    UPDATE attempts SET received = e.received
+    FROM e WHERE attempts.job_id = e.job_id AND attempts.epoch = e.epoch";
+
+/// Carries out the transitions and counts what has arrived.
 async fn transit(
     tx: &mut Tx,
     now: Timestamp,
     transitions: &[Transition],
+    attempts: &Attempts<'_>,
+    arrived: &Arrived<'_>,
 ) -> Result<Vec<TransitionOutcome>, Error> {
-    if transitions.is_empty() {
-        return Ok(Vec::new());
-    }
     // A second transition of the same job was decided on a version that the first one ends.
     let mut first: HashMap<&str, &Transition> = HashMap::with_capacity(transitions.len());
     let mut rows = Vec::with_capacity(transitions.len());
+    let mut counts: HashMap<(&str, u64), u64> = HashMap::with_capacity(transitions.len());
     for transition in transitions {
-        if !first.contains_key(transition.job.as_str()) {
-            first.insert(&transition.job, transition);
-            rows.push(job_change(now, transition));
+        if first.contains_key(transition.job.as_str()) {
+            continue;
         }
-    }
-    let version = tx.version().await?;
-    let max = last_ms();
-    let done = tx.conn.rows(UPDATE_JOBS, args![json(&rows), ms(now), version, max]).await?;
-    let mut ids = Vec::with_capacity(done.len());
-    let mut changes = Vec::with_capacity(done.len());
-    for row in &done {
-        let mut cells = row.cells("jobs");
-        let (id, uid) = (cells.int("id")?, cells.text("uid")?);
-        ids.push(id);
-        if let Some(transition) = first.get(uid.as_str()) {
-            changes.push(attempt_change(now, id, transition));
-            if transition.set.phase == JobPhase::Queued {
-                tx.changed(Change::Queued);
+        first.insert(&transition.job, transition);
+        let id = (transition.job.as_str(), transition.epoch);
+        let last = last_sequence(transition);
+        let count = match attempts.get(&id) {
+            Some(attempt) => {
+                let sequences = arrived.get(&id).map_or(&[][..], Vec::as_slice);
+                received(tx, attempt, id.1, sequences, last).await?
             }
+            None => 0,
+        };
+        counts.insert(id, count);
+        rows.push(job_change(now, transition, last == Some(count)));
+    }
+    let changed = change_jobs(tx, now, &rows).await?;
+    let mut ends = Vec::with_capacity(changed.len());
+    for (uid, transition) in &first {
+        if !changed.contains_key(*uid) {
+            continue;
         }
-        tx.changed(Change::Job { uid });
+        let id = (*uid, transition.epoch);
+        if let Some(attempt) = attempts.get(&id).filter(|attempt| !attempt.ended) {
+            let count = counts.get(&id).copied().unwrap_or(attempt.received);
+            ends.push(attempt_change(now, attempt.job_id, count, transition));
+        }
+        if transition.set.phase == JobPhase::Queued {
+            tx.changed(Change::Queued);
+        }
+        tx.changed(Change::Job { uid: (*uid).to_owned() });
     }
-    if !changes.is_empty() {
-        tx.conn.execute(UPDATE_ATTEMPTS, args![json(&changes)]).await?;
+    if !ends.is_empty() && tx.conn.execute(UPDATE_ATTEMPTS, args![json(&ends)]).await? != ends.len() as u64 {
+        // They were live when the batch began, in this very transaction.
+        return Err(Error::Unavailable { operation: "apply", source: None });
     }
+    // What came without the end of its attempt.
+    let mut counted = Vec::new();
+    let mut complete = Vec::new();
+    for (id, sequences) in arrived {
+        let Some(attempt) = attempts.get(id) else { continue };
+        if !attempt.ended && changed.contains_key(id.0) && first.get(id.0).is_some_and(|t| t.epoch == id.1) {
+            continue;
+        }
+        let count = attempt.received + sequences.len() as u64;
+        counted.push((attempt.job_id, int(id.1), count));
+        if attempt.last_sequence == Some(count) {
+            complete.push((attempt.job_id, int(id.1)));
+        }
+    }
+    if !counted.is_empty() {
+        tx.conn.execute(COUNT_RECORDS, args![json(&counted)]).await?;
+    }
+    complete_late(tx, &complete).await?;
+    let ids: Vec<i64> = changed.values().copied().collect();
     let jobs = job_rows::by_ids(tx, &ids).await?;
     let mut jobs: HashMap<String, JobRow> =
         jobs.into_iter().map(|job| (job.row.uid.clone(), job.row)).collect();
@@ -482,7 +543,29 @@ async fn transit(
     Ok(outcomes.collect())
 }
 
-fn job_change<'t>(now: Timestamp, transition: &'t Transition) -> JobRecord<'t> {
+/// Changes the jobs that are still what was decided on; yields which, and their ids.
+async fn change_jobs(
+    tx: &mut Tx,
+    now: Timestamp,
+    rows: &[JobRecord<'_>],
+) -> Result<HashMap<String, i64>, Error> {
+    let mut changed = HashMap::with_capacity(rows.len());
+    if rows.is_empty() {
+        return Ok(changed);
+    }
+    let version = tx.version().await?;
+    if tx.conn.execute(UPDATE_JOBS, args![json(rows), ms(now), version, last_ms()]).await? == 0 {
+        return Ok(changed);
+    }
+    let uids: Vec<[&str; 1]> = rows.iter().map(|row| [row.uid]).collect();
+    for row in tx.conn.packed(CHANGED_JOBS, args![json(&uids), version]).await? {
+        let mut cells = row.cells("jobs");
+        changed.insert(cells.text("uid")?, cells.int("id")?);
+    }
+    Ok(changed)
+}
+
+fn job_change<'t>(now: Timestamp, transition: &'t Transition, all_arrived: bool) -> JobRecord<'t> {
     let Transition { job, epoch, expect_version, set } = transition;
     let JobChange {
         phase,
@@ -496,7 +579,7 @@ fn job_change<'t>(now: Timestamp, transition: &'t Transition) -> JobRecord<'t> {
         not_before,
         lost_attempts,
         failures,
-        attempt,
+        attempt: _,
         node,
         logs_complete,
     } = set;
@@ -516,12 +599,11 @@ fn job_change<'t>(now: Timestamp, transition: &'t Transition) -> JobRecord<'t> {
         lost: *lost_attempts,
         fail: *failures,
         clear: u8::from(*node == NodeChange::Clear),
-        complete: logs_complete.map(u8::from),
-        last: attempt.as_ref().and_then(|attempt| attempt.last_sequence).map(int),
+        complete: u8::from(logs_complete.unwrap_or(all_arrived && phase.is_terminal())),
     }
 }
 
-fn attempt_change(now: Timestamp, job_id: i64, transition: &Transition) -> AttemptRecord {
+fn attempt_change(now: Timestamp, job_id: i64, received: u64, transition: &Transition) -> AttemptRecord {
     let set = &transition.set;
     let followed = AttemptChange {
         phase: followed_phase(set.phase),
@@ -543,6 +625,7 @@ fn attempt_change(now: Timestamp, job_id: i64, transition: &Transition) -> Attem
         ended: (!change.phase.is_live()).then(|| ms(change.ended_at.unwrap_or(now))),
         last: change.last_sequence.map(int),
         waiting: u8::from(set.phase == JobPhase::Waiting),
+        received: int(received),
     }
 }
 

@@ -25,7 +25,7 @@ use windlass_crds::sandbox_job::OfflinePolicy;
 use super::job_rows;
 use crate::engine::caches::Lane;
 use crate::engine::dialect;
-use crate::engine::value::{Row, after, args, json, ms, truncated, word};
+use crate::engine::value::{Row, Value, after, args, json, ms, truncated, word};
 use crate::engine::writer::Tx;
 use crate::{Change, ClaimSpec, ClaimedJob, ClassRow, Error, Reserve, Store};
 
@@ -331,7 +331,7 @@ impl Claim {
 
     async fn lanes_in_use(&self, tx: &mut Tx, choice: &Choice) -> Result<Vec<i64>, Error> {
         let mut lanes = Vec::new();
-        for row in tx.conn.rows(dialect::LANES_IN_USE, args![]).await? {
+        for row in tx.conn.packed(dialect::LANES_IN_USE, args![]).await? {
             let id = row.cells("jobs").int("lane")?;
             if tx.caches.lanes().get(id).is_some_and(|lane| self.wants(lane, &choice.room)) {
                 lanes.push(id);
@@ -342,32 +342,30 @@ impl Claim {
 
     /// Takes what fits from the front of all ready jobs.
     async fn walk_front(&self, tx: &mut Tx, choice: &mut Choice) -> Result<Front, Error> {
-        let mut rank = -1;
+        let mut start = -1;
         let mut seen = 0;
         // A little more than is wanted, for those that do not fit; then twice as many each time.
         let mut window = choice.want * 2 + 32;
         while seen < FRONT {
             let limit = i64::try_from(window).unwrap_or(i64::MAX);
-            let rows = tx.conn.rows(dialect::READY_HEADS, args![rank, limit]).await?;
-            for row in &rows {
-                let mut cells = row.cells("jobs");
-                let lane = cells.int("lane_id")?;
-                rank = cells.int("ready_rank")?;
-                if let Some(lane) = tx.caches.lanes().get(lane).filter(|lane| self.wants(lane, &choice.room))
+            let heads = heads(tx, dialect::READY_HEADS, args![start, limit]).await?;
+            for Head { lane, rank } in &heads {
+                if let Some(lane) = tx.caches.lanes().get(*lane).filter(|lane| self.wants(lane, &choice.room))
                 {
-                    choice.take(lane, rank);
+                    choice.take(lane, *rank);
                     if choice.is_full() {
                         return Ok(Front::Settled);
                     }
                 }
+                start = *rank;
             }
-            if rows.len() < window {
+            if heads.len() < window {
                 return Ok(Front::Settled);
             }
-            seen += rows.len();
+            seen += heads.len();
             window = (window * 2).min(FRONT / 2);
         }
-        Ok(Front::Continue { rank })
+        Ok(Front::Continue { rank: start })
     }
 
     /// Takes what fits from the heads of the given lanes, after rank `start`, in order of rank.
@@ -391,22 +389,18 @@ impl Claim {
             let want = choice.want.min(choice.room.slots as usize);
             let per_lane = (want / lanes.len() + 1).min(want);
             let limits = (per_lane as i64, want as i64);
-            let rows =
-                tx.conn.rows(dialect::LANE_HEADS, args![json(&lanes), start, limits.0, limits.1]).await?;
-            let mut heads = Vec::with_capacity(rows.len());
+            let heads =
+                heads(tx, dialect::LANE_HEADS, args![json(&lanes), start, limits.0, limits.1]).await?;
             let mut lane_ends: HashMap<i64, (usize, i64)> = HashMap::new();
-            for row in &rows {
-                let mut cells = row.cells("jobs");
-                let (lane, rank) = (cells.int("lane_id")?, cells.int("ready_rank")?);
-                let end = lane_ends.entry(lane).or_insert((0, rank));
-                *end = (end.0 + 1, rank);
-                heads.push((lane, rank));
+            for Head { lane, rank } in &heads {
+                let end = lane_ends.entry(*lane).or_insert((0, *rank));
+                *end = (end.0 + 1, *rank);
             }
             let more_in_lanes =
                 lane_ends.values().filter(|(count, _)| *count == per_lane).map(|(_, rank)| *rank).min();
-            let more_in_all = (heads.len() == want).then(|| heads.last().map(|(_, rank)| *rank)).flatten();
+            let more_in_all = (heads.len() == want).then(|| heads.last().map(|head| head.rank)).flatten();
             let bound = [more_in_lanes, more_in_all].into_iter().flatten().min();
-            for (lane, rank) in heads {
+            for Head { lane, rank } in heads {
                 if bound.is_some_and(|bound| rank > bound) || choice.is_full() {
                     break;
                 }
@@ -478,6 +472,23 @@ impl Claim {
         }
         Ok(claimed)
     }
+}
+
+/// A ready job.
+struct Head {
+    lane: i64,
+    rank: i64,
+}
+
+/// Ready jobs in order of rank.
+async fn heads(tx: &mut Tx, sql: &'static str, args: Vec<Value>) -> Result<Vec<Head>, Error> {
+    let mut heads = Vec::new();
+    for row in tx.conn.packed(sql, args).await? {
+        let mut cells = row.cells("jobs");
+        heads.push(Head { lane: cells.int("lane_id")?, rank: cells.int("ready_rank")? });
+    }
+    heads.sort_unstable_by_key(|head| head.rank);
+    Ok(heads)
 }
 
 /// Where the walk over the front has ended.

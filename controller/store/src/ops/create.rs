@@ -179,7 +179,7 @@ async fn taken_names(tx: &mut Tx, jobs: &[NewJob]) -> Result<Taken, Error> {
         jobs.iter().map(|job| [job.namespace.as_str(), job.name.as_str(), job.uid.as_str()]).collect();
     let mut taken = Taken { names: HashMap::new(), uids: HashMap::new() };
     for row in tx.conn.rows(SQL, args![json(&names)]).await? {
-        let job = job_rows::read(&row, None)?.row;
+        let job = job_rows::read(&row)?.row;
         taken.names.insert((job.namespace.clone(), job.name.clone()), job.clone());
         taken.uids.insert(job.uid.clone(), job);
     }

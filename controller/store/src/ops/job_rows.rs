@@ -1,30 +1,37 @@
 //! How a job is read from its rows.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 use windlass_crds::{JobPhase, Priority, SandboxJobSpec, Span};
 
-use crate::engine::caches::Specs;
 use crate::engine::conn::Conn;
-use crate::engine::value::{Row, args, json, ms};
+use crate::engine::dialect::packed;
+use crate::engine::value::{Cells, Row, args, json, ms};
 use crate::engine::writer::Tx;
 use crate::{Error, JobRow, Reserve};
 
-/// The columns that [`read`] expects, of `jobs AS j` and `job_bodies AS b`.
-macro_rules! job_columns {
-    () => {
-        "j.uid, j.id, j.namespace, j.name, j.spec_hash, j.queue, j.priority, j.class_id, \
+/// The columns of a job but its spec, of `jobs AS j` and `job_bodies AS b`.
+macro_rules! narrow_columns {
+    ($lease_name:literal) => {
+        concat!("j.uid, j.id, j.namespace, j.name, j.spec_hash, j.queue, j.priority, j.class_id, \
          j.cpu_millis, j.memory_bytes, j.gpus, j.ttl_ms, j.suspend, j.created_at, j.generation, \
          j.resource_version, j.phase, j.epoch, j.attempts, j.lost_attempts, j.failures, j.logs_complete, \
          j.queued_at, j.not_before, j.started_at, j.finished_at, j.ttl_at, j.cancel_requested_at, j.exit_code, \
          j.node, j.reason, j.message, j.steps, j.unenforced, \
          (SELECT a.lease_until FROM attempts AS a \
-          WHERE a.job_id = j.id AND a.epoch = j.epoch AND a.ended_at IS NULL) AS lease_until, \
-         b.labels, b.annotations, b.spec"
+          WHERE a.job_id = j.id AND a.epoch = j.epoch AND a.ended_at IS NULL)", $lease_name, ", b.labels, b.annotations")
     };
 }
-pub(crate) use job_columns;
+
+/// The columns that [`read`] expects, of `jobs AS j` and `job_bodies AS b`.
+macro_rules! job_columns {
+    () => {
+        concat!($crate::ops::job_rows::narrow_columns!(" AS lease_until"), ", b.spec")
+    };
+}
+pub(crate) use {job_columns, narrow_columns};
 
 /// A job with its key inside the database.
 pub(crate) struct Stored {
@@ -88,9 +95,34 @@ pub(crate) fn settle_spec(row: &mut JobRow, ttl: Option<Span>) {
     row.spec = current_spec(Arc::clone(&row.spec), &current);
 }
 
-/// Reads a job from [`job_columns`]; `specs` saves parsing what was parsed before.
-pub(crate) fn read(row: &Row, specs: Option<&mut Specs>) -> Result<Stored, Error> {
+/// A job as [`narrow_columns`] have it.
+struct Unspecified {
+    id: i64,
+    ttl: Option<Span>,
+    /// The job with no spec worth the name.
+    row: JobRow,
+}
+
+impl Unspecified {
+    fn with(self, spec: Arc<SandboxJobSpec>) -> Stored {
+        let Self { id, ttl, mut row } = self;
+        row.spec = spec;
+        settle_spec(&mut row, ttl);
+        Stored { id, row }
+    }
+}
+
+/// Stands in for a spec that is read later.
+static NO_SPEC: LazyLock<Arc<SandboxJobSpec>> = LazyLock::new(Arc::default);
+
+/// Reads a job from [`job_columns`].
+pub(crate) fn read(row: &Row) -> Result<Stored, Error> {
     let mut cells = row.cells("jobs");
+    let job = read_narrow(&mut cells)?;
+    Ok(job.with(Arc::new(cells.json("spec")?)))
+}
+
+fn read_narrow(cells: &mut Cells<'_>) -> Result<Unspecified, Error> {
     let uid = cells.text("uid")?;
     let id = cells.int("id")?;
     let namespace = cells.text("namespace")?;
@@ -130,24 +162,13 @@ pub(crate) fn read(row: &Row, specs: Option<&mut Specs>) -> Result<Stored, Error
     let lease_until = cells.opt_time("lease_until")?;
     let labels = cells.json_or_default("labels")?;
     let annotations = cells.json_or_default("annotations")?;
-    let spec = match specs {
-        None => Arc::new(cells.json::<SandboxJobSpec>("spec")?),
-        Some(cache) => match cache.get(&uid, &spec_hash) {
-            Some(spec) => spec,
-            None => {
-                let spec = Arc::new(cells.json::<SandboxJobSpec>("spec")?);
-                cache.insert(&uid, &spec_hash, &spec, json(spec.as_ref()).len());
-                spec
-            }
-        },
-    };
-    let mut row = JobRow {
+    let row = JobRow {
         uid,
         namespace,
         name,
         labels,
         annotations,
-        spec,
+        spec: Arc::clone(&NO_SPEC),
         spec_hash,
         queue,
         priority,
@@ -177,8 +198,7 @@ pub(crate) fn read(row: &Row, specs: Option<&mut Specs>) -> Result<Stored, Error
         resource_version,
         lease_until,
     };
-    settle_spec(&mut row, ttl);
-    Ok(Stored { id, row })
+    Ok(Unspecified { id, ttl, row })
 }
 
 const BY_UID: &str = concat!(
@@ -193,16 +213,19 @@ const BY_UIDS: &str = concat!(
     " FROM json_each($1) AS e JOIN jobs AS j ON j.uid = e.value->>0 JOIN job_bodies AS b ON b.job_id = j.id"
 );
 
-const BY_IDS: &str = concat!(
-    "SELECT ",
-    job_columns!(),
-    " FROM json_each($1) AS e JOIN jobs AS j ON j.id = CAST(e.value AS BIGINT)",
-    " JOIN job_bodies AS b ON b.job_id = j.id"
+/// Small specs come with their rows; a large one would be copied once more, and a hundred of them do not fit into one
+/// document.
+const BY_IDS: &str = packed!(
+    concat!(narrow_columns!(""), ", CASE WHEN octet_length(b.spec) < 16384 THEN b.spec END"),
+    "json_each($1) AS e JOIN jobs AS j ON j.id = CAST(e.value AS BIGINT) JOIN job_bodies AS b ON b.job_id = j.id"
 );
+
+const LARGE_SPECS: &str = "
+    SELECT b.job_id, b.spec FROM json_each($1) AS e JOIN job_bodies AS b ON b.job_id = CAST(e.value AS BIGINT)";
 
 /// The job with a uid.
 pub(crate) async fn by_uid(conn: &mut Conn, uid: &str) -> Result<Option<Stored>, Error> {
-    conn.row(BY_UID, args![uid]).await?.map(|row| read(&row, None)).transpose()
+    conn.row(BY_UID, args![uid]).await?.map(|row| read(&row)).transpose()
 }
 
 /// The jobs with these uids that exist, in no order.
@@ -211,7 +234,7 @@ pub(crate) async fn by_uids(conn: &mut Conn, uids: &[String]) -> Result<Vec<Stor
         return Ok(Vec::new());
     }
     let rows = conn.rows(BY_UIDS, args![json(&uids.iter().map(|uid| [uid]).collect::<Vec<_>>())]).await?;
-    rows.iter().map(|row| read(row, None)).collect()
+    rows.iter().map(read).collect()
 }
 
 /// The jobs with these ids, in no order.
@@ -219,6 +242,34 @@ pub(crate) async fn by_ids(tx: &mut Tx, ids: &[i64]) -> Result<Vec<Stored>, Erro
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = tx.conn.rows(BY_IDS, args![json(ids)]).await?;
-    rows.iter().map(|row| read(row, Some(&mut tx.caches.specs))).collect()
+    let mut jobs = Vec::with_capacity(ids.len());
+    let mut large = HashMap::new();
+    for row in tx.conn.packed(BY_IDS, args![json(ids)]).await? {
+        let mut cells = row.cells("jobs");
+        let job = read_narrow(&mut cells)?;
+        let (uid, hash) = (&job.row.uid, &job.row.spec_hash);
+        if let Some(spec) = tx.caches.specs.get(uid, hash) {
+            jobs.push(job.with(spec));
+        } else if let Some((spec, bytes)) = cells.opt_sized_json("spec")? {
+            let spec = Arc::new(spec);
+            tx.caches.specs.insert(uid, hash, &spec, bytes);
+            jobs.push(job.with(spec));
+        } else {
+            large.insert(job.id, job);
+        }
+    }
+    if !large.is_empty() {
+        let ids: Vec<i64> = large.keys().copied().collect();
+        for row in tx.conn.rows(LARGE_SPECS, args![json(&ids)]).await? {
+            let mut cells = row.cells("job_bodies");
+            let id = cells.int("job_id")?;
+            let Some((spec, bytes)) = cells.opt_sized_json("spec")? else { continue };
+            if let Some(job) = large.remove(&id) {
+                let spec = Arc::new(spec);
+                tx.caches.specs.insert(&job.row.uid, &job.row.spec_hash, &spec, bytes);
+                jobs.push(job.with(spec));
+            }
+        }
+    }
+    Ok(jobs)
 }

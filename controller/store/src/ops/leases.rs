@@ -165,7 +165,7 @@ impl Store {
         self.read("ttl_due", move |conn| {
             Box::pin(async move {
                 let rows = conn.rows(SQL, args![ms(now), i64::from(limit)]).await?;
-                rows.iter().map(|row| Ok(job_rows::read(row, None)?.row)).collect()
+                rows.iter().map(|row| Ok(job_rows::read(row)?.row)).collect()
             })
         })
         .await

@@ -26,7 +26,7 @@ impl Store {
         self.read("get_job", move |conn| {
             Box::pin(async move {
                 let row = conn.row(SQL, args).await?;
-                row.map(|row| Ok(job_rows::read(&row, None)?.row)).transpose()
+                row.map(|row| Ok(job_rows::read(&row)?.row)).transpose()
             })
         })
         .await
@@ -216,7 +216,7 @@ async fn list(
     let rows = conn.rows_of(whole, query.args).await?;
     let mut jobs = Vec::with_capacity(rows.len());
     for row in &rows {
-        jobs.push(job_rows::read(row, None)?);
+        jobs.push(job_rows::read(row)?);
     }
     let more = jobs.len() > limit as usize;
     jobs.truncate(limit as usize);
