@@ -84,7 +84,7 @@ pub trait Workspaces: Send + Sync + 'static {
     /// What the sandbox says.
     async fn open(&self, name: &str) -> Result<Option<Home>, SandboxError>;
 
-    /// Writes the script of a step, so that [`script_path`] is its path inside the sandbox.
+    /// Writes the script of a step, so that the step finds it under `/workspace/.windlass/steps/` and its number.
     ///
     /// # Errors
     /// What the sandbox says.
