@@ -29,9 +29,6 @@ pub(crate) struct Args {
     #[command(flatten)]
     connection: ConnectionArgs,
 
-    #[command(flatten)]
-    folders: FolderArgs,
-
     /// What to do.
     #[command(subcommand)]
     pub(crate) verb: Verb,
@@ -68,22 +65,6 @@ struct ConnectionArgs {
     /// Read the settings from this file in place of `$XDG_CONFIG_HOME/windlass/config.yaml`.
     #[arg(long, global = true, value_name = "PATH", env = "WINDLASS_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
-}
-
-/// The user's folders, which only the environment names.
-#[derive(clap::Args, Debug)]
-struct FolderArgs {
-    /// The folder of configuration files.
-    #[arg(long, global = true, hide = true, env = "XDG_CONFIG_HOME")]
-    xdg_config_home: Option<PathBuf>,
-
-    /// The folder of data.
-    #[arg(long, global = true, hide = true, env = "XDG_DATA_HOME")]
-    xdg_data_home: Option<PathBuf>,
-
-    /// The folder of what programs remember.
-    #[arg(long, global = true, hide = true, env = "XDG_STATE_HOME")]
-    xdg_state_home: Option<PathBuf>,
 }
 
 /// What to do. Each verb is described at its own arguments, which is what its help prints.
@@ -129,17 +110,15 @@ impl CommandLine {
     }
 
     fn from_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let Args { connection, folders, verb } = Args::from_arg_matches(matches)?;
+        let Args { connection, verb } = Args::from_arg_matches(matches)?;
         let ConnectionArgs { server, ca_file, token_file, namespace, config } = connection;
-        let FolderArgs { xdg_config_home, xdg_data_home, xdg_state_home } = folders;
-        let home = std::env::home_dir();
         let given = Given {
             server: resolved(matches, "server", "--server", "WINDLASS_SERVER", server),
             ca_file: resolved(matches, "ca_file", "--ca-file", "WINDLASS_CA_FILE", ca_file),
             token_file: resolved(matches, "token_file", "--token-file", "WINDLASS_TOKEN_FILE", token_file),
             namespace: resolved(matches, "namespace", "--namespace", "WINDLASS_NAMESPACE", namespace),
             config_file: resolved(matches, "config", "--config", "WINDLASS_CONFIG", config),
-            folders: Folders::new(xdg_config_home, xdg_data_home, xdg_state_home, home),
+            folders: Folders::of_this_user(),
         };
         Ok(Self { verb, given })
     }

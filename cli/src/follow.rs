@@ -45,6 +45,17 @@ pub(crate) struct Follower<'a> {
     pub(crate) name: &'a str,
     /// What an interrupt does.
     pub(crate) on_interrupt: OnInterrupt,
+    /// Whether no other node will ever come, so that a job that fits none is better given up.
+    pub(crate) fleet_is_closed: bool,
+}
+
+/// Why a job still waits, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// The words.
+    pub(crate) text: String,
+    /// There are nodes, and it fits none of them.
+    pub(crate) fits_nowhere: bool,
 }
 
 impl Follower<'_> {
@@ -55,7 +66,7 @@ impl Follower<'_> {
         let mut epoch: Option<u64> = None;
         let mut interrupted = false;
         let mut look = Box::pin(tokio::time::sleep(PATIENCE));
-        let mut told: Option<String> = None;
+        let mut told: Option<Waiting> = None;
         loop {
             // Receiving from the stream and from the signals is cancel-safe, and the sleep keeps its deadline.
             let item = tokio::select! {
@@ -72,13 +83,19 @@ impl Follower<'_> {
                     continue;
                 }
                 () = &mut look, if epoch.is_none() => {
-                    if let Some(reason) = self.why_not_running().await
-                        && told.as_ref() != Some(&reason)
-                    {
-                        self.console.note(&reason);
-                        told = Some(reason);
+                    let waiting = self.why_not_running().await;
+                    if let Some(waiting) = &waiting {
+                        let again = told.as_ref() == Some(waiting);
+                        if again && waiting.fits_nowhere && self.fleet_is_closed {
+                            return self.give_up(waiting).await;
+                        }
+                        if !again {
+                            self.console.note(&waiting.text);
+                        }
                     }
-                    look.as_mut().reset(tokio::time::Instant::now() + LOOK_AGAIN);
+                    told = waiting;
+                    let pause = if self.fleet_is_closed { PATIENCE } else { LOOK_AGAIN };
+                    look.as_mut().reset(tokio::time::Instant::now() + pause);
                     continue;
                 }
             };
@@ -153,11 +170,20 @@ impl Follower<'_> {
         Ok(())
     }
 
-    /// Why the job still waits, in words; `None` where it does not, or nobody knows.
-    async fn why_not_running(&self) -> Option<String> {
+    /// Cancels a job that no node will ever take.
+    async fn give_up(&self, waiting: &Waiting) -> Result<Exit, Failure> {
+        self.client.cancel(self.namespace, self.name).await?;
+        let report = Report::new(Exit::Failed, format!("the job {} cannot run here", self.name));
+        Err(report.details(waiting.text.lines().skip(1).map(str::trim).map(str::to_owned)).into())
+    }
+
+    /// Why the job still waits; `None` where it does not, or nobody knows.
+    async fn why_not_running(&self) -> Option<Waiting> {
         let job: Job = self.client.get(Kind::Job, self.namespace, self.name).await.ok()?;
         match job.status.phase {
-            JobPhase::PendingApproval => return Some("The job waits for approval.".to_owned()),
+            JobPhase::PendingApproval => {
+                return Some(Waiting { text: "The job waits for approval.".to_owned(), fits_nowhere: false });
+            }
             JobPhase::Queued => {}
             JobPhase::Claimed
             | JobPhase::Running
@@ -194,9 +220,9 @@ impl Follower<'_> {
 }
 
 /// Why a job is queued, in words.
-pub(crate) fn why_queued(placement: &Placement) -> String {
+pub(crate) fn why_queued(placement: &Placement) -> Waiting {
     if let Some(job) = &placement.job {
-        return format!("The job waits: {}.", printable(job));
+        return Waiting { text: format!("The job waits: {}.", printable(job)), fits_nowhere: false };
     }
     let fitting = placement.items.iter().filter(|item| item.fits).count();
     let mut text = match (placement.items.len(), fitting) {
@@ -217,7 +243,7 @@ pub(crate) fn why_queued(placement: &Placement) -> String {
     if refusing.len() > NODES_SHOWN {
         text.push_str(&format!("\n  and {} more nodes", refusing.len() - NODES_SHOWN));
     }
-    text
+    Waiting { text, fits_nowhere: fitting == 0 && !placement.items.is_empty() }
 }
 
 /// How a job ended, in one line.
@@ -272,12 +298,14 @@ mod tests {
         let placement =
             |items: Vec<PlacementItem>, queue_position| Placement { job: None, items, queue_position };
         let one = why_queued(&placement(vec![item("n1", false, "it has 2 cpus, 64 are needed")], None));
-        assert_eq!(one, "The job waits: it fits no node.\n  n1: it has 2 cpus, 64 are needed");
+        assert!(one.fits_nowhere);
+        assert_eq!(one.text, "The job waits: it fits no node.\n  n1: it has 2 cpus, 64 are needed");
         let two = why_queued(&placement(vec![item("n1", true, ""), item("n2", false, "no")], Some(3)));
-        assert_eq!(two, "The job waits for a free slot; 3 jobs are before it.\n  n2: no");
-        assert!(why_queued(&placement(vec![], None)).contains("there is no node yet"));
+        assert!(!two.fits_nowhere);
+        assert_eq!(two.text, "The job waits for a free slot; 3 jobs are before it.\n  n2: no");
+        assert!(why_queued(&placement(vec![], None)).text.contains("there is no node yet"));
         let many = (0..9).map(|index| item(&format!("n{index}"), false, "no")).collect();
-        assert!(why_queued(&placement(many, None)).ends_with("and 4 more nodes"));
+        assert!(why_queued(&placement(many, None)).text.ends_with("and 4 more nodes"));
     }
 
     #[test]

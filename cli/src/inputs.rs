@@ -126,7 +126,7 @@ impl From<Error> for Failure {
             Error::Archive { .. } => report.hint("name another folder for temporary files by TMPDIR"),
             Error::Special { .. } => report.hint("copy what you need into a file first"),
             Error::TooLarge { .. } => report
-                .hint("leave out what the job does not need, or let the node read it as a `hostPath` input"),
+                .hint("leave out what the job does not need by `--exclude NAME`, such as `--exclude target`"),
             Error::Syntax { .. } | Error::Unreadable { .. } | Error::Changed { .. } => report,
         }
         .into()

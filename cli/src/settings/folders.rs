@@ -14,6 +14,21 @@ pub(crate) struct Folders {
 }
 
 impl Folders {
+    /// The folders of whoever runs this process.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "these variables name folders of the user and no settings of ours, which all have flags"
+    )]
+    pub(crate) fn of_this_user() -> Self {
+        let variable = |name| std::env::var_os(name).map(PathBuf::from);
+        Self::new(
+            variable("XDG_CONFIG_HOME"),
+            variable("XDG_DATA_HOME"),
+            variable("XDG_STATE_HOME"),
+            std::env::home_dir(),
+        )
+    }
+
     /// The folders by these variables, each with the default below the home folder. A relative path counts as unset,
     /// as the specification says.
     pub(crate) fn new(

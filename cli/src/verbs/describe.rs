@@ -102,7 +102,7 @@ impl Describer<'_> {
         text.job(&job);
         if let Some(placement) = placement {
             text.section("Placement");
-            text.text.push_str(&indented(&why_queued(&placement)));
+            text.text.push_str(&indented(&why_queued(&placement).text));
         }
         text.attempts(&attempts.items);
         text.conditions(&job.status.conditions);

@@ -58,7 +58,7 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
     context.console.note("Starting a controller and a node…");
     let settings =
         FleetSettings { state_dir: state_dir.clone(), listen, name, labels: Vec::new(), concurrency };
-    let mut fleet = Fleet::start(settings).await?;
+    let mut fleet = Fleet::start(settings).await.map_err(|failure| name_other(context, failure))?;
     let published = Published::write(context, &fleet)?;
     greet(context, &fleet, &state_dir, published.is_some())?;
     let exit = follow(context, &mut fleet, &mut interrupts).await;
@@ -80,6 +80,20 @@ fn default_state_dir(folders: &Folders, is_root: bool) -> Result<PathBuf, Failur
             .hint("name a folder: `--state-dir PATH`")
             .into()
     })
+}
+
+/// Adds to a failure that another `windlass dev` may be its cause, where one has left its file.
+fn name_other(context: &Context, failure: Failure) -> Failure {
+    match (failure, DevFile::find(&context.given.folders)) {
+        (Failure::Report(report), Ok(Some((_, other)))) => report
+            .hint(format!(
+                "a `windlass dev` with the process id {} may be running already at {}: stop it, or give this one its own \
+                 `--state-dir` and `--listen`",
+                other.pid, other.server
+            ))
+            .into(),
+        (failure, Ok(Some(_) | None) | Err(_)) => failure,
+    }
 }
 
 /// Waits for the end; `None` where not even the end is waited for.

@@ -111,8 +111,11 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
     if kind.kind != Kind::Job && (queue.is_some() || !phase.is_empty()) {
         return Err(usage("only jobs have a queue and a phase, so that --queue and --phase go with `jobs`"));
     }
-    if kind.kind == Kind::Queue && (watch || selector.is_some()) {
-        return Err(usage("queues can be neither watched nor selected by labels"));
+    if watch && matches!(kind.kind, Kind::Queue | Kind::Template) {
+        return Err(usage("only jobs and nodes can be watched"));
+    }
+    if selector.is_some() && kind.kind == Kind::Queue {
+        return Err(usage("queues have no labels to select them by"));
     }
     let all_one_kind = targets.iter().all(|target| target.kind == kind.kind);
     if watch && !all_one_kind {

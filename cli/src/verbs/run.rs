@@ -188,7 +188,14 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
     }
     let (namespace, name) = &job;
     context.console.note(format!("job/{name} created"));
-    let follower = Follower { client: &client, console: context.console, namespace, name, on_interrupt };
+    let follower = Follower {
+        client: &client,
+        console: context.console,
+        namespace,
+        name,
+        on_interrupt,
+        fleet_is_closed: false,
+    };
     follower.follow(&mut Interrupts::catch()?).await
 }
 
@@ -266,6 +273,7 @@ async fn run_on(
         namespace: &namespace,
         name: &name,
         on_interrupt: OnInterrupt::Cancel,
+        fleet_is_closed: true,
     };
     follower.follow(interrupts).await
 }

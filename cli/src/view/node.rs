@@ -69,7 +69,8 @@ fn status_cell(node: &Node) -> Cell {
         Some(ready) if ready.status == ConditionStatus::True && held_back.is_empty() => Cell::good("Ready"),
         Some(ready) if ready.status == ConditionStatus::True => Cell::notable(format!("Ready{held_back}")),
         Some(ready) => Cell::bad(format!("NotReady ({}){held_back}", ready.reason)),
-        None => Cell::notable(format!("Unknown{held_back}")),
+        // The controller judges a node a moment after it has heard of it.
+        None => Cell::notable(format!("Pending{held_back}")),
     }
 }
 

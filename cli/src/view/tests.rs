@@ -82,13 +82,13 @@ fn nodes_show_why_they_are_not_ready_and_which_configuration_is_in_force() {
     NAME      STATUS                                 JOBS  CONFIG   VERSION  LAST SEEN  AGE
     n1        Ready                                  1/2   10       0.1.0    2s         28d
     n2        NotReady (NoHeartbeat), unschedulable  0/0   9 of 10  -        -          28d
-    declared  Unknown                                0/0   - of 1   -        -          -
+    declared  Pending                                0/0   - of 1   -        -          -
     ");
     insta::assert_snapshot!(table(Kind::Node, &nodes, WIDE), @r"
     NAME      STATUS                                 JOBS  CONFIG   VERSION  LAST SEEN  AGE  OS         ARCH   CPUS  MEMORY     RUNTIMES  LABELS
     n1        Ready                                  1/2   10       0.1.0    2s         28d  debian 12  amd64  4     16.00 GiB  native    disk=ssd
     n2        NotReady (NoHeartbeat), unschedulable  0/0   9 of 10  -        -          28d  -          -      -     -          -         -
-    declared  Unknown                                0/0   - of 1   -        -          -    -          -      -     -          -         -
+    declared  Pending                                0/0   - of 1   -        -          -    -          -      -     -          -         -
     ");
 }
 

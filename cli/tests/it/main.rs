@@ -4,6 +4,7 @@
 mod errors;
 mod fake;
 mod follow;
+mod local;
 mod nodes;
 mod objects;
 mod offline;
