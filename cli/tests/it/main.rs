@@ -9,5 +9,6 @@ mod nodes;
 mod objects;
 mod offline;
 mod run;
+mod terminal;
 mod wait;
 mod world;

@@ -111,6 +111,8 @@ async fn what_is_not_there_is_said_and_what_is_there_is_printed() {
     let output = world.cli(&["get", "jobs", "hello", "missing", "-o", "name"]).await;
     assert_eq!((output.code, output.stdout.as_str()), (Some(1), "job/hello\n"));
     assert!(output.stderr.contains("error: ") && output.stderr.contains("missing"), "{}", output.stderr);
+    let watch = world.cli(&["get", "templates", "-w"]).await.failed(2);
+    assert!(watch.contains("only jobs and nodes can be watched"), "{watch}");
     let queue = world.cli(&["describe", "queue", "none"]).await.failed(1);
     assert!(queue.contains("there is no queue `none`"), "{queue}");
 }
