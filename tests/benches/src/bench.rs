@@ -93,9 +93,12 @@ impl Bench {
         Ok(Installed { root: self.cache.join(peer), path: self.path.clone(), versions })
     }
 
-    /// A new folder for a daemon's data.
+    /// A new folder for data; a round that failed may have left one.
     pub(crate) fn folder(&self, name: &str) -> anyhow::Result<PathBuf> {
         let folder = self.work.join(name);
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+        }
         std::fs::create_dir(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(folder)
     }

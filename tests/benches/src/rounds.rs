@@ -8,10 +8,17 @@ const ROUNDS: usize = 5;
 /// A measurement, or why there is none.
 pub(crate) type Measured<T> = Result<T, String>;
 
+/// How much of a reason is shown: errors may quote whole batches.
+const REASON: usize = 300;
+
 /// The reason why there is no measurement.
 #[expect(clippy::needless_pass_by_value, reason = "it stands in `map_err`, which gives the error away")]
 pub(crate) fn reason(error: anyhow::Error) -> String {
-    format!("{error:#}")
+    let text = format!("{error:#}");
+    match text.char_indices().nth(REASON) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
 }
 
 /// Something that can be measured: yields the samples of one round, at least one.
