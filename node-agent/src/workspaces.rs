@@ -296,3 +296,83 @@ impl Workspaces for HostWorkspaces {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn archive() -> Vec<u8> {
+        // A tar archive by hand: one member, `dir/file`, of five bytes.
+        let mut header = [0; 512];
+        header[..8].copy_from_slice(b"dir/file");
+        header[100..107].copy_from_slice(b"0000644");
+        header[124..135].copy_from_slice(b"00000000005");
+        header[136..147].copy_from_slice(b"00000000000");
+        header[148..156].fill(b' ');
+        header[156] = b'0';
+        header[257..263].copy_from_slice(b"ustar\0");
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..154].copy_from_slice(format!("{sum:06o}").as_bytes());
+        header[154] = 0;
+        let mut archive = header.to_vec();
+        archive.extend_from_slice(b"hello");
+        archive.resize(512 + 512 + 1024, 0);
+        archive
+    }
+
+    #[tokio::test]
+    async fn a_home_is_made_found_again_and_removed() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let state = tempfile::tempdir().unwrap();
+        let identities =
+            Identities::open(state.path().join("identities"), windlass_sandbox::DEFAULT_UIDS).unwrap();
+        let homes = HostWorkspaces::open_state(state.path(), identities).unwrap();
+        let source = state.path().join("archive.tar");
+        std::fs::write(&source, archive()).unwrap();
+        let place =
+            |path: &str, content, executable| Placement { path: path.to_owned(), content, executable };
+        let placements = vec![
+            place("a/inline", Content::Text("text".to_owned()), true),
+            place("copy", Content::File(source.clone()), false),
+            place("deep/er", Content::Archive(source.clone()), false),
+            place(".", Content::Archive(source), false),
+        ];
+        let until = Duration::from_secs(1000);
+        let home = homes.create("job-1", placements, until).await.unwrap();
+        let read = |path: &str| std::fs::read_to_string(home.workspace.join(path)).unwrap();
+        assert_eq!((read("a/inline"), read("deep/er/dir/file")), ("text".to_owned(), "hello".to_owned()));
+        assert_eq!(read("dir/file"), "hello");
+        assert!(home.workspace.join(".windlass/artifacts").is_dir());
+        homes.write_script(&home, 3, "echo").await.unwrap();
+        let mode =
+            |path: &str| std::fs::metadata(home.workspace.join(path)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("a/inline"), mode(".windlass/steps/3")), (0o755, 0o500));
+
+        (home.lease)(Duration::from_secs(2000)).unwrap();
+        let found = homes.open("job-1").await.unwrap().unwrap();
+        assert_eq!((found.lease_until, found.identity), (Duration::from_secs(2000), home.identity));
+        assert!(homes.open("other-1").await.unwrap().is_none());
+        assert_eq!(homes.list().await.unwrap(), ["job-1"]);
+
+        let again = homes.create("job-1", Vec::new(), until).await.unwrap();
+        assert!(!again.workspace.join("copy").exists(), "what an earlier try left is gone");
+        homes.remove("job-1").await.unwrap();
+        homes.remove("job-1").await.unwrap();
+        assert!(homes.list().await.unwrap().is_empty());
+        assert_eq!(std::fs::read_dir(state.path().join("identities")).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_path_out_of_the_workspace_is_refused() {
+        let state = tempfile::tempdir().unwrap();
+        let identities =
+            Identities::open(state.path().join("identities"), windlass_sandbox::DEFAULT_UIDS).unwrap();
+        let homes = HostWorkspaces::open_state(state.path(), identities).unwrap();
+        for path in ["../x", "/etc/x", "a/../../x"] {
+            let content = Content::Text(String::new());
+            let placement = Placement { path: path.to_owned(), content, executable: false };
+            let error = homes.create("job-1", vec![placement], Duration::ZERO).await.unwrap_err();
+            assert_eq!(error.kind(), "unsafe_path", "{path}");
+        }
+    }
+}

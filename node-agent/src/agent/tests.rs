@@ -461,6 +461,33 @@ async fn a_doubled_assignment_runs_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_assignment_whose_answer_was_lost_comes_again_and_is_given_back_by_a_node_that_drains() {
+    for drains in [false, true] {
+        let world = World::new();
+        world.controller.assign(steps("a", &[&["sleep 15000"]]));
+        let run = world.start();
+        world.until("start", || !world.sandbox.running().is_empty()).await;
+        tokio::time::sleep(secs(1)).await;
+        world.controller.change(|state| state.down = true);
+        world.controller.assign(assignment("b", 1, &["true"]));
+        tokio::time::sleep(secs(1)).await;
+        assert!(world.controller.state().queue.is_empty(), "it was granted");
+        if drains {
+            run.stop.send_replace(Stop::Drain);
+        }
+        world.controller.change(|state| state.down = false);
+        let terminal = world.controller.terminal("b").await;
+        if drains {
+            assert_eq!((terminal.phase, terminal.reason.as_str()), (TerminalPhase::Released, "Draining"));
+        } else {
+            assert_eq!(terminal.phase, TerminalPhase::Succeeded);
+        }
+        run.drain().await;
+        world.check();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_more_attempts_run_at_once_than_there_are_slots_and_a_free_slot_is_used_at_once() {
     let mut world = World::new();
     world.concurrency = 2;

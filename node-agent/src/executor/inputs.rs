@@ -222,3 +222,81 @@ async fn receive(mut stream: InputStream, to: &Path, digest: &str, hex: &str) ->
     let found = hex::encode(hash.finalize());
     if found == hex { Ok(()) } else { Err(Error::Mismatch { digest: digest.to_owned(), found }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::capabilities::sha256_text;
+    use crate::testing::controller::FakeController;
+    use crate::testing::{SeededIds, VirtualClock};
+
+    fn session() -> Session {
+        let url = String::new;
+        Session {
+            token: "token".to_owned(),
+            issued_at: Timestamp::UNIX_EPOCH,
+            expires_at: Timestamp::MAX,
+            endpoints: windlass_crds::protocol::Endpoints {
+                worker_registration_url: url(),
+                node_report_url: url(),
+                node_config_url: url(),
+                claim_url: url(),
+                heartbeat_url: url(),
+                report_url: url(),
+                inputs_url: url(),
+            },
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_used_for_longest_makes_room_unless_it_is_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(".leftover"), b"x").unwrap();
+        let (controller, clock) = (FakeController::default(), VirtualClock::new());
+        let cache =
+            InputCache::new(folder.path().to_owned(), 2000, Arc::new(clock), Arc::new(SeededIds::new(1)));
+        cache.remove_leftovers().await.unwrap();
+        let digests: Vec<String> = (0..4_u8)
+            .map(|fill| {
+                let content = vec![fill; 1000];
+                let digest = sha256_text(&content);
+                controller.change(|state| state.inputs.insert(digest.clone(), content));
+                digest
+            })
+            .collect();
+        let fetch = |number: usize| {
+            let (cache, controller, digest) = (cache.clone(), controller.clone(), digests[number].clone());
+            async move {
+                // Times of use must differ, by the clock in virtual time.
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                cache.get(&digest, &controller, &session()).await.unwrap()
+            }
+        };
+        let kept = || {
+            let mut numbers: Vec<usize> = (0..4)
+                .filter(|number| {
+                    folder.path().join(digests[*number].strip_prefix("sha256:").unwrap()).exists()
+                })
+                .collect();
+            numbers.sort_unstable();
+            numbers
+        };
+        let first = fetch(0).await;
+        assert_eq!(std::fs::read(first.path()).unwrap(), vec![0; 1000]);
+        drop(first);
+        drop(fetch(1).await);
+        drop(fetch(0).await);
+        drop(fetch(2).await);
+        assert_eq!(kept(), [0, 2], "1 was not used for longest");
+        let held = fetch(0).await;
+        drop(fetch(2).await);
+        drop(fetch(3).await);
+        assert_eq!(kept(), [0, 3], "0 is older and in use");
+        drop(held);
+        controller.change(|state| state.inputs.clear());
+        drop(fetch(0).await);
+        assert!(!folder.path().join(".leftover").exists());
+    }
+}
