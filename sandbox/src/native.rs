@@ -323,7 +323,7 @@ impl Inner {
             landlock: probes.landlock,
             cgroup_namespace: probes.failure(Feature::CgroupNamespace).is_none(),
             time_namespace: probes.failure(Feature::TimeNamespace).is_none(),
-            filters: seccomp::compile(),
+            filter: seccomp::compile(),
         };
         let cgroups = CgroupHost::discover(config.cgroup_parent.as_deref());
         let identities = Identities::open(state.join("identities"), config.uid_range.clone())?;

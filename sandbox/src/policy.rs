@@ -43,8 +43,8 @@ pub(crate) struct Host {
     pub(crate) cgroup_namespace: bool,
     /// Whether time namespaces work.
     pub(crate) time_namespace: bool,
-    /// The compiled seccomp filters with their names.
-    pub(crate) filters: Vec<(String, Filter)>,
+    /// The compiled seccomp policy.
+    pub(crate) filter: Filter,
 }
 
 /// Host paths that make up the minimal system, where they exist. Not in it: the host's accounts, secrets, keys and
@@ -58,15 +58,11 @@ pub(crate) const SYSTEM: &[&str] = &[
     "/lib64",
     "/libx32",
     "/etc/alternatives",
-    "/etc/ca-certificates",
     "/etc/ld.so.cache",
     "/etc/localtime",
-    "/etc/mime.types",
     "/etc/os-release",
     "/etc/pki/ca-trust/extracted",
     "/etc/pki/tls/certs",
-    "/etc/protocols",
-    "/etc/services",
     "/etc/ssl/certs",
     "/etc/ssl/openssl.cnf",
 ];
@@ -276,9 +272,7 @@ fn steps(
     }
     steps.push(Step::Umask { mask: 0o022 });
     steps.push(Step::WorkIn { path: text("cwd", inside(&spec.cwd))? });
-    for (name, filter) in &host.filters {
-        steps.push(Step::Seccomp { name: name.clone(), filter: filter.clone() });
-    }
+    steps.push(Step::Seccomp { filter: host.filter.clone() });
     Ok(steps)
 }
 
@@ -315,10 +309,7 @@ fn files(hostname: &str) -> [(&'static str, String); 7] {
             format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback {hostname}\n"),
         ),
         ("etc/hostname", format!("{hostname}\n")),
-        (
-            "etc/nsswitch.conf",
-            "passwd: files\ngroup: files\nhosts: files dns\nprotocols: files\nservices: files\n".to_owned(),
-        ),
+        ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
         ("etc/resolv.conf", String::new()),
         ("etc/shells", "/bin/sh\n/bin/bash\n".to_owned()),
     ]
@@ -384,7 +375,7 @@ mod tests {
             landlock: Some(6),
             cgroup_namespace: true,
             time_namespace: true,
-            filters: vec![("allow".into(), Filter(vec![0; 3]))],
+            filter: Filter(vec![0; 3]),
         }
     }
 

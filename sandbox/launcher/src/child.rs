@@ -20,7 +20,7 @@ use rustix::process::{Pid, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use crate::plan::{LaunchPlan, Resource, Step, Text};
-use crate::sys::{self, Fork, NullTerminated};
+use crate::sys::{self, NullTerminated};
 
 /// Supervisor to init: the id maps are written.
 pub(crate) const GO: u8 = b'G';
@@ -110,6 +110,8 @@ pub(crate) struct Child<'a> {
     pub(crate) stdout: OwnedFd,
     /// Write end of standard error.
     pub(crate) stderr: OwnedFd,
+    /// The stack of the program's process until it executes; taken when it is used.
+    pub(crate) stack: Option<sys::Stack>,
     /// Whether the supervisor is root, so that nothing may be left of its groups.
     pub(crate) privileged: bool,
 }
@@ -121,6 +123,8 @@ pub(crate) fn run(mut child: Child<'_>) -> ! {
         sys::exit_now(0);
     }
     let Ok(deaths) = sys::signal_fd(&[libc::SIGCHLD]) else { sys::exit_now(0) };
+    // What is made gets exactly the mode that is named.
+    rustix::process::umask(Mode::empty());
     // All sources first: once the new root is entered, the host's paths are out of reach.
     for index in 0..child.plan.steps.len() {
         let opened = child.open_source(index);
@@ -130,13 +134,16 @@ pub(crate) fn run(mut child: Child<'_>) -> ! {
         let carried_out = child.carry_out(index);
         child.or_give_up(index, carried_out);
     }
-    // SAFETY: this process is the copy of a process with one thread and has made none.
-    #[expect(unsafe_code, reason = "fork of a process with one thread")]
-    let forked = unsafe { sys::fork() };
+    let mut stack = child.stack.take();
+    let forked = match &mut stack {
+        // SAFETY: this process is the copy of a process with one thread and has made none. `become_program` ends in an
+        // execution or an exit, and changes nothing but its own process's descriptors and signals.
+        #[expect(unsafe_code, reason = "fork of a process with one thread")]
+        Some(stack) => unsafe { sys::fork_sharing(stack, &child, become_program) },
+        None => Err(Errno::NOMEM),
+    };
     match forked {
-        Ok(Fork::Child) => child.become_program(),
-        Ok(Fork::Parent(program)) => {
-            child.report(Report::Forked);
+        Ok(program) => {
             let Child { control, setup, stdout, stderr, .. } = child;
             drop((setup, stdout, stderr));
             attend(program, &control, &deaths)
@@ -146,6 +153,14 @@ pub(crate) fn run(mut child: Child<'_>) -> ! {
             sys::exit_now(0)
         }
     }
+}
+
+/// The forked process becomes the program. It shares the memory of the init, which waits.
+extern "C" fn become_program(child: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: `fork_sharing` passes on the reference that it was given, and the init waits while this process uses it.
+    #[expect(unsafe_code, reason = "the context arrives as a pointer")]
+    let child = unsafe { &*child.cast::<Child<'_>>() };
+    child.become_program()
 }
 
 /// Opens what a step shows as a detached mount with its final flags. The supervisor does it for everything if it is root,
@@ -340,8 +355,10 @@ impl Child<'_> {
     }
 
     /// The forked process becomes the program.
-    fn become_program(self) -> ! {
-        sys::reset_signals();
+    fn become_program(&self) -> ! {
+        // The memory is shared, the descriptors are not: the init's own copies stay as they are.
+        self.report(Report::Forked);
+        sys::release_signals();
         let failed = match self.prepare_program() {
             Err(errno) => errno,
             Ok(()) => {
@@ -452,9 +469,8 @@ fn file_type(fd: impl AsFd) -> Result<FileType, Errno> {
 
 /// Makes a folder with exactly this mode; one that is there is fine.
 fn make_dir(path: &Text, mode: u32) -> Result<(), Errno> {
-    match rustix::fs::mkdir(path.as_c_str(), Mode::RWXU) {
-        Ok(()) => rustix::fs::chmod(path.as_c_str(), Mode::from_raw_mode(mode)),
-        Err(Errno::EXIST) => Ok(()),
+    match rustix::fs::mkdir(path.as_c_str(), Mode::from_raw_mode(mode)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(errno) => Err(errno),
     }
 }

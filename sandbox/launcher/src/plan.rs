@@ -254,10 +254,8 @@ pub enum Step {
         /// Where.
         path: Text,
     },
-    /// Installs a seccomp filter.
+    /// Installs the seccomp filter.
     Seccomp {
-        /// What the filter is for.
-        name: String,
         /// The filter.
         filter: Filter,
     },
@@ -303,7 +301,7 @@ impl fmt::Display for Step {
             Self::Limit { resource, value } => write!(f, "limit {resource:?} to {value}"),
             Self::Umask { mask } => write!(f, "set the umask to {mask:03o}"),
             Self::WorkIn { path } => write!(f, "change into {path}"),
-            Self::Seccomp { name, filter } => write!(f, "install seccomp filter {name} ({filter:?})"),
+            Self::Seccomp { filter } => write!(f, "install the seccomp filter of {filter:?}"),
         }
     }
 }
@@ -382,8 +380,7 @@ mod tests {
 
     #[test]
     fn texts_and_filters_survive_the_round_trip_and_bad_ones_are_refused() {
-        let step =
-            Step::Seccomp { name: "deny".into(), filter: Filter(vec![0x0020_0000_0000_0004, u64::MAX]) };
+        let step = Step::Seccomp { filter: Filter(vec![0x0020_0000_0000_0004, u64::MAX]) };
         let json = serde_json::to_string(&step).unwrap();
         assert_eq!(serde_json::from_str::<Step>(&json).unwrap(), step);
         assert!(serde_json::from_str::<Text>(r#""a\u0000b""#).is_err());

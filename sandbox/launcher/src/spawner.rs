@@ -107,6 +107,8 @@ pub(crate) fn run() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let Ok(boot_id) = record::boot_id() else { return ExitCode::FAILURE };
+    // The agent may have been started with signals ignored; programs in sandboxes must not inherit that.
+    sys::default_signals();
     sys::auto_reap(true);
     loop {
         match receive(&socket) {

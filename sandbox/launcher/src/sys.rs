@@ -78,6 +78,40 @@ pub(crate) unsafe fn clone_into(
     }
 }
 
+/// A stack for [`fork_sharing`].
+pub(crate) struct Stack(Box<[u8; Self::SIZE]>);
+
+impl Stack {
+    /// What the code up to `execve` needs, many times over.
+    const SIZE: usize = 64 << 10;
+
+    pub(crate) fn new() -> Self {
+        Self(Box::new([0; Self::SIZE]))
+    }
+}
+
+/// Forks a child that shares this process's memory and runs `body` on a stack of its own, while this process waits until
+/// the child has executed a program or ended: a fork without a copy of the page tables.
+///
+/// # Safety
+/// The process must have only one thread. `body` must not return and must leave the shared memory such that this process
+/// can go on; in particular it must not free anything.
+pub(crate) unsafe fn fork_sharing<T>(
+    stack: &mut Stack,
+    context: &T,
+    body: extern "C" fn(*mut libc::c_void) -> libc::c_int,
+) -> Result<Pid, Errno> {
+    let top = stack.0.as_mut_ptr_range().end;
+    // The ABI wants the stack's top aligned to 16 bytes.
+    let top = top.wrapping_sub(top as usize % 16);
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the stack is alive and large enough while this process waits, which CLONE_VFORK makes it do; `context` is
+    // alive for as long; the caller vouches for the rest.
+    let pid = unsafe { libc::clone(body, top.cast(), flags, ptr::from_ref(context).cast_mut().cast()) };
+    let pid = check(libc::c_long::from(pid))?;
+    i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::CHILD)
+}
+
 /// Waits for a child to end and reaps it; gives its wait status and its usage with that of its reaped children.
 pub(crate) fn reap(pid: Pid) -> Result<(i32, libc::rusage), Errno> {
     let mut status = 0;
@@ -133,14 +167,23 @@ pub(crate) fn signal_fd(signals: &[i32]) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Gives every signal its default action and blocks none.
-pub(crate) fn reset_signals() {
-    // SAFETY: sigset_t is plain data and sigemptyset initialises it; SIG_DFL is a valid handler for every signal. Signals
-    // whose action cannot be changed answer with an error that does no harm.
+/// Gives every signal its default action, but ignores SIGPIPE: a closed pipe is an error to handle.
+pub(crate) fn default_signals() {
+    // SAFETY: SIG_DFL and SIG_IGN are valid handlers for every signal. Signals whose action cannot be changed answer with
+    // an error that does no harm.
     unsafe {
         for signal in 1..=libc::SIGRTMAX() {
             libc::signal(signal, libc::SIG_DFL);
         }
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+    }
+}
+
+/// Undoes what [`default_signals`] and [`signal_fd`] did, for a program that is to be executed.
+pub(crate) fn release_signals() {
+    // SAFETY: sigset_t is plain data and sigemptyset initialises it; SIG_DFL is a valid handler.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         let mut set: libc::sigset_t = mem::zeroed();
         libc::sigemptyset(&mut set);
         libc::sigprocmask(libc::SIG_SETMASK, &set, ptr::null_mut());

@@ -11,33 +11,33 @@ use windlass_sandbox::{
 };
 
 /// The program that can become the launcher.
-pub fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     #[expect(clippy::disallowed_methods, reason = "the suite's second run tells its place to itself")]
     let given = std::env::var_os("WINDLASS_TEST_PROGRAM");
     given.map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_windlass-sandbox")), PathBuf::from)
 }
 
 /// Whether the tests run as root.
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     Identity::caller().uid == 0
 }
 
 /// What came of a unit.
 #[derive(Debug)]
-pub struct Outcome {
-    pub exit: Exit,
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
+pub(crate) struct Outcome {
+    pub(crate) exit: Exit,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
 }
 
 impl Outcome {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.stdout.clone()).unwrap()
     }
 
     /// Asserts that the program ran well; gives what it printed.
     #[track_caller]
-    pub fn ok(&self) -> String {
+    pub(crate) fn ok(&self) -> String {
         assert!(
             self.exit.succeeded(),
             "{:?}\nstdout: {}\nstderr: {}",
@@ -50,20 +50,20 @@ impl Outcome {
 }
 
 /// A driver, a workspace and a lease.
-pub struct Fixture {
-    pub dir: tempfile::TempDir,
-    pub native: Native,
-    pub identity: Identity,
-    pub workspace: Workspace,
-    pub lease: Lease,
+pub(crate) struct Fixture {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) native: Native,
+    pub(crate) identity: Identity,
+    pub(crate) workspace: Workspace,
+    pub(crate) lease: Lease,
 }
 
 impl Fixture {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(|_| {}).await
     }
 
-    pub async fn with(change: impl FnOnce(&mut SandboxConfig)) -> Self {
+    pub(crate) async fn with(change: impl FnOnce(&mut SandboxConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
         let mut config = config(dir.path());
@@ -77,7 +77,7 @@ impl Fixture {
     }
 
     /// A unit that runs `command`.
-    pub fn unit(&self, name: &str, command: &[&str]) -> UnitSpec {
+    pub(crate) fn unit(&self, name: &str, command: &[&str]) -> UnitSpec {
         let command = command.iter().map(|word| (*word).to_owned()).collect();
         let id = UnitId::new(name).unwrap();
         let path = self.workspace.path().to_owned();
@@ -85,31 +85,31 @@ impl Fixture {
     }
 
     /// Runs a unit to its end.
-    pub async fn run(&self, unit: &UnitSpec) -> Outcome {
+    pub(crate) async fn run(&self, unit: &UnitSpec) -> Outcome {
         self.native.prepare(unit).await.unwrap();
         self.native.start(&unit.id).await.unwrap();
         self.finish(&unit.id).await
     }
 
     /// Waits for a unit's end and reads its output.
-    pub async fn finish(&self, id: &UnitId) -> Outcome {
+    pub(crate) async fn finish(&self, id: &UnitId) -> Outcome {
         let exit = self.native.wait(id).await.unwrap();
         let (stdout, stderr) = read_all(&self.native, id).await;
         Outcome { exit, stdout, stderr }
     }
 
     /// Runs a bash script.
-    pub async fn bash(&self, script: &str) -> Outcome {
+    pub(crate) async fn bash(&self, script: &str) -> Outcome {
         self.run(&self.unit("script", &["bash", "-c", script])).await
     }
 
     /// Runs a Python program.
-    pub async fn python(&self, program: &str) -> Outcome {
+    pub(crate) async fn python(&self, program: &str) -> Outcome {
         self.run(&self.unit("python", &["python3", "-c", program])).await
     }
 
     /// The error that preparing or starting gives.
-    pub async fn refusal(&self, unit: &UnitSpec) -> Error {
+    pub(crate) async fn refusal(&self, unit: &UnitSpec) -> Error {
         if let Err(error) = self.native.prepare(unit).await {
             return error;
         }
@@ -118,14 +118,14 @@ impl Fixture {
 }
 
 /// The configuration of a driver below `dir`.
-pub fn config(dir: &Path) -> SandboxConfig {
+pub(crate) fn config(dir: &Path) -> SandboxConfig {
     let mut config = SandboxConfig::new(dir.join("state"));
     config.launcher = program();
     config
 }
 
 /// Both streams from the beginning.
-pub async fn read_all(native: &Native, id: &UnitId) -> (Vec<u8>, Vec<u8>) {
+pub(crate) async fn read_all(native: &Native, id: &UnitId) -> (Vec<u8>, Vec<u8>) {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let mut reader = native.output(id, 0);
     while let Some(chunk) = reader.next().await.unwrap() {
@@ -140,7 +140,7 @@ pub async fn read_all(native: &Native, id: &UnitId) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// Host processes whose command line contains `marker`.
-pub fn processes_with(marker: &str) -> Vec<u32> {
+pub(crate) fn processes_with(marker: &str) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap() {
         let entry = entry.unwrap();
@@ -156,7 +156,7 @@ pub fn processes_with(marker: &str) -> Vec<u32> {
 
 /// Waits until something holds.
 #[track_caller]
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> impl Future<Output = ()> {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> impl Future<Output = ()> {
     let place = std::panic::Location::caller();
     async move {
         for _ in 0..600 {
@@ -170,7 +170,7 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> impl Future<Ou
 }
 
 /// Waits until the unit has printed `expected` on standard output.
-pub async fn printed(native: &Native, id: &UnitId, expected: &str) {
+pub(crate) async fn printed(native: &Native, id: &UnitId, expected: &str) {
     let mut reader = native.output(id, 0);
     let mut seen = Vec::new();
     while !String::from_utf8_lossy(&seen).contains(expected) {
