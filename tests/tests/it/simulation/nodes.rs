@@ -25,7 +25,13 @@ pub(crate) struct Node {
     clock: Arc<VirtualClock>,
     fs: Arc<MemoryFs>,
     pub(crate) sandbox: FakeSandbox,
-    agent: Option<(JoinHandle<Result<(), windlass_agent::Error>>, watch::Sender<Stop>)>,
+    agent: Option<Running>,
+}
+
+/// An agent that runs. Dropping `stop` tells it nothing.
+struct Running {
+    agent: JoinHandle<Result<(), windlass_agent::Error>>,
+    stop: watch::Sender<Stop>,
 }
 
 impl Node {
@@ -75,13 +81,13 @@ impl Node {
             },
         };
         let (stop, stopped) = watch::channel(Stop::Run);
-        self.agent = Some((tokio::spawn(Agent::build(parts).run(stopped)), stop));
+        self.agent = Some(Running { agent: tokio::spawn(Agent::build(parts).run(stopped)), stop });
         self.link.network.note(format!("{} agent starts", self.name));
     }
 
     /// kill -9, at once or in the middle of one of the next writes to the disk.
     pub(crate) async fn crash(&mut self, within: Option<(u64, windlass_agent::testing::Crash)>) {
-        let Some((agent, stop)) = self.agent.take() else { return };
+        let Some(Running { agent, stop }) = self.agent.take() else { return };
         if let Some((writes, how)) = within {
             self.fs.crash_at(self.fs.operations() + writes, how);
             // A node that has nothing to write crashes all the same. Cancel-safe: both only wait.
@@ -100,15 +106,15 @@ impl Node {
     }
 
     pub(crate) fn is_up(&self) -> bool {
-        self.agent.as_ref().is_some_and(|(agent, _)| !agent.is_finished())
+        self.agent.as_ref().is_some_and(|running| !running.agent.is_finished())
     }
 
     /// What the agent ended with, if it ended by itself.
     pub(crate) async fn gave_up(&mut self) -> Option<String> {
-        if !self.agent.as_ref().is_some_and(|(agent, _)| agent.is_finished()) {
+        if !self.agent.as_ref().is_some_and(|running| running.agent.is_finished()) {
             return None;
         }
-        let (agent, _) = self.agent.take()?;
+        let Running { agent, stop: _ } = self.agent.take()?;
         Some(format!("{:?}", agent.await))
     }
 }
