@@ -4,12 +4,13 @@
 //! none retries what the server may already have done, except [`Client::create_job`], which carries an idempotency
 //! key.
 
+mod causes;
+mod credentials;
 mod error;
 pub(crate) mod model;
 pub(crate) mod sse;
 mod stream;
 
-use std::path::Path;
 use std::time::Duration;
 
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -22,6 +23,8 @@ use url::Url;
 use windlass_crds::SandboxJob;
 use windlass_crds::protocol::Problem;
 
+use causes::{is_certificate_error, upload_error};
+use credentials::{read_ca, read_token};
 pub(crate) use error::Error;
 pub(crate) use stream::{Followed, Stream};
 
@@ -421,63 +424,8 @@ impl Filter {
     }
 }
 
-/// The first error below this one of a type.
-fn cause<'a, T: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<T>() {
-            return Some(found);
-        }
-        // An I/O error hides what it wraps from `source`.
-        if let Some(inner) = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref()) {
-            let inner: &(dyn std::error::Error + 'static) = inner;
-            if let Some(found) = cause::<T>(inner) {
-                return Some(found);
-            }
-        }
-        next = error.source();
-    }
-    None
-}
-
-fn is_certificate_error(error: &reqwest::Error) -> bool {
-    matches!(cause::<rustls::Error>(error), Some(rustls::Error::InvalidCertificate(_)))
-}
-
-/// The error of our own file, where it was that which broke the request.
-fn upload_error(error: &reqwest::Error) -> Option<&std::io::Error> {
-    cause::<crate::inputs::ReadError>(error).map(|error| &error.0)
-}
-
 fn excerpt(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(&body[..body.len().min(EXCERPT * 4)]);
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     crate::output::human::printable(&line).chars().take(EXCERPT).collect()
-}
-
-/// Reads the certificate authorities of a PEM file.
-fn read_ca(path: &Path) -> Result<Vec<reqwest::Certificate>, Error> {
-    let refused =
-        |source: Box<dyn std::error::Error + Send + Sync>| Error::CaFile { path: path.to_owned(), source };
-    let pem = std::fs::read(path).map_err(|error| refused(error.into()))?;
-    let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| refused(error.into()))?;
-    if certificates.is_empty() {
-        Err(refused("it holds no certificate in PEM".into()))
-    } else {
-        Ok(certificates)
-    }
-}
-
-/// Reads a token and makes the header of it, which is never shown in a log.
-fn read_token(path: &Path) -> Result<HeaderValue, Error> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| Error::TokenFile { path: path.to_owned(), source })?;
-    let token = text.trim();
-    let not_a_token = || Error::NotAToken { path: path.to_owned() };
-    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(not_a_token());
-    }
-    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| not_a_token())?;
-    value.set_sensitive(true);
-    Ok(value)
 }

@@ -124,7 +124,7 @@ async fn read(
         let parsed = match tokio::time::timeout(SILENCE, chunks.next()).await {
             Err(_) => return End::Broken(format!("the server was silent for {} seconds", SILENCE.as_secs())),
             Ok(None) => return End::Broken("the server closed the connection".to_owned()),
-            Ok(Some(Err(error))) => return End::Broken(crate::failure::chain(&error.without_url())),
+            Ok(Some(Err(error))) => return End::Broken(super::causes::loss(&error)),
             Ok(Some(Ok(chunk))) => parser.push(&chunk, &mut events),
         };
         for event in events.drain(..) {

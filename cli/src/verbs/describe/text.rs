@@ -1,0 +1,296 @@
+//! A description, part by part.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use windlass_crds::conditions::Condition;
+
+use crate::client::model::{AttemptItem, EventItem, Job, Node, Placement, Queue, Template};
+use crate::follow::why_queued;
+use crate::output::human::{self, printable};
+use crate::output::table::{self, Cell, Column, column, flexible};
+use crate::output::yaml;
+use crate::view;
+
+fn indented(text: &str) -> String {
+    text.lines().fold(String::new(), |mut indented, line| {
+        writeln!(indented, "  {line}").expect("writing to a string cannot fail");
+        indented
+    })
+}
+
+/// A description that grows.
+pub(super) struct Text {
+    now: Timestamp,
+    width: Option<usize>,
+    text: String,
+}
+
+impl Text {
+    /// An empty description.
+    pub(super) fn new(now: Timestamp, width: Option<usize>) -> Self {
+        Self { now, width, text: String::new() }
+    }
+
+    /// What was described.
+    pub(super) fn finish(self) -> String {
+        self.text
+    }
+
+    /// Why a job waits.
+    pub(super) fn placement(&mut self, placement: &Placement) {
+        self.section("Placement");
+        self.text.push_str(&indented(&why_queued(placement).text));
+    }
+
+    fn section(&mut self, title: &str) {
+        const BOLD: anstyle::Style = anstyle::Style::new().bold();
+        writeln!(self.text, "\n{BOLD}{title}{BOLD:#}").expect("writing to a string cannot fail");
+    }
+
+    /// A line with a name and a value; nothing where there is no value.
+    fn field(&mut self, name: &str, value: Option<impl AsRef<str>>) {
+        if let Some(value) = value
+            && !value.as_ref().is_empty()
+        {
+            self.cell(name, &Cell::from(value));
+        }
+    }
+
+    fn cell(&mut self, name: &str, value: &Cell) {
+        let label = format!("{name}:");
+        writeln!(self.text, "{label:<16}{}", value.rendered()).expect("writing to a string cannot fail");
+    }
+
+    fn time(&mut self, name: &str, at: Option<Timestamp>) {
+        self.field(name, at.map(|at| format!("{at:.0} ({} ago)", human::age(self.now, at))));
+    }
+
+    fn labels(&mut self, name: &str, labels: &BTreeMap<String, String>) {
+        self.field(name, (!labels.is_empty()).then(|| view::labels(labels)));
+    }
+
+    fn table(&mut self, title: &str, columns: &[Column], rows: &[Vec<Cell>]) {
+        if rows.is_empty() {
+            return;
+        }
+        self.section(title);
+        let width = self.width.map(|width| width.saturating_sub(2));
+        let table = table::format(columns, rows, width);
+        self.text.push_str(&indented(&table));
+    }
+
+    /// A job: itself and its steps.
+    pub(super) fn job(&mut self, job: &Job) {
+        let Job { metadata, spec, status } = job;
+        self.field("Name", Some(&metadata.name));
+        self.field("Namespace", metadata.namespace.as_ref());
+        self.field("Title", spec.title.as_ref());
+        self.labels("Labels", &metadata.labels);
+        self.labels("Annotations", &metadata.annotations);
+        self.cell("Phase", &view::job::coloured(status.phase, status.phase.to_string()));
+        self.field("Reason", status.reason.as_ref());
+        self.field("Message", status.message.as_ref());
+        self.field("Exit code", status.exit_code.map(|code| code.to_string()));
+        self.field("Node", status.node.as_ref());
+        self.field("Queue", spec.queue.as_ref().map(|queue| format!("{queue}, priority {}", spec.priority)));
+        self.field("Suspended", spec.suspend.then_some("yes"));
+        self.field("Cancelling", (spec.cancel && !status.phase.is_terminal()).then_some("yes"));
+        self.labels("Node selector", &spec.node_selector);
+        self.field("Timeout", spec.timeout.map(|timeout| timeout.to_string()));
+        self.time("Created", metadata.creation_timestamp);
+        self.field("Not before", status.not_before.map(|at| format!("{at:.0}")));
+        self.time("Started", status.started_at);
+        self.time("Finished", status.finished_at);
+        self.field("Duration", view::job::duration(job, self.now));
+        let unenforced: Vec<String> = status.unenforced.iter().map(ToString::to_string).collect();
+        self.field("Not enforced", Some(unenforced.join(", ")));
+        let incomplete = status.phase.is_terminal() && !status.logs_complete;
+        self.field("Output", incomplete.then_some("not all of it has arrived"));
+        let rows: Vec<Vec<Cell>> = status
+            .steps
+            .iter()
+            .map(|step| {
+                let ended = match (step.exit_code, step.signal) {
+                    (Some(code), _) => code.to_string(),
+                    (None, Some(signal)) => format!("signal {signal}"),
+                    (None, None) => "-".to_owned(),
+                };
+                let duration = step.started_at.map_or_else(
+                    || "-".to_owned(),
+                    |from| human::duration(from, step.finished_at.unwrap_or(self.now)),
+                );
+                let why = [step.reason.as_deref(), step.message.as_deref()];
+                let why: Vec<&str> = why.into_iter().flatten().filter(|text| !text.is_empty()).collect();
+                vec![
+                    Cell::from(&step.name),
+                    view::job::step_phase(step.phase),
+                    Cell::from(ended),
+                    Cell::from(duration),
+                    Cell::from(if why.is_empty() { "-".to_owned() } else { why.join(": ") }),
+                ]
+            })
+            .collect();
+        let columns = [column("NAME"), column("PHASE"), column("EXIT"), column("DURATION"), flexible("WHY")];
+        self.table("Steps", &columns, &rows);
+    }
+
+    /// A job's attempts.
+    pub(super) fn attempts(&mut self, attempts: &[AttemptItem]) {
+        let rows: Vec<Vec<Cell>> = attempts
+            .iter()
+            .map(|attempt| {
+                let why = [attempt.reason.as_deref(), attempt.message.as_deref()];
+                let why: Vec<&str> = why.into_iter().flatten().filter(|text| !text.is_empty()).collect();
+                vec![
+                    Cell::from(attempt.number.to_string()),
+                    Cell::from(&attempt.node),
+                    Cell::from(&attempt.phase),
+                    Cell::from(attempt.exit_code.map_or_else(|| "-".to_owned(), |code| code.to_string())),
+                    Cell::from(human::duration(attempt.claimed_at, attempt.ended_at.unwrap_or(self.now))),
+                    Cell::from(human::age(self.now, attempt.claimed_at)),
+                    Cell::from(if why.is_empty() { "-".to_owned() } else { why.join(": ") }),
+                ]
+            })
+            .collect();
+        let columns = [
+            column("NUMBER"),
+            column("NODE"),
+            column("PHASE"),
+            column("EXIT"),
+            column("DURATION"),
+            column("AGE"),
+            flexible("WHY"),
+        ];
+        self.table("Attempts", &columns, &rows);
+    }
+
+    /// A node.
+    pub(super) fn node(&mut self, node: &Node) {
+        let Node { metadata, spec, status } = node;
+        self.field("Name", Some(&metadata.name));
+        self.labels("Labels", &status.labels);
+        self.labels("Annotations", &metadata.annotations);
+        self.field("Unschedulable", spec.unschedulable.then_some("yes"));
+        self.field("Queues", Some(spec.queues.join(", ")));
+        self.field("Jobs", Some(format!("{} of {}", status.running_jobs, status.slots)));
+        let version =
+            |version: Option<u64>| version.map_or_else(|| "none".to_owned(), |version| version.to_string());
+        self.field(
+            "Configuration",
+            Some(format!(
+                "{} wanted, {} acknowledged, {} in force",
+                status.config_version,
+                version(status.acknowledged_version),
+                version(status.applied_version)
+            )),
+        );
+        self.field("Agent", status.agent_version.as_ref());
+        if let Some(host) = &status.host {
+            self.field("System", Some(format!("{} {} (kernel {})", host.os, host.arch, host.kernel)));
+            self.field("Cpus", Some(host.cpus.to_string()));
+            self.field("Memory", Some(human::bytes(host.memory_mib.saturating_mul(1024 * 1024))));
+            self.field("GPUs", (host.gpus > 0).then(|| host.gpus.to_string()));
+            self.field("Runtimes", Some(host.runtimes.join(", ")));
+        }
+        self.time("Last seen", status.last_seen_at);
+        self.time("Created", metadata.creation_timestamp);
+    }
+
+    /// A template with its job.
+    pub(super) fn template(&mut self, template: &Template) {
+        let Template { metadata, spec } = template;
+        self.field("Name", Some(&metadata.name));
+        self.field("Namespace", metadata.namespace.as_ref());
+        self.labels("Labels", &metadata.labels);
+        self.field("Version", Some(&spec.version));
+        self.time("Created", metadata.creation_timestamp);
+        if let Some(description) = &spec.description {
+            self.section("Description");
+            let lines: Vec<String> = description.lines().map(printable).collect();
+            self.text.push_str(&indented(&lines.join("\n")));
+        }
+        let rows: Vec<Vec<Cell>> = spec
+            .parameters
+            .iter()
+            .map(|parameter| {
+                vec![
+                    Cell::from(&parameter.name),
+                    Cell::from(parameter.parameter_type.as_deref().unwrap_or("string")),
+                    Cell::from(if parameter.required { "yes" } else { "no" }),
+                    Cell::from(
+                        parameter.default.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+                    ),
+                    Cell::from(parameter.description.as_deref().unwrap_or("-")),
+                ]
+            })
+            .collect();
+        let columns =
+            [column("NAME"), column("TYPE"), column("REQUIRED"), column("DEFAULT"), flexible("DESCRIPTION")];
+        self.table("Parameters", &columns, &rows);
+        self.section("Job");
+        let lines: Vec<String> = yaml::format(&spec.job).lines().map(printable).collect();
+        self.text.push_str(&indented(&lines.join("\n")));
+    }
+
+    /// A queue with its priorities.
+    pub(super) fn queue(&mut self, queue: &Queue) {
+        let Queue { name, queued, delayed, running, waiting, dead, oldest_queued_at, priorities } = queue;
+        self.field("Name", Some(name));
+        self.field("Queued", Some(queued.to_string()));
+        self.field("Delayed", Some(delayed.to_string()));
+        self.field("Running", Some(running.to_string()));
+        self.field("Waiting", Some(waiting.to_string()));
+        self.field("Dead", Some(dead.to_string()));
+        self.time("Oldest queued", *oldest_queued_at);
+        let rows: Vec<Vec<Cell>> = priorities
+            .iter()
+            .map(|entry| {
+                vec![
+                    Cell::from(entry.priority.to_string()),
+                    Cell::from(entry.queued.to_string()),
+                    Cell::from(entry.running.to_string()),
+                ]
+            })
+            .collect();
+        self.table("Priorities", &[column("PRIORITY"), column("QUEUED"), column("RUNNING")], &rows);
+    }
+
+    /// The conditions of an object.
+    pub(super) fn conditions(&mut self, conditions: &[Condition]) {
+        let rows: Vec<Vec<Cell>> = conditions
+            .iter()
+            .map(|condition| {
+                vec![
+                    Cell::from(&condition.condition_type),
+                    Cell::from(condition.status.to_string()),
+                    Cell::from(&condition.reason),
+                    Cell::from(human::age(self.now, condition.last_transition_time)),
+                    Cell::from(if condition.message.is_empty() { "-" } else { &condition.message }),
+                ]
+            })
+            .collect();
+        let columns =
+            [column("TYPE"), column("STATUS"), column("REASON"), column("SINCE"), flexible("MESSAGE")];
+        self.table("Conditions", &columns, &rows);
+    }
+
+    /// What happened.
+    pub(super) fn events(&mut self, events: &[EventItem]) {
+        let rows: Vec<Vec<Cell>> = events
+            .iter()
+            .map(|event| {
+                let level = match event.level.as_str() {
+                    "error" => Cell::bad(&event.level),
+                    "warn" => Cell::notable(&event.level),
+                    _ => Cell::from(&event.level),
+                };
+                let age = Cell::from(human::age(self.now, event.at));
+                vec![age, level, Cell::from(&event.reason), Cell::from(&event.message)]
+            })
+            .collect();
+        let columns = [column("AGE"), column("LEVEL"), column("REASON"), flexible("MESSAGE")];
+        self.table("Events", &columns, &rows);
+    }
+}
