@@ -140,3 +140,38 @@ async fn processor_time_of_killed_children_is_counted() {
     assert!(exit.usage.cpu_ns > 100_000_000, "{:?}", exit.usage);
     assert!(exit.usage.peak_memory_bytes.unwrap() > 1 << 20);
 }
+
+/// Where the unified hierarchy is mounted.
+fn unified_hierarchy() -> Option<std::path::PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
+    Some(line.split(' ').nth(4)?.into())
+}
+
+#[tokio::test]
+async fn a_unit_is_born_into_its_cgroup_of_the_unified_hierarchy_and_leaves_it_empty() {
+    let Some(root) = unified_hierarchy().filter(|_| is_root()) else {
+        // Only root may make a cgroup here, and not every host has the hierarchy.
+        return;
+    };
+    let fixture = Fixture::new().await;
+    let unit = fixture.unit("unified", &["bash", "-c", "cat /proc/self/cgroup; echo ready; sleep 100"]);
+    fixture.native.prepare(&unit).await.unwrap();
+    // The driver of this host may use version 1, so the plan is changed by hand.
+    let cgroup = root.join(format!("windlass-test-{}", std::process::id()));
+    std::fs::create_dir(&cgroup).unwrap();
+    let path = fixture.dir.path().join("state/units/unified/plan.json");
+    let mut plan: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    plan["launch"]["cgroups"] = serde_json::json!({ "v2": true, "dirs": [cgroup], "memory": null, "pids": null });
+    std::fs::write(&path, plan.to_string()).unwrap();
+    fixture.native.start(&unit.id).await.unwrap();
+    crate::fixture::printed(&fixture.native, &unit.id, "ready").await;
+    let members = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
+    assert!(members.lines().count() >= 2, "{members}");
+    let stop = windlass_sandbox::Stop { grace: Duration::ZERO, reason: windlass_sandbox::StopReason::Cancelled };
+    fixture.native.signal(&unit.id, stop).await.unwrap();
+    let outcome = fixture.finish(&unit.id).await;
+    assert!(outcome.text().contains("0::/\n"), "{outcome:?}");
+    assert_eq!(outcome.exit.proof.unwrap().cgroup_empty, Some(true));
+    std::fs::remove_dir(&cgroup).unwrap();
+}
