@@ -2,7 +2,7 @@
 //! number of requirement classes grow.
 //!
 //! ```text
-//! drain [FOLDER] [--jobs N] [--batch N] [--only drain|backlog|classes|single]
+//! drain [FOLDER] [--jobs N] [--batch N] [--workers N] [--only drain|single|backlog|classes]
 //! ```
 //!
 //! The database is made in FOLDER (default: the system's temporary folder) with the settings of production: a write
@@ -11,6 +11,8 @@
 #![expect(clippy::print_stdout, reason = "the figures are the program's output")]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -29,17 +31,20 @@ struct Settings {
     folder: PathBuf,
     jobs: usize,
     batch: u32,
+    workers: usize,
     only: Option<String>,
 }
 
 fn main() -> anyhow::Result<()> {
-    let mut settings = Settings { folder: std::env::temp_dir(), jobs: 100_000, batch: 100, only: None };
+    let mut settings =
+        Settings { folder: std::env::temp_dir(), jobs: 100_000, batch: 100, workers: 4, only: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} needs a value"));
         match word.as_str() {
             "--jobs" => settings.jobs = value()?.parse()?,
             "--batch" => settings.batch = value()?.parse()?,
+            "--workers" => settings.workers = value()?.parse()?,
             "--only" => settings.only = Some(value()?),
             folder if !folder.starts_with('-') => settings.folder = folder.into(),
             other => bail!("unknown option {other}"),
@@ -49,16 +54,13 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(async {
         let wanted = |name: &str| settings.only.as_deref().is_none_or(|only| only == name);
         if wanted("drain") {
-            drain(&settings, settings.batch).await?;
+            drain(&settings.folder, settings.jobs, settings.batch, 1).await?;
+            drain(&settings.folder, settings.jobs, settings.batch, settings.workers).await?;
         }
         if wanted("single") {
-            let few = Settings {
-                folder: settings.folder.clone(),
-                jobs: settings.jobs.min(5_000),
-                batch: 1,
-                only: None,
-            };
-            drain(&few, 1).await?;
+            let few = settings.jobs.min(5_000);
+            drain(&settings.folder, few, 1, 1).await?;
+            drain(&settings.folder, few, 1, settings.workers).await?;
         }
         if wanted("backlog") {
             backlog(&settings).await?;
@@ -77,10 +79,11 @@ fn now() -> Timestamp {
 const NODE: &str = "bench";
 
 /// An empty store in a folder of its own, with one registered node. The folder goes with it.
+#[derive(Clone)]
 struct Bench {
     store: Store,
-    requests: u64,
-    _folder: tempfile::TempDir,
+    requests: Arc<AtomicU64>,
+    _folder: Arc<tempfile::TempDir>,
 }
 
 impl Bench {
@@ -120,7 +123,9 @@ impl Bench {
             agent_version: "1".into(),
         };
         match store.register_node(now(), registration).await? {
-            RegisterOutcome::Created(_) => Ok(Self { store, requests: 0, _folder: folder }),
+            RegisterOutcome::Created(_) => {
+                Ok(Self { store, requests: Arc::default(), _folder: Arc::new(folder) })
+            }
             other => bail!("the node was not created: {other:?}"),
         }
     }
@@ -141,12 +146,12 @@ impl Bench {
         Ok(())
     }
 
-    async fn claim(&mut self, max: u32, classes: &[i64]) -> anyhow::Result<Vec<ClaimedJob>> {
-        self.requests += 1;
+    async fn claim(&self, max: u32, classes: &[i64]) -> anyhow::Result<Vec<ClaimedJob>> {
+        let request = self.requests.fetch_add(1, Ordering::Relaxed);
         let spec = ClaimSpec {
             node: NODE,
             boot_id: NODE,
-            request_id: &self.requests.to_string(),
+            request_id: &request.to_string(),
             max,
             classes,
             queues: &[],
@@ -225,43 +230,64 @@ fn no_op(n: usize, class: &str) -> NewJob {
     }
 }
 
+/// The processor time that this process has taken so far, all threads together: steadier than the clock on a machine
+/// that others use too.
+fn processor_time() -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let (_, fields) = stat.rsplit_once(')').context("the format of /proc/self/stat has changed")?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let mut ticks = || anyhow::Ok(fields.next().context("/proc/self/stat is too short")?.parse::<u64>()?);
+    // Linux reports in hundredths of a second whatever the kernel's own rate is.
+    Ok(Duration::from_millis(10 * (ticks()? + ticks()?)))
+}
+
 fn per_second(count: usize, time: Duration) -> f64 {
     count as f64 / time.as_secs_f64()
 }
 
-async fn drain(settings: &Settings, batch: u32) -> anyhow::Result<()> {
-    let mut bench = Bench::new(&settings.folder).await?;
+async fn drain(folder: &Path, jobs: usize, batch: u32, workers: usize) -> anyhow::Result<()> {
+    let bench = Bench::new(folder).await?;
     let started = Instant::now();
-    bench.fill(0, settings.jobs, 1).await?;
-    println!("create    {:>9.0} jobs/s in batches of 1000", per_second(settings.jobs, started.elapsed()));
+    bench.fill(0, jobs, 1).await?;
+    println!("create    {:>9.0} jobs/s in batches of 1000", per_second(jobs, started.elapsed()));
     let classes = bench.class_ids().await?;
-    let (mut done, mut claiming, mut completing) = (0, Duration::ZERO, Duration::ZERO);
-    loop {
-        let started = Instant::now();
-        let claimed = bench.claim(batch, &classes).await?;
-        claiming += started.elapsed();
-        if claimed.is_empty() {
-            break;
-        }
-        done += claimed.len();
-        let started = Instant::now();
-        bench.complete(claimed).await?;
-        completing += started.elapsed();
+    let processor = processor_time()?;
+    let started = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..workers {
+        let (bench, classes) = (bench.clone(), classes.clone());
+        tasks.spawn(async move {
+            let mut done = 0;
+            loop {
+                let claimed = bench.claim(batch, &classes).await?;
+                if claimed.is_empty() {
+                    return anyhow::Ok(done);
+                }
+                done += claimed.len();
+                bench.complete(claimed).await?;
+            }
+        });
     }
-    if done != settings.jobs {
-        bail!("{done} of {} jobs were completed", settings.jobs);
+    let mut done = 0;
+    while let Some(worker) = tasks.join_next().await {
+        done += worker??;
+    }
+    let took = started.elapsed();
+    let processor = processor_time()? - processor;
+    if done != jobs {
+        bail!("{done} of {jobs} jobs were completed");
     }
     println!(
-        "drain     {:>9.0} jobs/s claimed and completed in batches of {batch} ({:.0} claimed/s, {:.0} completed/s)",
-        per_second(done, claiming + completing),
-        per_second(done, claiming),
-        per_second(done, completing)
+        "drain     {:>9.0} jobs/s claimed and completed in batches of {batch} by {workers} at a time \
+         ({:.0} us of processor time a job)",
+        per_second(done, took),
+        processor.as_secs_f64() * 1e6 / done as f64
     );
     Ok(())
 }
 
 /// The median time of a claim of one job, over `rounds`; the jobs are put back out of reach by completing them.
-async fn claim_time(bench: &mut Bench, classes: &[i64], rounds: usize) -> anyhow::Result<Duration> {
+async fn claim_time(bench: &Bench, classes: &[i64], rounds: usize) -> anyhow::Result<Duration> {
     let mut times = Vec::with_capacity(rounds);
     for _ in 0..rounds {
         let started = Instant::now();
@@ -277,13 +303,13 @@ async fn claim_time(bench: &mut Bench, classes: &[i64], rounds: usize) -> anyhow
 }
 
 async fn backlog(settings: &Settings) -> anyhow::Result<()> {
-    let mut bench = Bench::new(&settings.folder).await?;
+    let bench = Bench::new(&settings.folder).await?;
     let (mut filled, mut first) = (0, None);
     for target in [1_000, 10_000, 100_000, 1_000_000] {
         bench.fill(filled, target - filled, 1).await?;
         filled = target;
         let classes = bench.class_ids().await?;
-        let time = claim_time(&mut bench, &classes, 300).await?;
+        let time = claim_time(&bench, &classes, 300).await?;
         let base = *first.get_or_insert(time);
         println!(
             "backlog   {target:>9} queued: a claim takes {:>7.0} us, {:.2} x of the first",
@@ -297,13 +323,13 @@ async fn backlog(settings: &Settings) -> anyhow::Result<()> {
 async fn classes(settings: &Settings) -> anyhow::Result<()> {
     let mut first = None;
     for count in [1, 100, 10_000] {
-        let mut bench = Bench::new(&settings.folder).await?;
+        let bench = Bench::new(&settings.folder).await?;
         bench.fill(0, 100_000, count).await?;
         let all = bench.class_ids().await?;
         let one = &all[all.len() / 2..=all.len() / 2];
         // Ten jobs are all that one of 10,000 classes has.
         for (what, fits, rounds) in [("all", all.as_slice(), 300), ("one", one, 9)] {
-            let time = claim_time(&mut bench, fits, rounds).await?;
+            let time = claim_time(&bench, fits, rounds).await?;
             let base = *first.get_or_insert(time);
             println!(
                 "classes   {count:>9} in the queue, {what} of them fit: a claim takes {:>7.0} us, {:.2} x of the first",

@@ -149,12 +149,12 @@ CREATE INDEX jobs_ready ON jobs (ready_rank, lane_id) WHERE ready_rank IS NOT NU
 CREATE INDEX jobs_lane_ready ON jobs (lane_id, ready_rank) WHERE ready_rank IS NOT NULL;
 -- What becomes ready next.
 CREATE INDEX jobs_due ON jobs (due_at) WHERE due_at IS NOT NULL;
--- Queue statistics without touching the rows.
-CREATE INDEX jobs_live ON jobs (queue, priority, phase, suspend, not_before, queued_at, finished_at)
+-- Queue statistics without touching the rows, and lists of what has not ended.
+CREATE INDEX jobs_live ON jobs (phase, queue, priority, suspend, not_before, queued_at, finished_at)
     WHERE finished_at IS NULL;
 CREATE INDEX jobs_dead ON jobs (queue, priority, phase, reason) WHERE reason = 'AttemptsExhausted';
 -- Lists, newest first: the row's id follows in each.
-CREATE INDEX jobs_phase ON jobs (phase);
+CREATE INDEX jobs_ended ON jobs (phase) WHERE finished_at IS NOT NULL;
 CREATE INDEX jobs_namespace ON jobs (namespace);
 CREATE INDEX jobs_queue ON jobs (queue);
 CREATE INDEX jobs_ttl ON jobs (ttl_at) WHERE ttl_at IS NOT NULL;

@@ -138,13 +138,21 @@ struct Inserted<'r> {
     kind: &'static str,
     at: i64,
     sup: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
     step: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     stream: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pos: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<&'r str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     klen: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     json: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     from: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     len: Option<usize>,
 }
 
@@ -375,16 +383,26 @@ async fn complete_late(tx: &mut Tx, jobs: &[(i64, i64)]) -> Result<(), Error> {
 #[derive(Serialize)]
 struct JobRecord<'t> {
     uid: &'t str,
+    #[serde(skip)]
+    epoch_key: u64,
     epoch: i64,
     expect: i64,
     phase: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     exit: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     steps: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     unenf: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     started: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     finished: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     notbefore: Option<i64>,
     lost: u32,
     fail: u32,
@@ -432,11 +450,17 @@ struct AttemptRecord {
     job: i64,
     epoch: i64,
     phase: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     exit: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     started: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     ended: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     last: Option<i64>,
     waiting: u8,
     received: i64,
@@ -494,7 +518,7 @@ async fn transit(
         counts.insert(id, count);
         rows.push(job_change(now, transition, last == Some(count)));
     }
-    let changed = change_jobs(tx, now, &rows).await?;
+    let changed = change_jobs(tx, now, &rows, attempts).await?;
     let mut ends = Vec::with_capacity(changed.len());
     for (uid, transition) in &first {
         if !changed.contains_key(*uid) {
@@ -548,14 +572,26 @@ async fn change_jobs(
     tx: &mut Tx,
     now: Timestamp,
     rows: &[JobRecord<'_>],
+    attempts: &Attempts<'_>,
 ) -> Result<HashMap<String, i64>, Error> {
     let mut changed = HashMap::with_capacity(rows.len());
     if rows.is_empty() {
         return Ok(changed);
     }
     let version = tx.version().await?;
-    if tx.conn.execute(UPDATE_JOBS, args![json(rows), ms(now), version, last_ms()]).await? == 0 {
+    let done = tx.conn.execute(UPDATE_JOBS, args![json(rows), ms(now), version, last_ms()]).await?;
+    if done == 0 {
         return Ok(changed);
+    }
+    let known = rows.iter().filter_map(|row| {
+        let attempt = attempts.get(&(row.uid, row.epoch_key))?;
+        Some((row.uid.to_owned(), attempt.job_id))
+    });
+    if done == rows.len() as u64 {
+        changed.extend(known);
+        if changed.len() == rows.len() {
+            return Ok(changed);
+        }
     }
     let uids: Vec<[&str; 1]> = rows.iter().map(|row| [row.uid]).collect();
     for row in tx.conn.packed(CHANGED_JOBS, args![json(&uids), version]).await? {
@@ -585,6 +621,7 @@ fn job_change<'t>(now: Timestamp, transition: &'t Transition, all_arrived: bool)
     } = set;
     JobRecord {
         uid: job,
+        epoch_key: *epoch,
         epoch: int(*epoch),
         expect: *expect_version,
         phase: word(*phase),

@@ -201,11 +201,15 @@ struct JobRecord<'j> {
     cpu: i64,
     mem: i64,
     gpus: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
     offline: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     ttl: Option<i64>,
     suspend: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
     rank: Option<i64>,
     phase: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
     queued: Option<i64>,
 }
 

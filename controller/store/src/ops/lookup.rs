@@ -100,10 +100,18 @@ impl Condition {
 enum Path {
     /// That of the first label.
     Label,
-    /// That of a phase.
-    Phase(&'static str),
+    /// That of what has not ended, by phase.
+    Live(&'static str),
+    /// That of what has ended, by phase.
+    Ended(&'static str),
     /// That of the namespace or of the queue, or the table.
     Narrowest,
+}
+
+impl Path {
+    fn of(phase: JobPhase) -> Self {
+        if phase.is_terminal() { Self::Ended(word(phase)) } else { Self::Live(word(phase)) }
+    }
 }
 
 fn paths(filter: &JobFilter) -> Vec<Path> {
@@ -113,11 +121,7 @@ fn paths(filter: &JobFilter) -> Vec<Path> {
     let mut phases = filter.phases.clone();
     phases.sort_unstable();
     phases.dedup();
-    if phases.is_empty() {
-        vec![Path::Narrowest]
-    } else {
-        phases.into_iter().map(|phase| Path::Phase(word(phase))).collect()
-    }
+    if phases.is_empty() { vec![Path::Narrowest] } else { phases.into_iter().map(Path::of).collect() }
 }
 
 /// Adds one part of a list: its first `limit` ids.
@@ -144,8 +148,20 @@ fn part(query: &mut Condition, filter: &JobFilter, cursor: Option<Cursor>, path:
                 query.and(&format!(" AND j.phase IN ({marks})"), words.into_iter().map(Value::from));
             }
         }
-        Path::Phase(phase) => {
-            query.and("SELECT j.id AS id FROM jobs AS j WHERE j.phase = ?", args![*phase]);
+        Path::Live(phase) => {
+            query.and(
+                "SELECT j.id AS id FROM jobs AS j WHERE j.finished_at IS NULL AND j.phase = ?",
+                args![*phase],
+            );
+            if let Some(Cursor(id)) = cursor {
+                query.and(" AND j.id < ?", args![id]);
+            }
+        }
+        Path::Ended(phase) => {
+            query.and(
+                "SELECT j.id AS id FROM jobs AS j WHERE j.finished_at IS NOT NULL AND j.phase = ?",
+                args![*phase],
+            );
             if let Some(Cursor(id)) = cursor {
                 query.and(" AND j.id < ?", args![id]);
             }
@@ -159,9 +175,9 @@ fn part(query: &mut Condition, filter: &JobFilter, cursor: Option<Cursor>, path:
     }
     // An expression is in no index: nearly all that has ended has succeeded, and every other phase is the narrower path.
     let hidden = match path {
-        Path::Label => " || ''",
-        Path::Phase(phase) if *phase != word(JobPhase::Succeeded) => " || ''",
-        Path::Phase(_) | Path::Narrowest => "",
+        Path::Label | Path::Live(_) => " || ''",
+        Path::Ended(phase) if *phase != word(JobPhase::Succeeded) => " || ''",
+        Path::Ended(_) | Path::Narrowest => "",
     };
     for (column, value) in [("namespace", namespace), ("queue", queue)] {
         if let Some(value) = value {
@@ -186,7 +202,7 @@ fn part(query: &mut Condition, filter: &JobFilter, cursor: Option<Cursor>, path:
     }
     let order = match path {
         Path::Label => "l.job_id",
-        Path::Phase(_) | Path::Narrowest => "j.id",
+        Path::Live(_) | Path::Ended(_) | Path::Narrowest => "j.id",
     };
     query.and(&format!(" ORDER BY {order} DESC LIMIT ?"), args![limit]);
 }

@@ -54,7 +54,7 @@ async fn queue_stats(conn: &mut Conn, now: Timestamp) -> Result<Vec<QueueRow>, E
             0 AS dead,
             min(queued_at) FILTER (WHERE phase = 'Queued' AND suspend = 0
                 AND (not_before IS NULL OR not_before <= $1)) AS oldest
-        FROM jobs WHERE finished_at IS NULL GROUP BY queue, priority
+        FROM jobs WHERE finished_at IS NULL GROUP BY phase, queue, priority
         UNION ALL
         SELECT queue, priority, 0, 0, 0, 0, 0, 0, count(*) FILTER (WHERE phase = 'Failed'), NULL
         FROM jobs WHERE reason = 'AttemptsExhausted' GROUP BY queue, priority
@@ -92,7 +92,14 @@ async fn queue_stats(conn: &mut Conn, now: Timestamp) -> Result<Vec<QueueRow>, E
 
 async fn counts(conn: &mut Conn, now: Timestamp) -> Result<Counts, Error> {
     let mut counts = Counts::default();
-    for row in &conn.rows("SELECT phase, count(*) AS jobs FROM jobs GROUP BY phase", args![]).await? {
+    for row in &conn
+        .rows(
+            "SELECT phase, count(*) AS jobs FROM jobs WHERE finished_at IS NULL GROUP BY phase
+        UNION ALL SELECT phase, count(*) FROM jobs WHERE finished_at IS NOT NULL GROUP BY phase",
+            args![],
+        )
+        .await?
+    {
         let mut cells = row.cells("jobs");
         counts.jobs.insert(cells.word("phase")?, cells.number("jobs")?);
     }
