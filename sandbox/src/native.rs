@@ -182,9 +182,10 @@ impl Driver for Native {
         }
         let mut answer = Vec::new();
         // A spawner that died before it forked leaves the unit untouched, so one more try is safe; the supervisor's claim
-        // on the unit makes sure that no two of them run it.
-        for _ in 0..2 {
-            let pipe = self.0.launch(id)?;
+        // on the unit makes sure that no two of them run it. The second try has a new spawner: a dying one may still take
+        // requests.
+        for renew in [false, true] {
+            let pipe = self.0.launch(id, renew)?;
             let launcher = |source| Error::Launcher { operation: "answer", source };
             let mut pipe = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe).map_err(launcher)?;
             pipe.read_to_end(&mut answer).await.map_err(launcher)?;
@@ -500,12 +501,13 @@ impl Inner {
         }
     }
 
-    /// Sends a request to the spawner, starting another one if it has died.
-    fn launch(&self, id: &UnitId) -> Result<std::os::fd::OwnedFd, Error> {
+    /// Sends a request to the spawner, starting another one if it has died or if asked to.
+    fn launch(&self, id: &UnitId, renew: bool) -> Result<std::os::fd::OwnedFd, Error> {
         let failed = |source| Error::Launcher { operation: "take a request", source };
         let dir = self.dir(id);
         let mut spawner = self.spawner.lock().unwrap_or_else(PoisonError::into_inner);
-        match spawner.launch(&dir) {
+        let sent = if renew { Err(ErrorKind::BrokenPipe.into()) } else { spawner.launch(&dir) };
+        match sent {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 tracing::warn!("launcher process died; starting another one");
                 *spawner = start_spawner(&self.config)?;

@@ -28,6 +28,7 @@ async fn a_memory_bomb_is_killed_and_named() {
     let peak = outcome.exit.usage.peak_memory_bytes.unwrap();
     assert!((32 << 20..=64 << 20).contains(&peak), "{peak}");
     assert_eq!(outcome.exit.proof.unwrap().cgroup_empty, Some(true));
+    fixture.native.cleanup(&unit.id).await.unwrap();
 }
 
 #[tokio::test]
@@ -105,11 +106,17 @@ async fn a_cpu_limit_slows_a_busy_program_down() {
     assert_eq!(exit.reason, EndReason::Timeout);
     let used = Duration::from_nanos(exit.usage.cpu_ns);
     assert!(used > Duration::from_millis(20) && used < Duration::from_millis(800), "{used:?}");
+    fixture.native.cleanup(&unit.id).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_workspace_that_grows_past_its_limit_ends_the_unit() {
     let fixture = Fixture::new().await;
+    // One file cannot be larger, however fast it grows.
+    let mut unit =
+        fixture.unit("file", &["bash", "-c", "head -c 40M /dev/zero > /tmp/big; stat -c %s /tmp/big"]);
+    unit.limits.disk_bytes = Some(Limit::named(30 << 20));
+    assert_eq!(fixture.run(&unit).await.text(), format!("{}\n", 30 << 20));
     let script = "i=0; while :; do i=$((i+1)); head -c 1M /dev/zero > f$i; done";
     let mut unit = fixture.unit("disk", &["bash", "-c", script]);
     unit.limits.disk_bytes = Some(Limit::named(20 << 20));
@@ -117,11 +124,6 @@ async fn a_workspace_that_grows_past_its_limit_ends_the_unit() {
     let exit = fixture.run(&unit).await.exit;
     assert_eq!(exit.reason, EndReason::DiskLimit, "{exit:?}");
     assert!(exit.message.unwrap().contains("20971520"));
-    // One file cannot be larger either, however fast it grows.
-    let mut unit =
-        fixture.unit("file", &["bash", "-c", "head -c 40M /dev/zero > /tmp/big; stat -c %s /tmp/big"]);
-    unit.limits.disk_bytes = Some(Limit::named(30 << 20));
-    assert_eq!(fixture.run(&unit).await.text(), format!("{}\n", 30 << 20));
 }
 
 #[tokio::test]
@@ -162,13 +164,15 @@ async fn a_unit_is_born_into_its_cgroup_of_the_unified_hierarchy_and_leaves_it_e
     std::fs::create_dir(&cgroup).unwrap();
     let path = fixture.dir.path().join("state/units/unified/plan.json");
     let mut plan: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    plan["launch"]["cgroups"] = serde_json::json!({ "v2": true, "dirs": [cgroup], "memory": null, "pids": null });
+    plan["launch"]["cgroups"] =
+        serde_json::json!({ "v2": true, "dirs": [cgroup], "memory": null, "pids": null });
     std::fs::write(&path, plan.to_string()).unwrap();
     fixture.native.start(&unit.id).await.unwrap();
     crate::fixture::printed(&fixture.native, &unit.id, "ready").await;
     let members = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
     assert!(members.lines().count() >= 2, "{members}");
-    let stop = windlass_sandbox::Stop { grace: Duration::ZERO, reason: windlass_sandbox::StopReason::Cancelled };
+    let stop =
+        windlass_sandbox::Stop { grace: Duration::ZERO, reason: windlass_sandbox::StopReason::Cancelled };
     fixture.native.signal(&unit.id, stop).await.unwrap();
     let outcome = fixture.finish(&unit.id).await;
     assert!(outcome.text().contains("0::/\n"), "{outcome:?}");
