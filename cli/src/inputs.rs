@@ -52,6 +52,15 @@ pub(crate) enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A `.gitignore` cannot be understood.
+    #[error("{} cannot be understood", path.display())]
+    Ignore {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ignore::Error,
+    },
     /// Two inputs have the same destination.
     #[error("two inputs are placed at `{destination}`")]
     Twice {
@@ -106,6 +115,7 @@ impl From<Error> for Failure {
         let exit = match &error {
             Error::Syntax { .. } | Error::Destination { .. } | Error::Twice { .. } => Exit::Usage,
             Error::Unreadable { .. }
+            | Error::Ignore { .. }
             | Error::Special { .. }
             | Error::Changed { .. }
             | Error::TooLarge { .. } => Exit::Invalid,
@@ -120,6 +130,9 @@ impl From<Error> for Failure {
                 report.hint("give each input its own destination: `--input DESTINATION=PATH`")
             }
             Error::Archive { .. } => report.hint("name another folder for temporary files by TMPDIR"),
+            Error::Ignore { .. } => {
+                report.hint("mend the file, or take everything along by `--include-ignored`")
+            }
             Error::Special { .. } => report.hint("copy what you need into a file first"),
             Error::TooLarge { .. } => report
                 .hint("leave out what the job does not need by `--exclude NAME`, such as `--exclude target`"),
@@ -166,22 +179,39 @@ fn check_destination(text: &str) -> Result<String, Error> {
     Ok(if parts.is_empty() { ".".to_owned() } else { parts.join("/") })
 }
 
+/// What of a folder is packed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Selection {
+    /// What is left out: a member by its path, or every member by its name.
+    pub(crate) exclude: Vec<PathBuf>,
+    /// Whether a git checkout is packed with what its `.gitignore` files name.
+    pub(crate) include_ignored: bool,
+}
+
 /// Packs and uploads inputs, and says how the job names them.
 pub(crate) async fn upload_all(
     client: &Client,
     console: Console,
     inputs: &[InputArg],
-    exclude: &[PathBuf],
+    selection: &Selection,
 ) -> Result<Vec<Input>, Failure> {
     let mut named: Vec<Input> = Vec::new();
     for input in inputs {
         let progress = Progress::new(console, &input.path);
-        let (path, exclude) = (input.path.clone(), exclude.to_vec());
+        let (path, selection) = (input.path.clone(), selection.clone());
         let counter = progress.bar.clone();
-        let packed =
-            tokio::task::spawn_blocking(move || pack(&path, &exclude, &|bytes| counter.set_position(bytes)))
-                .await
-                .expect("packing does not panic")?;
+        let packed = tokio::task::spawn_blocking(move || {
+            pack(&path, &selection, &|bytes| counter.set_position(bytes))
+        })
+        .await
+        .expect("packing does not panic")?;
+        if packed.ignored > 0 {
+            console.note(format!(
+                "{} entries that .gitignore names are left out of {}; --include-ignored takes them along",
+                packed.ignored,
+                input.path.display()
+            ));
+        }
         for skipped in &packed.skipped {
             console.warn(format!("{} is a socket, a pipe or a device and is left out", skipped.display()));
         }
@@ -198,7 +228,7 @@ pub(crate) async fn upload_all(
 
 /// Uploads content, unless the server has it already.
 async fn upload(client: &Client, progress: &Progress, packed: Packed) -> Result<(), client::Error> {
-    let Packed { file, digest, size, unpack: _, executable: _, skipped: _ } = packed;
+    let Packed { file, digest, size, unpack: _, executable: _, ignored: _, skipped: _ } = packed;
     if client.has_input(&digest).await? {
         return Ok(());
     }

@@ -6,9 +6,10 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use flate2::{Compression, GzBuilder};
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use sha2::{Digest as _, Sha256};
 
-use super::{Error, MAX_INPUT};
+use super::{Error, MAX_INPUT, Selection};
 
 /// The time of every member: the first that zip files can hold, because a time of 0 upsets some tools.
 const MEMBER_TIME: u64 = 315_532_800;
@@ -28,17 +29,19 @@ pub(super) struct Packed {
     pub(super) unpack: bool,
     /// Whether it is an executable file.
     pub(super) executable: bool,
+    /// How many entries of a git checkout were left out because its `.gitignore` files name them.
+    pub(super) ignored: u64,
     /// What could not be packed because it is neither file, folder nor symbolic link.
     pub(super) skipped: Vec<PathBuf>,
 }
 
-/// Makes one file of a path and takes its hash; `progress` is told how many bytes were read so far. Of a folder is left
-/// out what `exclude` names: a member by its path, or every member by its name.
-pub(super) fn pack(path: &Path, exclude: &[PathBuf], progress: &dyn Fn(u64)) -> Result<Packed, Error> {
+/// Makes one file of a path and takes its hash; `progress` is told how many bytes were read so far. `selection` says
+/// what of a folder is left out.
+pub(super) fn pack(path: &Path, selection: &Selection, progress: &dyn Fn(u64)) -> Result<Packed, Error> {
     let metadata =
         fs::metadata(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
     if metadata.is_dir() {
-        pack_folder(path, exclude, progress)
+        pack_folder(path, selection, progress)
     } else if metadata.is_file() {
         pack_file(path, &metadata, progress)
     } else {
@@ -55,10 +58,10 @@ fn pack_file(path: &Path, metadata: &Metadata, progress: &dyn Fn(u64)) -> Result
     let unpack = ARCHIVES.iter().any(|ending| name.ends_with(ending.as_bytes()));
     let (file, digest, size) = archive.finish()?;
     let executable = !unpack && is_executable(metadata);
-    Ok(Packed { file, digest, size, unpack, executable, skipped: Vec::new() })
+    Ok(Packed { file, digest, size, unpack, executable, ignored: 0, skipped: Vec::new() })
 }
 
-fn pack_folder(path: &Path, exclude: &[PathBuf], progress: &dyn Fn(u64)) -> Result<Packed, Error> {
+fn pack_folder(path: &Path, selection: &Selection, progress: &dyn Fn(u64)) -> Result<Packed, Error> {
     let archive = Archive::new(path)?;
     // The header of gzip has a time and a name too; both are left empty. Level 1 is nearly as small as the default
     // for source code and several times as fast.
@@ -66,26 +69,31 @@ fn pack_folder(path: &Path, exclude: &[PathBuf], progress: &dyn Fn(u64)) -> Resu
     let mut folder = FolderPacker {
         tar: tar::Builder::new(gzip),
         root: path,
-        exclude,
+        selection,
+        rules: Vec::new(),
+        ignored: 0,
         read: 0,
         progress,
         skipped: Vec::new(),
     };
     folder.add_folder(Path::new(""))?;
-    let FolderPacker { tar, skipped, .. } = folder;
+    let FolderPacker { tar, skipped, ignored, .. } = folder;
     let archive = tar
         .into_inner()
         .and_then(flate2::write::GzEncoder::finish)
         .map_err(|source| written(path, source))?;
     let (file, digest, size) = archive.finish()?;
-    Ok(Packed { file, digest, size, unpack: true, executable: false, skipped })
+    Ok(Packed { file, digest, size, unpack: true, executable: false, ignored, skipped })
 }
 
 /// Packs a folder member by member.
 struct FolderPacker<'a> {
     tar: tar::Builder<flate2::write::GzEncoder<Archive>>,
     root: &'a Path,
-    exclude: &'a [PathBuf],
+    selection: &'a Selection,
+    /// The rules of `.gitignore` files from the root down to the folder that is being packed.
+    rules: Vec<Gitignore>,
+    ignored: u64,
     read: u64,
     progress: &'a dyn Fn(u64),
     skipped: Vec<PathBuf>,
@@ -100,13 +108,52 @@ impl FolderPacker<'_> {
             .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>())
             .map_err(unreadable)?;
         names.sort_unstable();
+        let rules = self.rules_of(&folder, below)?;
+        let depth = self.rules.len();
+        self.rules.extend(rules);
         for name in names {
             let member = below.join(&name);
-            if !self.exclude.iter().any(|excluded| excluded == &member || excluded.as_os_str() == name) {
-                self.add(&member)?;
+            let excluded =
+                |excluded: &PathBuf| excluded == &member || excluded.as_os_str() == name.as_os_str();
+            if self.selection.exclude.iter().any(excluded) {
+                continue;
             }
+            if self.is_ignored(&member) {
+                self.ignored += 1;
+                continue;
+            }
+            self.add(&member)?;
         }
+        self.rules.truncate(depth);
         Ok(())
+    }
+
+    /// The `.gitignore` of a folder, where the whole is a git checkout and nobody wants what is ignored.
+    fn rules_of(&self, folder: &Path, below: &Path) -> Result<Option<Gitignore>, Error> {
+        let file = folder.join(".gitignore");
+        if self.selection.include_ignored || !self.root.join(".git").exists() || !file.is_file() {
+            return Ok(None);
+        }
+        let mut builder = GitignoreBuilder::new(Path::new("/").join(below));
+        let broken = builder.add(&file);
+        let rules = broken.map_or_else(|| builder.build(), Err);
+        rules.map(Some).map_err(|source| Error::Ignore { path: file, source })
+    }
+
+    /// Whether git would ignore a member: the innermost file that speaks of it decides. git's own folder stays.
+    fn is_ignored(&self, member: &Path) -> bool {
+        if self.rules.is_empty() || member.file_name().is_some_and(|name| name == ".git") {
+            return false;
+        }
+        let is_dir = fs::symlink_metadata(self.root.join(member)).is_ok_and(|metadata| metadata.is_dir());
+        let path = Path::new("/").join(member);
+        let verdict = self
+            .rules
+            .iter()
+            .rev()
+            .map(|rules| rules.matched(&path, is_dir))
+            .find(|verdict| !verdict.is_none());
+        verdict.is_some_and(|verdict| verdict.is_ignore())
     }
 
     fn add(&mut self, member: &Path) -> Result<(), Error> {

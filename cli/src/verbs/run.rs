@@ -14,7 +14,7 @@ use crate::clock;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::follow::{Follower, OnInterrupt};
-use crate::inputs::{self, InputArg};
+use crate::inputs::{self, InputArg, Selection};
 use crate::interrupts::Interrupts;
 use crate::kind::Kind;
 use crate::manifests::{self, ManifestArgs};
@@ -79,7 +79,7 @@ pub(crate) struct Args {
 #[derive(Clone, Copy)]
 struct Inputs<'a> {
     paths: &'a [InputArg],
-    exclude: &'a [PathBuf],
+    selection: &'a Selection,
 }
 
 pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failure> {
@@ -92,7 +92,8 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
     };
     job_args.apply_to(&mut job);
     check(&job)?;
-    let inputs = Inputs { paths: &job_args.input, exclude: &job_args.exclude };
+    let selection = job_args.selection();
+    let inputs = Inputs { paths: &job_args.input, selection: &selection };
     if local {
         return local::run_local(context, settings.namespace, log, job, inputs).await;
     }
@@ -122,7 +123,7 @@ async fn create(
     mut job: SandboxJob,
     inputs: Inputs<'_>,
 ) -> Result<(String, String), Failure> {
-    let uploaded = inputs::upload_all(client, context.console, inputs.paths, inputs.exclude).await?;
+    let uploaded = inputs::upload_all(client, context.console, inputs.paths, inputs.selection).await?;
     job.spec.workspace.inputs.extend(uploaded);
     let namespace = job.metadata.namespace.clone().unwrap_or_default();
     let created = client.create_job(&namespace, &job, &clock::unique()).await?;

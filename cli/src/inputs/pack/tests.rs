@@ -50,17 +50,17 @@ fn the_same_content_makes_the_same_archive_whatever_times_order_and_permissions_
     main.set_modified(SystemTime::UNIX_EPOCH).unwrap();
     fs::set_permissions(two.path().join("src/main.rs"), fs::Permissions::from_mode(0o600)).unwrap();
 
-    let packed = pack(one.path(), &[], &quiet).unwrap();
-    assert_eq!(packed.digest, pack(two.path(), &[], &quiet).unwrap().digest);
+    let packed = pack(one.path(), &Selection::default(), &quiet).unwrap();
+    assert_eq!(packed.digest, pack(two.path(), &Selection::default(), &quiet).unwrap().digest);
     assert!(packed.unpack);
     assert!(packed.digest.starts_with("sha256:") && packed.digest.len() == 71);
 
     fs::write(two.path().join("src/main.rs"), "other").unwrap();
-    assert_ne!(packed.digest, pack(two.path(), &[], &quiet).unwrap().digest);
+    assert_ne!(packed.digest, pack(two.path(), &Selection::default(), &quiet).unwrap().digest);
 }
 
 #[test]
-fn nothing_is_left_out_of_a_folder_but_sockets() {
+fn nothing_but_sockets_is_left_out_of_a_folder_that_is_wanted_whole() {
     let folder = checkout(&NAMES);
     fs::write(folder.path().join(".gitignore"), "run.sh\n").unwrap();
     fs::set_permissions(folder.path().join("run.sh"), fs::Permissions::from_mode(0o700)).unwrap();
@@ -71,7 +71,8 @@ fn nothing_is_left_out_of_a_folder_but_sockets() {
     fs::write(folder.path().join(odd), "odd").unwrap();
     let _listener = UnixListener::bind(folder.path().join("socket")).unwrap();
 
-    let mut packed = pack(folder.path(), &[], &quiet).unwrap();
+    let everything = Selection { include_ignored: true, ..Selection::default() };
+    let mut packed = pack(folder.path(), &everything, &quiet).unwrap();
     assert_eq!(packed.skipped, [folder.path().join("socket")]);
     let members = members(&mut packed);
     let regular = |content: &str| (tar::EntryType::Regular, 0o644, MEMBER_TIME, content.as_bytes().to_vec());
@@ -90,8 +91,9 @@ fn nothing_is_left_out_of_a_folder_but_sockets() {
 #[test]
 fn what_is_excluded_is_left_out_by_its_path_or_its_name() {
     let folder = checkout(&["target/a", "src/target/b", "src/keep", "docs/out/c", "out/d"]);
-    let exclude = [PathBuf::from("target"), PathBuf::from("docs/out")];
-    let mut packed = pack(folder.path(), &exclude, &quiet).unwrap();
+    let exclude = vec![PathBuf::from("target"), PathBuf::from("docs/out")];
+    let selection = Selection { exclude, ..Selection::default() };
+    let mut packed = pack(folder.path(), &selection, &quiet).unwrap();
     let names: Vec<PathBuf> = members(&mut packed).into_keys().collect();
     let expected = ["docs", "empty", "link", "out", "out/d", "src", "src/keep"];
     assert_eq!(names, expected.map(PathBuf::from));
@@ -105,27 +107,33 @@ fn an_archive_is_unpacked_and_any_other_file_is_placed_as_it_is() {
     {
         let path = folder.path().join(name);
         fs::write(&path, "content").unwrap();
-        let packed = pack(&path, &[], &quiet).unwrap();
+        let packed = pack(&path, &Selection::default(), &quiet).unwrap();
         assert_eq!((packed.unpack, packed.size), (unpack, 7), "{name}");
         assert_eq!(packed.digest, format!("sha256:{}", hex::encode(Sha256::digest("content"))));
     }
     let script = folder.path().join("script");
     fs::write(&script, "#!/bin/sh\n").unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    assert!(pack(&script, &[], &quiet).unwrap().executable);
+    assert!(pack(&script, &Selection::default(), &quiet).unwrap().executable);
 }
 
 #[test]
 fn what_cannot_be_packed_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing");
-    assert!(matches!(pack(&missing, &[], &quiet), Err(Error::Unreadable { path, .. }) if path == missing));
+    assert!(
+        matches!(pack(&missing, &Selection::default(), &quiet), Err(Error::Unreadable { path, .. }) if path == missing)
+    );
     let socket = folder.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
-    assert!(matches!(pack(&socket, &[], &quiet), Err(Error::Special { path }) if path == socket));
+    assert!(
+        matches!(pack(&socket, &Selection::default(), &quiet), Err(Error::Special { path }) if path == socket)
+    );
     let large = folder.path().join("large");
     File::create(&large).unwrap().set_len(MAX_INPUT + 1).unwrap();
-    assert!(matches!(pack(&large, &[], &quiet), Err(Error::TooLarge { path }) if path == large));
+    assert!(
+        matches!(pack(&large, &Selection::default(), &quiet), Err(Error::TooLarge { path }) if path == large)
+    );
 }
 
 #[test]
@@ -133,4 +141,36 @@ fn a_file_that_shrinks_while_it_is_read_is_not_padded() {
     let mut reader = Exactly { content: io::Cursor::new(b"abc").take(5), left: 5, error: None };
     assert_eq!(reader.read_to_end(&mut Vec::new()).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     assert_eq!(reader.error.unwrap().kind(), io::ErrorKind::UnexpectedEof);
+}
+
+#[test]
+fn a_git_checkout_is_packed_without_what_git_ignores_unless_that_is_wanted() {
+    let names = [
+        ".git/HEAD",
+        ".gitignore",
+        "src/main.rs",
+        "target/debug/program",
+        "notes.log",
+        "keep.log",
+        "docs/.gitignore",
+        "docs/out/page",
+        "docs/page",
+    ];
+    let folder = checkout(&names);
+    fs::write(folder.path().join(".gitignore"), "/target\n*.log\n!keep.log\n").unwrap();
+    fs::write(folder.path().join("docs/.gitignore"), "out/\n").unwrap();
+    let files = |packed: &mut Packed| {
+        let all = members(packed);
+        let files = all.iter().filter(|(_, member)| member.0 == tar::EntryType::Regular);
+        files.map(|(path, _)| path.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let mut packed = pack(folder.path(), &Selection::default(), &quiet).unwrap();
+    let kept = [".git/HEAD", ".gitignore", "docs/.gitignore", "docs/page", "keep.log", "src/main.rs"];
+    assert_eq!(files(&mut packed), kept);
+    assert_eq!(packed.ignored, 3, "the folders target and docs/out, and notes.log");
+    let everything = Selection { include_ignored: true, ..Selection::default() };
+    assert_eq!(files(&mut pack(folder.path(), &everything, &quiet).unwrap()).len(), names.len());
+    fs::remove_dir_all(folder.path().join(".git")).unwrap();
+    let mut plain = pack(folder.path(), &Selection::default(), &quiet).unwrap();
+    assert_eq!(files(&mut plain).len(), names.len() - 1, "a folder that is no checkout is packed whole");
 }

@@ -9,7 +9,7 @@ use windlass_crds::{Bytes, Cpu, Priority, SandboxJob, SandboxJobSpec, Span};
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Report};
-use crate::inputs::InputArg;
+use crate::inputs::{InputArg, Selection};
 
 /// What the job is to be; with `--filename` these win over the manifest.
 #[derive(clap::Args, Debug, Default)]
@@ -23,8 +23,8 @@ pub(super) struct JobArgs {
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
     label: Vec<(String, String)>,
 
-    /// Place a folder, an archive or a file in the workspace, at `input` or at DEST. A folder is packed whole, hidden
-    /// files and `.git` included; a `.tar`, `.tar.gz` or `.tgz` is unpacked. What the server has already is not sent
+    /// Place a folder, an archive or a file in the workspace, at `input` or at DEST. A folder is packed with hidden
+    /// files and `.git`, a git checkout without what its `.gitignore` files name; a `.tar`, `.tar.gz` or `.tgz` is unpacked. What the server has already is not sent
     /// again. The flag may be given more than once.
     #[arg(long, value_name = "[DEST=]PATH")]
     pub(super) input: Vec<InputArg>,
@@ -32,7 +32,11 @@ pub(super) struct JobArgs {
     /// Leave this out of the folders of `--input`: a path below the folder, or a name wherever it occurs. The flag may be
     /// given more than once.
     #[arg(long, value_name = "NAME", requires = "input")]
-    pub(super) exclude: Vec<PathBuf>,
+    exclude: Vec<PathBuf>,
+
+    /// Pack a git checkout of `--input` with what its `.gitignore` files name.
+    #[arg(long, requires = "input")]
+    include_ignored: bool,
 
     /// Let the job wait in this queue.
     #[arg(short, long, value_name = "NAME")]
@@ -134,6 +138,11 @@ pub(super) fn check(job: &SandboxJob) -> Result<(), Failure> {
 }
 
 impl JobArgs {
+    /// What of folders is packed.
+    pub(super) fn selection(&self) -> Selection {
+        Selection { exclude: self.exclude.clone(), include_ignored: self.include_ignored }
+    }
+
     /// Sets what was given on the command line.
     pub(super) fn apply_to(&self, job: &mut SandboxJob) {
         let Self {
@@ -141,6 +150,7 @@ impl JobArgs {
             label,
             input: _,
             exclude: _,
+            include_ignored: _,
             queue,
             priority,
             selector,
