@@ -72,6 +72,8 @@ impl Table {
             Some(false) => "MISSED",
             None => "",
         };
+        // A peer that takes nothing has no ratio.
+        let ratio_text = if ratio.is_finite() { format!("{ratio:.2} ×") } else { "–".to_owned() };
         let decimals = match unit {
             Unit::PerSecond => 0,
             Unit::Milliseconds => 2,
@@ -79,7 +81,7 @@ impl Table {
             Unit::Percent => 3,
         };
         let [ours, peer] = [ours, peer].map(|value| format!("{value:.decimals$} {unit}"));
-        self.lines.push(line([row, metric, &ours, &peer, name, &format!("{ratio:.2} ×"), &aim, verdict]));
+        self.lines.push(line([row, metric, &ours, &peer, name, &ratio_text, &aim, verdict]));
         self.lines.extend(note.lines().map(|line| format!("       {line}")));
     }
 
