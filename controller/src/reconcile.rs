@@ -9,6 +9,7 @@ mod sweeper;
 
 use std::time::Duration;
 
+use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -18,7 +19,7 @@ use crate::clock::Clock;
 use crate::dispatch::Dispatch;
 use crate::error::{ApiError, chain};
 use std::sync::Arc;
-use windlass_store::Store;
+use windlass_store::{Change, Store};
 
 pub(crate) use pruner::remove_bodies;
 pub use sweeper::Sweeper;
@@ -26,7 +27,7 @@ pub use sweeper::Sweeper;
 /// How often leases and deadlines are looked at (DESIGN §4).
 const SWEEP: Duration = Duration::from_secs(1);
 /// How often node conditions are looked at even when nothing was heard.
-const NODES: Duration = Duration::from_secs(2);
+const NODES: Duration = Duration::from_secs(1);
 /// How often what has outlived its keep is removed.
 const PRUNE: Duration = Duration::from_secs(60);
 
@@ -42,23 +43,44 @@ pub fn start(
     let sweeper = Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone());
     let nodes = nodes::Nodes::new(dispatch, store.clone(), clock.clone());
     let pruner = pruner::Pruner::new(store.clone(), bodies.clone(), clock.clone());
-    tasks.spawn(every(SWEEP, stop.clone(), "sweep", move || {
+    tasks.spawn(every(SWEEP, std::future::pending::<()>, stop.clone(), "sweep", move || {
         let sweeper = sweeper.clone();
         async move { sweeper.sweep().await }
     }));
-    tasks.spawn(every(NODES, stop.clone(), "nodes", move || {
+    let mut changes = store.changes();
+    let wake = async move || node_changed(&mut changes).await;
+    tasks.spawn(every(NODES, wake, stop.clone(), "nodes", move || {
         let nodes = nodes.clone();
         async move { nodes.reconcile().await }
     }));
-    tasks.spawn(every(PRUNE, stop.clone(), "prune", move || {
+    tasks.spawn(every(PRUNE, std::future::pending::<()>, stop.clone(), "prune", move || {
         let pruner = pruner.clone();
         async move { pruner.prune().await }
     }));
 }
 
-/// Runs `work` every `period`; an error is logged once and again only when it changes.
-async fn every<F, Fut>(period: Duration, stop: CancellationToken, name: &'static str, work: F)
-where
+/// How soon a loop runs again that is woken all the time.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Completes when a node has changed, or may have.
+async fn node_changed(changes: &mut Receiver<Change>) {
+    loop {
+        match changes.recv().await {
+            Ok(Change::Node { .. }) | Err(RecvError::Lagged(_)) => return,
+            Ok(_) => {}
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+/// Runs `work` every `period`, and when `wake` completes; an error is logged once and again only when it changes.
+async fn every<F, Fut>(
+    period: Duration,
+    mut wake: impl AsyncFnMut(),
+    stop: CancellationToken,
+    name: &'static str,
+    work: F,
+) where
     F: Fn() -> Fut,
     Fut: Future<Output = Result<(), ApiError>>,
 {
@@ -72,6 +94,8 @@ where
             () = stop.cancelled() => return,
             // Cancel-safe: a tick that is lost with the future comes again.
             _ = ticks.tick() => {}
+            // Cancel-safe: what woke it is looked at in any case.
+            () = wake() => tokio::time::sleep(PAUSE).await,
         }
         let span = tracing::debug_span!("reconcile", reconcile.loop = name);
         match work().instrument(span).await {

@@ -26,10 +26,16 @@ impl Dispatch {
         if request.request_id.is_empty() || request.request_id.len() > 100 {
             return Err(ApiError::new(Code::BadRequest, "request_id must have 1 to 100 characters"));
         }
-        let deadline = Instant::now() + Duration::from_secs(request.wait_seconds.into()).min(MAX_WAIT);
+        let received = Instant::now();
+        let deadline = received + Duration::from_secs(request.wait_seconds.into()).min(MAX_WAIT);
         let mut changes = self.parts.store.changes();
         loop {
-            let answer = self.claim_once(name, request).await?;
+            let waited = received.elapsed();
+            let mut answer = self.claim_once(name, request).await?;
+            for assignment in &mut answer.assignments {
+                // The node counts from when it sent the request, which is no later than when it came in.
+                assignment.lease_seconds += waited.as_secs();
+            }
             if !answer.assignments.is_empty() || !answer.orders.is_empty() {
                 return Ok(answer);
             }
