@@ -1,5 +1,6 @@
 //! Where attempts live on the host: workspace, user and lease, as a seam, so that a simulation needs no disk.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,7 +123,8 @@ struct Folders {
 }
 
 impl HostWorkspaces {
-    /// Keeps homes under `state`, which exists, with users from `identities`.
+    /// Keeps homes under `state`, which exists, with users from `identities`. No other user of the host can look into
+    /// them, whatever modes a job gives to its files.
     ///
     /// # Errors
     /// When folders cannot be made.
@@ -130,6 +132,9 @@ impl HostWorkspaces {
         let (workspaces, leases) = (state.join("workspaces"), state.join("leases"));
         for folder in [&workspaces, &leases] {
             std::fs::create_dir_all(folder).map_err(io("make", folder))?;
+            // One of an earlier version may be open to all.
+            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+                .map_err(io("set mode of", folder))?;
         }
         Ok(Self { inner: Arc::new(Folders { workspaces, leases, identities }) })
     }
@@ -322,7 +327,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_home_is_made_found_again_and_removed() {
-        use std::os::unix::fs::PermissionsExt as _;
         let state = tempfile::tempdir().unwrap();
         let identities =
             Identities::open(state.path().join("identities"), windlass_sandbox::DEFAULT_UIDS).unwrap();
@@ -360,6 +364,21 @@ mod tests {
         homes.remove("job-1").await.unwrap();
         assert!(homes.list().await.unwrap().is_empty());
         assert_eq!(std::fs::read_dir(state.path().join("identities")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn homes_are_closed_to_other_users_also_where_they_were_open_before() {
+        let state = tempfile::tempdir().unwrap();
+        let workspaces = state.path().join("workspaces");
+        std::fs::create_dir(&workspaces).unwrap();
+        std::fs::set_permissions(&workspaces, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let identities =
+            Identities::open(state.path().join("identities"), windlass_sandbox::DEFAULT_UIDS).unwrap();
+        HostWorkspaces::open_state(state.path(), identities).unwrap();
+        for folder in ["workspaces", "leases"] {
+            let mode = std::fs::metadata(state.path().join(folder)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "{folder}");
+        }
     }
 
     #[tokio::test]

@@ -37,7 +37,6 @@ pub const ALLOW: &[Group] = &[
             libc::SYS_pwritev2,
             libc::SYS_open,
             libc::SYS_openat,
-            libc::SYS_openat2,
             libc::SYS_creat,
             libc::SYS_close,
             libc::SYS_close_range,
@@ -492,6 +491,26 @@ const AF_NETLINK: u32 = libc::AF_NETLINK as u32;
 /// The socket type without its flags.
 const TYPE_MASK: u32 = 0xf;
 
+/// Modes that run a file as its owner or group, or pass a folder's group on.
+const SET_ID: [u32; 2] = [libc::S_ISUID, libc::S_ISGID];
+/// Why nothing inside gets such a mode.
+const SET_ID_REASON: &str =
+    "outside the sandbox's mounts, a set-id file would give its user away to whoever reaches it";
+/// The flags with which `open` looks at its mode: `O_CREAT`, and `O_TMPFILE` without the `O_DIRECTORY` in it.
+const CREATING: [u32; 2] = [libc::O_CREAT as u32, (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32];
+
+/// A mode, in this argument, with a set-id bit.
+fn set_id(mode: u8) -> Vec<Vec<Test>> {
+    SET_ID.map(|bit| vec![(mode, Op::MaskedEq(bit), bit)]).to_vec()
+}
+
+/// Flags, in the argument before the mode's, that make a file, and a mode with a set-id bit.
+fn creates_set_id(mode: u8) -> Vec<Vec<Test>> {
+    let with =
+        |flag| SET_ID.map(|bit| vec![(mode - 1, Op::MaskedEq(flag), flag), (mode, Op::MaskedEq(bit), bit)]);
+    CREATING.map(with).concat()
+}
+
 /// What answers EPERM for some arguments.
 pub const CONDITIONAL: &[Conditional] = &[
     Conditional {
@@ -538,6 +557,16 @@ pub const CONDITIONAL: &[Conditional] = &[
         call: libc::SYS_personality,
         tests: || vec![vec![(0, Op::Ne, 0), (0, Op::Ne, 0xffff_ffff)]],
     },
+    // `mkdir` ignores these bits; `openat2`, whose mode a filter cannot see, answers ENOSYS.
+    Conditional { reason: SET_ID_REASON, call: libc::SYS_chmod, tests: || set_id(1) },
+    Conditional { reason: SET_ID_REASON, call: libc::SYS_fchmod, tests: || set_id(1) },
+    Conditional { reason: SET_ID_REASON, call: libc::SYS_fchmodat, tests: || set_id(2) },
+    Conditional { reason: SET_ID_REASON, call: libc::SYS_fchmodat2, tests: || set_id(2) },
+    Conditional { reason: SET_ID_REASON, call: libc::SYS_mknod, tests: || set_id(1) },
+    Conditional { reason: SET_ID_REASON, call: libc::SYS_mknodat, tests: || set_id(2) },
+    Conditional { reason: SET_ID_REASON, call: libc::SYS_creat, tests: || set_id(1) },
+    Conditional { reason: SET_ID_REASON, call: libc::SYS_open, tests: || creates_set_id(2) },
+    Conditional { reason: SET_ID_REASON, call: libc::SYS_openat, tests: || creates_set_id(3) },
 ];
 
 #[cfg(test)]

@@ -70,7 +70,11 @@ impl Fixture {
         change(&mut config);
         let native = Native::open(config).await.unwrap();
         let identity = native.identities().acquire("attempt-1").unwrap();
-        let workspace = Workspace::create(dir.path(), "attempt-1", identity).unwrap();
+        // As the agent keeps them: no other user of the host gets through, not even the job's own.
+        let workspaces = dir.path().join("workspaces");
+        fs::create_dir(&workspaces).unwrap();
+        fs::set_permissions(&workspaces, fs::Permissions::from_mode(0o700)).unwrap();
+        let workspace = Workspace::create(&workspaces, "attempt-1", identity).unwrap();
         let lease =
             Lease::create(dir.path().join("lease"), Deadline::after(Duration::from_secs(120))).unwrap();
         Self { dir, native, identity, workspace, lease }

@@ -101,6 +101,38 @@ async fn workspace_and_scratch_are_writable_and_only_the_workspace_is_shared() {
 }
 
 #[tokio::test]
+async fn no_file_gets_a_set_id_bit_by_whatever_call() {
+    let fixture = Fixture::new().await;
+    let program = r#"
+import os, stat, errno
+os.umask(0)
+file = "/workspace/id"
+open(file, "w").close()
+fd = os.open(file, os.O_RDWR)
+def attempt(name, make, path=None):
+    try:
+        made = make()
+    except OSError as error:
+        print(name, errno.errorcode[error.errno])
+        return
+    mode = os.fstat(made).st_mode if path is None else os.stat(path).st_mode
+    print(name, oct(stat.S_IMODE(mode)))
+for mode in (0o755, 0o4755, 0o2755):
+    attempt("chmod", lambda: os.chmod(file, mode), file)
+    attempt("fchmod", lambda: os.fchmod(fd, mode), file)
+    attempt("open", lambda: os.open(f"/workspace/open{mode}", os.O_CREAT | os.O_WRONLY, mode))
+    attempt("tmpfile", lambda: os.open("/tmp", os.O_TMPFILE | os.O_WRONLY, mode))
+    attempt("mknod", lambda: os.mknod(f"/workspace/node{mode}", mode | stat.S_IFREG), f"/workspace/node{mode}")
+    attempt("mkdir", lambda: os.mkdir(f"/workspace/dir{mode}", mode), f"/workspace/dir{mode}")
+"#;
+    let text = fixture.python(program).await.ok();
+    let calls = ["chmod", "fchmod", "open", "tmpfile", "mknod"];
+    let with = |outcome: &str| calls.iter().map(|call| format!("{call} {outcome}\n")).collect::<String>();
+    let refused = with("EPERM") + "mkdir 0o755\n";
+    assert_eq!(text, with("0o755") + "mkdir 0o755\n" + &refused + &refused);
+}
+
+#[tokio::test]
 async fn there_is_no_network_but_a_working_loopback() {
     let fixture = Fixture::new().await;
     let program = r#"

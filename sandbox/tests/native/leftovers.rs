@@ -66,7 +66,7 @@ async fn fifty_runs_leave_nothing() {
             .is_ok_and(|children| children.is_empty())
     })
     .await;
-    Workspace::remove(fixture.dir.path(), "attempt-1").unwrap();
+    Workspace::remove(&fixture.dir.path().join("workspaces"), "attempt-1").unwrap();
     assert!(!fixture.workspace.path().exists());
 }
 
