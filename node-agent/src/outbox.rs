@@ -99,7 +99,7 @@ impl Progress {
     }
 }
 
-/// The outbox. Cheap to share; [`Outbox::write`] and [`sender::Sender::run`] are its two tasks.
+/// The outbox. Cheap to share; [`OutboxWriter::run`] and [`sender::Sender::run`] are its two tasks.
 pub(crate) struct Outbox {
     fs: Arc<dyn AgentFs>,
     /// Protects what is known in memory; never held over an await.
