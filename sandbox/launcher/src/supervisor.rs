@@ -37,8 +37,11 @@ use crate::record::{self, Reply, StopRequest};
 
 /// Shortest time between two looks at the workspace's size.
 const DISK_PERIOD_NS: u64 = 250_000_000;
-/// A look takes at most this share of the time: after one that took t, the next comes t × this later.
+/// A look takes at most this share of the time: after one that took t, the next comes t × this later, within
+/// [`DISK_PERIOD_MAX_NS`].
 const DISK_REST: u64 = 20;
+/// Longest time between two looks, however long they take: what a unit can write unseen.
+const DISK_PERIOD_MAX_NS: u64 = 1_000_000_000;
 /// How long the init may take to kill and reap everything before it is killed itself.
 const INIT_PATIENCE_NS: u64 = 250_000_000;
 /// One read of a pipe.
@@ -332,14 +335,22 @@ impl Supervisor {
             if now < disk.next_ns {
                 return false;
             }
-            disk.walk = Some((disk::Walk::start(&disk.limit.path), now));
+            disk.walk = Some((disk::Walk::start(&disk.limit.path, disk.limit.bytes), now));
         }
         let Some((walk, began)) = &mut disk.walk else { return false };
-        let Some(bytes) = walk.advance() else { return true };
+        let Some(measure) = walk.advance() else { return true };
+        let over = match measure {
+            disk::Measure::Over => true,
+            disk::Measure::Within(bytes) => {
+                let deleted = disk::deleted_bytes(self.init, &disk.limit.path);
+                bytes.saturating_add(deleted) > disk.limit.bytes
+            }
+        };
         let took = boottime_ns().saturating_sub(*began);
         disk.walk = None;
-        disk.next_ns = boottime_ns() + DISK_PERIOD_NS.max(took.saturating_mul(DISK_REST));
-        if bytes > disk.limit.bytes {
+        let rest = took.saturating_mul(DISK_REST).clamp(DISK_PERIOD_NS, DISK_PERIOD_MAX_NS);
+        disk.next_ns = boottime_ns() + rest;
+        if over {
             self.stop(EndReason::DiskLimit, 0);
         }
         false

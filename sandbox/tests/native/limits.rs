@@ -127,6 +127,35 @@ async fn a_workspace_that_grows_past_its_limit_ends_the_unit() {
 }
 
 #[tokio::test]
+async fn the_disk_limit_cannot_be_dodged() {
+    let fixture = Fixture::new().await;
+    let fill = "for i in 1 2 3 4 5 6 7 8; do head -c 3M /dev/zero > $d/f$i; done";
+    let scripts = [
+        ("empty", "mkdir e && cd e && touch $(seq 6000)".to_owned()),
+        ("deep", "for i in $(seq 300); do mkdir d && cd d; done".to_owned()),
+        ("unlisted", format!("d=u; mkdir u && chmod 300 u; {fill}")),
+        ("unsearched", format!("d=s; mkdir s; {fill}; chmod 400 s")),
+        ("top", format!("d=/workspace; chmod 300 /workspace; {fill}")),
+        (
+            "deleted",
+            "for i in 5 6 7 8; do eval \"exec $i>gone\"; rm gone; head -c 8M /dev/zero >&$i; done".to_owned(),
+        ),
+    ];
+    for (name, script) in scripts {
+        let script = format!("{script}\nsleep 60");
+        let mut unit = fixture.unit(name, &["bash", "-c", &script]);
+        unit.limits.disk_bytes = Some(Limit::named(20 << 20));
+        unit.timeout = Some(Duration::from_secs(20));
+        let exit = fixture.run(&unit).await.exit;
+        assert_eq!(exit.reason, EndReason::DiskLimit, "{name}: {exit:?}");
+        let left = fixture.workspace.path();
+        std::fs::set_permissions(left, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let clean = fixture.unit(&format!("clean-{name}"), &["bash", "-c", "chmod -R u+rwX . && rm -rf ./*"]);
+        fixture.run(&clean).await.ok();
+    }
+}
+
+#[tokio::test]
 async fn rlimits_hold_and_no_core_is_written() {
     let fixture = Fixture::new().await;
     let mut unit = fixture.unit("rlimits", &["bash", "-c", "ulimit -c; ulimit -n; ulimit -Hn"]);
@@ -137,8 +166,9 @@ async fn rlimits_hold_and_no_core_is_written() {
 #[tokio::test]
 async fn processor_time_of_killed_children_is_counted() {
     let fixture = Fixture::new().await;
-    let script = "timeout -s KILL 0.4 python3 -c 'while True: pass'; true";
-    let exit = fixture.bash(script).await.exit;
+    let program = "import os, time\nwhile time.process_time() < 0.2: pass\nos.kill(os.getpid(), 9)";
+    let script = format!("python3 -c '{program}'; true");
+    let exit = fixture.bash(&script).await.exit;
     assert!(exit.usage.cpu_ns > 100_000_000, "{:?}", exit.usage);
     assert!(exit.usage.peak_memory_bytes.unwrap() > 1 << 20);
 }
