@@ -1,5 +1,6 @@
 //! A connection: statements in, rows out, errors told apart.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use sqlx::{Executor as _, SqlSafeStr as _, Sqlite};
 
+use super::dialect::{BATCH_SIZES, Batch};
 use super::value::{Row, Value};
 use crate::Error;
 
@@ -15,6 +17,8 @@ pub(crate) struct Conn {
     raw: Raw,
     path: Arc<Path>,
     operation: &'static str,
+    /// The texts of batches, by the address of the batch and the number of rows.
+    batches: HashMap<(usize, usize), Arc<str>>,
 }
 
 enum Raw {
@@ -25,7 +29,7 @@ enum Raw {
 impl Conn {
     /// Wraps a connection of one's own.
     pub(crate) fn own(connection: SqliteConnection, path: Arc<Path>) -> Self {
-        Self { raw: Raw::Own(connection), path, operation: "open" }
+        Self { raw: Raw::Own(connection), path, operation: "open", batches: HashMap::new() }
     }
 
     /// Wraps a connection that goes back to its pool.
@@ -34,7 +38,7 @@ impl Conn {
         path: Arc<Path>,
         operation: &'static str,
     ) -> Self {
-        Self { raw: Raw::Pooled(connection), path, operation }
+        Self { raw: Raw::Pooled(connection), path, operation, batches: HashMap::new() }
     }
 
     /// Names the operation that the next statements belong to, for errors.
@@ -66,6 +70,36 @@ impl Conn {
             Ok(done) => Ok(done.rows_affected()),
             Err(source) => Err(engine_error(&self.path, self.operation, source)),
         }
+    }
+
+    /// Runs a statement over `rows` (the values of all rows, one after the other), in pieces where they are many, and
+    /// yields how many rows it wrote. `args` are the statement's own parameters.
+    pub(crate) async fn execute_batch(
+        &mut self,
+        batch: &'static Batch,
+        rows: Vec<Value>,
+        args: Vec<Value>,
+    ) -> Result<u64, Error> {
+        let width = batch.columns.len();
+        debug_assert!(rows.len().is_multiple_of(width), "rows are complete");
+        let largest = BATCH_SIZES[BATCH_SIZES.len() - 1];
+        let mut rows = rows.into_iter();
+        let mut written = 0;
+        while rows.len() > 0 {
+            let count = (rows.len() / width).min(largest);
+            let size = BATCH_SIZES.into_iter().find(|size| *size >= count).unwrap_or(largest);
+            let key = (std::ptr::from_ref(batch).addr(), size);
+            let text = self.batches.entry(key).or_insert_with(|| batch.render(size).into());
+            let sql = sqlx::AssertSqlSafe(Arc::clone(text)).into_sql_str();
+            let mut bound: Vec<Value> = rows.by_ref().take(count * width).collect();
+            bound.resize(size * width, Value::Int(None));
+            bound.extend(args.iter().cloned());
+            match self.raw().execute(sqlx::query_with(sql, bind(bound))).await {
+                Ok(done) => written += done.rows_affected(),
+                Err(source) => return Err(engine_error(&self.path, self.operation, source)),
+            }
+        }
+        Ok(written)
     }
 
     /// Runs a statement and yields its rows.

@@ -83,7 +83,7 @@ pub(crate) async fn open(
         None => None,
     };
     let (queue, waiting) = mpsc::channel(QUEUE);
-    let tx = Tx::new(Conn::own(connection, Arc::clone(&path)));
+    let tx = Tx::new(Conn::own(connection, Arc::clone(&path))).await?;
     let span = tracing::info_span!("store.writer");
     let writer = tokio::spawn(writer::serve(tx, waiting, wake_ups, lock).instrument(span));
     Ok(Sqlite { queue, readers, writer, path })

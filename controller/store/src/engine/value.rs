@@ -37,6 +37,18 @@ impl From<Option<i64>> for Value {
     }
 }
 
+impl From<Option<&'static str>> for Value {
+    fn from(value: Option<&'static str>) -> Self {
+        Self::Text(value.map(str::to_owned))
+    }
+}
+
+impl From<bool> for Value {
+    fn from(value: bool) -> Self {
+        Self::Int(Some(i64::from(value)))
+    }
+}
+
 impl From<&str> for Value {
     fn from(value: &str) -> Self {
         Self::Text(Some(value.to_owned()))

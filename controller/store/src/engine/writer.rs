@@ -37,11 +37,26 @@ pub(crate) struct Tx {
     pub(crate) conn: Conn,
     pub(crate) caches: Caches,
     changes: Vec<Change>,
+    /// The last version that was drawn. It stays drawn when the transaction is taken back.
+    version: i64,
+    /// The last version that is known to be on disk.
+    committed_version: i64,
 }
 
 impl Tx {
-    pub(crate) fn new(conn: Conn) -> Self {
-        Self { conn, caches: Caches::default(), changes: Vec::new() }
+    /// Begins with the versions where the database has left off.
+    pub(crate) async fn new(mut conn: Conn) -> Result<Self, Error> {
+        let sql = "SELECT value FROM counters WHERE name = 'resource_version'";
+        let row = conn.row(sql, args![]).await?;
+        let version = match row {
+            Some(row) => row.cells("counters").int("value")?,
+            None => {
+                let row = "resource_version".to_owned();
+                return Err(Error::Corrupt { table: "counters", column: "value", row });
+            }
+        };
+        let caches = Caches::default();
+        Ok(Self { conn, caches, changes: Vec::new(), version, committed_version: version })
     }
 
     /// Sends a wake-up after the commit.
@@ -50,20 +65,25 @@ impl Tx {
     }
 
     /// Draws a version that is higher than all before.
-    pub(crate) async fn version(&mut self) -> Result<i64, Error> {
-        self.versions(1).await
+    pub(crate) fn draw_version(&mut self) -> i64 {
+        self.draw_versions(1)
     }
 
     /// Draws `count` consecutive versions and yields the last.
-    pub(crate) async fn versions(&mut self, count: usize) -> Result<i64, Error> {
-        let count = i64::try_from(count).expect("a batch fits into memory");
-        let row = self.conn.row(dialect::DRAW_VERSIONS, args![count]).await?;
-        let row = row.ok_or_else(|| Error::Corrupt {
-            table: "counters",
-            column: "value",
-            row: "resource_version".to_owned(),
-        })?;
-        row.cells("counters").int("value")
+    pub(crate) fn draw_versions(&mut self, count: usize) -> i64 {
+        self.version += i64::try_from(count).expect("a batch fits into memory");
+        self.version
+    }
+
+    async fn commit(&mut self) -> Result<(), Error> {
+        self.conn.begin_operation("commit");
+        if self.version == self.committed_version {
+            self.conn.execute(dialect::COMMIT, args![]).await?;
+        } else {
+            self.conn.execute(dialect::COMMIT_VERSIONS, args![self.version]).await?;
+            self.committed_version = self.version;
+        }
+        Ok(())
     }
 }
 
@@ -168,8 +188,7 @@ async fn commit(tx: &mut Tx, group: Vec<Box<dyn Operation>>) -> HashSet<Change> 
         }
     }
     if failure.is_none() && !done.is_empty() {
-        tx.conn.begin_operation("commit");
-        failure = tx.conn.execute("COMMIT", vec![]).await.err();
+        failure = tx.commit().await.err();
     } else {
         roll_back(tx).await;
     }

@@ -8,17 +8,16 @@
 //! - `logs_complete` is counted, not guessed: it becomes true when every sequence from 1 to the terminal record's is
 //!   there, also when the last of them comes long after the job has ended.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
-use serde::Serialize;
 use serde_json::Value as Json;
 use windlass_crds::JobPhase;
 use windlass_crds::protocol::Outcome;
 
 use super::{events, job_rows};
-use crate::engine::dialect::packed;
-use crate::engine::value::{args, clean, clean_opt, int, json, last_ms, ms, word};
+use crate::engine::dialect::{Batch, packed};
+use crate::engine::value::{Value, args, clean, clean_opt, int, json, last_ms, ms, word};
 use crate::engine::writer::Tx;
 use crate::{
     Applied, AttemptChange, AttemptPhase, Change, Error, EventLevel, JobChange, JobRow, NewEvent, NewRecord,
@@ -99,7 +98,7 @@ struct Reported {
     last_sequence: Option<u64>,
     /// How many records were there before this batch.
     received: u64,
-    /// The highest sequence that was there before this batch; looked up only where the end is to be learned.
+    /// The highest sequence that was there before this batch.
     highest: Option<u64>,
 }
 
@@ -129,33 +128,6 @@ async fn apply(
     Ok(Applied { records: outcomes, transitions })
 }
 
-/// A record as it is handed to the statement that inserts it. Its bytes travel apart, all in one value.
-#[derive(Serialize)]
-struct Inserted<'r> {
-    job: i64,
-    epoch: i64,
-    seq: i64,
-    kind: &'static str,
-    at: i64,
-    sup: u8,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    step: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stream: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pos: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<&'r str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    klen: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    json: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    from: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    len: Option<usize>,
-}
-
 const KNOWN_RECORDS: &str = packed!(
     "e.position",
     "(SELECT CAST(value->>0 AS BIGINT) AS job_id, CAST(value->>1 AS BIGINT) AS epoch,
@@ -163,17 +135,30 @@ const KNOWN_RECORDS: &str = packed!(
     JOIN records AS r ON r.job_id = e.job_id AND r.epoch = e.epoch AND r.sequence = e.sequence"
 );
 
-const INSERT_RECORDS: &str = "
-    WITH e AS MATERIALIZED (SELECT value AS v FROM json_each($1))
-    INSERT INTO records (job_id, epoch, sequence, kind, at, received_at, superseded, step, stream, position,
-        object_key, object_len, json, bytes)
-    SELECT CAST(v->>'job' AS BIGINT), CAST(v->>'epoch' AS BIGINT), CAST(v->>'seq' AS BIGINT), v->>'kind',
-        CAST(v->>'at' AS BIGINT), $3, CAST(v->>'sup' AS BIGINT), CAST(v->>'step' AS BIGINT), v->>'stream',
-        CAST(v->>'pos' AS BIGINT), v->>'key', CAST(v->>'klen' AS BIGINT), v->>'json',
-        CASE WHEN v->>'from' IS NOT NULL
-            THEN substr($2, CAST(v->>'from' AS BIGINT) + 1, CAST(v->>'len' AS BIGINT)) END
-    FROM e WHERE true
-    ON CONFLICT (job_id, epoch, sequence) DO NOTHING";
+static INSERT_RECORDS: Batch = Batch {
+    columns: &[
+        "job_id",
+        "epoch",
+        "sequence",
+        "kind",
+        "at",
+        "superseded",
+        "step",
+        "stream",
+        "position",
+        "object_key",
+        "object_len",
+        "json",
+        "bytes",
+    ],
+    statement: "
+        INSERT INTO records (job_id, epoch, sequence, kind, at, superseded, step, stream, position,
+            object_key, object_len, json, bytes, received_at)
+        SELECT e.job_id, e.epoch, e.sequence, e.kind, e.at, e.superseded, e.step, e.stream, e.position,
+            e.object_key, e.object_len, e.json, e.bytes, $1
+        FROM e WHERE e.job_id IS NOT NULL
+        ON CONFLICT (job_id, epoch, sequence) DO NOTHING",
+};
 
 /// Stores the records that are new.
 async fn store<'r>(
@@ -186,6 +171,7 @@ async fn store<'r>(
     let mut outcomes = vec![Outcome::Rejected; records.len()];
     let mut seen = HashSet::with_capacity(records.len());
     let mut candidates = Vec::with_capacity(records.len());
+    let mut doubtful = Vec::new();
     for (position, record) in records.iter().enumerate() {
         let id = (record.attempt.job.as_str(), record.attempt.epoch);
         let Some(attempt) = attempts.get(&id).filter(|attempt| admits(attempt, node, record)) else {
@@ -193,24 +179,29 @@ async fn store<'r>(
         };
         outcomes[position] = Outcome::Duplicate;
         if seen.insert((id, record.sequence)) {
-            candidates.push((attempt.job_id, int(record.attempt.epoch), int(record.sequence), position));
+            candidates.push(position);
+            // A record above all that are there is new.
+            if attempt.highest.is_some_and(|highest| record.sequence <= highest) {
+                doubtful.push((attempt.job_id, int(record.attempt.epoch), int(record.sequence), position));
+            }
         }
     }
     let mut known = HashSet::new();
-    if !candidates.is_empty() {
-        for row in tx.conn.packed(KNOWN_RECORDS, args![json(&candidates)]).await? {
+    if !doubtful.is_empty() {
+        for row in tx.conn.packed(KNOWN_RECORDS, args![json(&doubtful)]).await? {
             known.insert(row.cells("records").number::<usize>("position")?);
         }
     }
-    let mut rows = Vec::with_capacity(candidates.len());
-    let mut bytes = Vec::new();
+    let mut new = 0;
+    let mut rows = Vec::with_capacity(candidates.len() * INSERT_RECORDS.columns.len());
     let mut arrived = Arrived::new();
     let mut told = Vec::new();
-    for (_, _, _, position) in candidates {
+    for position in candidates {
         let record = &records[position];
         let id = (record.attempt.job.as_str(), record.attempt.epoch);
         let Some(attempt) = attempts.get(&id).filter(|_| !known.contains(&position)) else { continue };
-        rows.push(row(record, attempt, &mut bytes));
+        rows.extend(row(record, attempt));
+        new += 1;
         arrived.entry(id).or_default().push(record.sequence);
         outcomes[position] = if attempt.is_fenced() { Outcome::Superseded } else { Outcome::Accepted };
         if record.kind == RecordKind::Event && !attempt.is_fenced() {
@@ -220,7 +211,7 @@ async fn store<'r>(
     if rows.is_empty() {
         return Ok((outcomes, arrived));
     }
-    if tx.conn.execute(INSERT_RECORDS, args![json(&rows), bytes, ms(now)]).await? != rows.len() as u64 {
+    if tx.conn.execute_batch(&INSERT_RECORDS, rows, args![ms(now)]).await? != new {
         // They were not there a statement ago in this very transaction.
         return Err(Error::Unavailable { operation: "apply", source: None });
     }
@@ -236,37 +227,33 @@ fn admits(attempt: &Reported, node: &str, record: &NewRecord) -> bool {
     attempt.node == node && (1..=attempt.last_sequence.unwrap_or(MAX_SEQUENCE)).contains(&record.sequence)
 }
 
-fn row<'r>(record: &'r NewRecord, attempt: &Reported, bytes: &mut Vec<u8>) -> Inserted<'r> {
-    let mut row = Inserted {
-        job: attempt.job_id,
-        epoch: int(record.attempt.epoch),
-        seq: int(record.sequence),
-        kind: word(record.kind),
-        at: ms(record.at),
-        sup: u8::from(attempt.is_fenced()),
-        step: record.step,
-        stream: record.stream.map(word),
-        pos: record.offset.map(int),
-        key: None,
-        klen: None,
-        json: None,
-        from: None,
-        len: None,
-    };
+/// The values of a record, in the order of [`INSERT_RECORDS`].
+fn row(record: &NewRecord, attempt: &Reported) -> Vec<Value> {
+    let (mut key, mut len, mut document, mut bytes) = (None, None, None, None);
     match &record.body {
-        RecordStore::Inline(body) => {
-            row.from = Some(bytes.len());
-            row.len = Some(body.len());
-            bytes.extend_from_slice(body);
+        RecordStore::Inline(body) => bytes = Some(body.clone()),
+        RecordStore::Object { key: object, len: length } => {
+            key = Some(object.clone());
+            len = Some(int(*length));
         }
-        RecordStore::Object { key, len } => {
-            row.key = Some(key);
-            row.klen = Some(int(*len));
-        }
-        RecordStore::Json(document) => row.json = Some(json(document)),
+        RecordStore::Json(value) => document = Some(json(value)),
         RecordStore::None => {}
     }
-    row
+    args![
+        attempt.job_id,
+        int(record.attempt.epoch),
+        int(record.sequence),
+        word(record.kind),
+        ms(record.at),
+        attempt.is_fenced(),
+        record.step.map(i64::from),
+        record.stream.map(word),
+        record.offset.map(int),
+        key,
+        len,
+        document,
+        bytes
+    ]
 }
 
 fn event(node: &str, record: &NewRecord) -> NewEvent {
@@ -288,10 +275,9 @@ fn event(node: &str, record: &NewRecord) -> NewEvent {
 
 const ATTEMPTS: &str = packed!(
     "e.position, a.job_id, a.node, CASE WHEN a.ended_at IS NULL THEN 0 ELSE 1 END, a.last_sequence, a.received, \
-     CASE e.ends WHEN 1 THEN (SELECT max(r.sequence) FROM records AS r \
-     WHERE r.job_id = a.job_id AND r.epoch = a.epoch) END",
-    "(SELECT CAST(value->>0 AS BIGINT) AS position, value->>1 AS uid, CAST(value->>2 AS BIGINT) AS epoch,
-        CAST(value->>3 AS BIGINT) AS ends FROM json_each($1)) AS e
+     (SELECT max(r.sequence) FROM records AS r WHERE r.job_id = a.job_id AND r.epoch = a.epoch)",
+    "(SELECT CAST(value->>0 AS BIGINT) AS position, value->>1 AS uid, CAST(value->>2 AS BIGINT) AS epoch
+        FROM json_each($1)) AS e
     JOIN jobs AS j ON j.uid = e.uid JOIN attempts AS a ON a.job_id = j.id AND a.epoch = e.epoch"
 );
 
@@ -301,19 +287,13 @@ async fn attempts<'r>(
     records: &'r [NewRecord],
     transitions: &'r [Transition],
 ) -> Result<Attempts<'r>, Error> {
-    let mut ends: BTreeMap<(&str, u64), bool> = BTreeMap::new();
-    for record in records {
-        ends.entry((&record.attempt.job, record.attempt.epoch)).or_default();
-    }
-    for transition in transitions {
-        *ends.entry((&transition.job, transition.epoch)).or_default() |= last_sequence(transition).is_some();
-    }
-    let rows: Vec<(usize, &str, i64, u8)> = ends
-        .iter()
-        .enumerate()
-        .map(|(position, ((uid, epoch), ends))| (position, *uid, int(*epoch), u8::from(*ends)))
-        .collect();
-    let ids: Vec<(&str, u64)> = ends.keys().copied().collect();
+    let mut ids: Vec<(&str, u64)> =
+        records.iter().map(|record| (record.attempt.job.as_str(), record.attempt.epoch)).collect();
+    ids.extend(transitions.iter().map(|transition| (transition.job.as_str(), transition.epoch)));
+    ids.sort_unstable();
+    ids.dedup();
+    let rows: Vec<(usize, &str, i64)> =
+        ids.iter().enumerate().map(|(position, (uid, epoch))| (position, *uid, int(*epoch))).collect();
     let mut found = HashMap::with_capacity(ids.len());
     for row in tx.conn.packed(ATTEMPTS, args![json(&rows)]).await? {
         let mut cells = row.cells("attempts");
@@ -364,7 +344,7 @@ async fn complete_late(tx: &mut Tx, jobs: &[(i64, i64)]) -> Result<(), Error> {
     if jobs.is_empty() {
         return Ok(());
     }
-    let version = tx.version().await?;
+    let version = tx.draw_version();
     let sql = "
         WITH e AS MATERIALIZED (
             SELECT CAST(value->>0 AS BIGINT) AS job_id, CAST(value->>1 AS BIGINT) AS epoch FROM json_each($1))
@@ -379,64 +359,31 @@ async fn complete_late(tx: &mut Tx, jobs: &[(i64, i64)]) -> Result<(), Error> {
     Ok(())
 }
 
-/// A transition as it is handed to its statement.
-#[derive(Serialize)]
-struct JobRecord<'t> {
-    uid: &'t str,
-    #[serde(skip)]
-    epoch_key: u64,
-    epoch: i64,
-    expect: i64,
-    phase: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    exit: Option<i32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    steps: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    unenf: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    started: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    finished: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    notbefore: Option<i64>,
-    lost: u32,
-    fail: u32,
-    clear: u8,
-    complete: u8,
-}
-
-const UPDATE_JOBS: &str = "
-    WITH e AS MATERIALIZED (
-        SELECT v->>'uid' AS uid, CAST(v->>'epoch' AS BIGINT) AS epoch, CAST(v->>'expect' AS BIGINT) AS expect,
-            v->>'phase' AS phase, v->>'reason' AS reason, v->>'message' AS message,
-            CAST(v->>'exit' AS BIGINT) AS exit_code, v->>'steps' AS steps, v->>'unenf' AS unenforced,
-            CAST(v->>'started' AS BIGINT) AS started_at, CAST(v->>'finished' AS BIGINT) AS finished_at,
-            CAST(v->>'notbefore' AS BIGINT) AS not_before, CAST(v->>'lost' AS BIGINT) AS lost,
-            CAST(v->>'fail' AS BIGINT) AS failed, CAST(v->>'clear' AS BIGINT) AS clear_node,
-            CAST(v->>'complete' AS BIGINT) AS complete
-        FROM (SELECT value AS v FROM json_each($1)) AS rows)
-    UPDATE jobs SET
-        phase = e.phase, reason = e.reason, message = e.message, exit_code = e.exit_code,
-        steps = coalesce(e.steps, jobs.steps), unenforced = coalesce(e.unenforced, jobs.unenforced),
-        started_at = e.started_at, finished_at = e.finished_at, not_before = e.not_before,
-        lost_attempts = e.lost, failures = e.failed,
-        node = CASE e.clear_node WHEN 1 THEN NULL ELSE jobs.node END,
-        queued_at = CASE WHEN e.phase = 'Queued' AND jobs.phase <> 'Queued' THEN $2 ELSE jobs.queued_at END,
-        ready_rank = CASE WHEN e.phase = 'Queued' AND jobs.suspend = 0 AND (e.not_before IS NULL OR e.not_before <= $2)
-            THEN ((1000 - jobs.priority) << 50) + jobs.id END,
-        due_at = CASE WHEN e.phase = 'Queued' AND jobs.suspend = 0 AND e.not_before > $2 THEN e.not_before END,
-        ttl_at = CASE WHEN jobs.ttl_ms > $4 - e.finished_at THEN $4 ELSE e.finished_at + jobs.ttl_ms END,
-        logs_complete = e.complete, resource_version = $3
-    FROM e
-    WHERE jobs.uid = e.uid AND jobs.epoch = e.epoch AND jobs.resource_version = e.expect
-        AND jobs.finished_at IS NULL
-        AND (e.phase NOT IN ('Claimed', 'PendingApproval') OR jobs.phase = e.phase)
-        AND (e.phase NOT IN ('Running', 'Waiting') OR jobs.phase IN ('Claimed', 'Running', 'Waiting'))";
+static UPDATE_JOBS: Batch = Batch {
+    columns: &[
+        "uid", "epoch", "expect", "phase", "reason", "message", "exit_code", "steps", "unenforced", "started_at",
+        "finished_at", "not_before", "lost", "failed", "clear_node", "complete",
+    ],
+    statement: "
+        UPDATE jobs SET
+            phase = e.phase, reason = e.reason, message = e.message, exit_code = e.exit_code,
+            steps = coalesce(e.steps, jobs.steps), unenforced = coalesce(e.unenforced, jobs.unenforced),
+            started_at = e.started_at, finished_at = e.finished_at, not_before = e.not_before,
+            lost_attempts = e.lost, failures = e.failed,
+            node = CASE e.clear_node WHEN 1 THEN NULL ELSE jobs.node END,
+            queued_at = CASE WHEN e.phase = 'Queued' AND jobs.phase <> 'Queued' THEN $1 ELSE jobs.queued_at END,
+            ready_rank = CASE
+                WHEN e.phase = 'Queued' AND jobs.suspend = 0 AND (e.not_before IS NULL OR e.not_before <= $1)
+                THEN ((1000 - jobs.priority) << 50) + jobs.id END,
+            due_at = CASE WHEN e.phase = 'Queued' AND jobs.suspend = 0 AND e.not_before > $1 THEN e.not_before END,
+            ttl_at = CASE WHEN jobs.ttl_ms > $3 - e.finished_at THEN $3 ELSE e.finished_at + jobs.ttl_ms END,
+            logs_complete = e.complete, resource_version = $2
+        FROM e
+        WHERE jobs.uid = e.uid AND jobs.epoch = e.epoch AND jobs.resource_version = e.expect
+            AND jobs.finished_at IS NULL
+            AND (e.phase NOT IN ('Claimed', 'PendingApproval') OR jobs.phase = e.phase)
+            AND (e.phase NOT IN ('Running', 'Waiting') OR jobs.phase IN ('Claimed', 'Running', 'Waiting'))",
+};
 
 /// The jobs of a batch that this very batch has changed: nobody else has drawn that version.
 const CHANGED_JOBS: &str = packed!(
@@ -444,42 +391,19 @@ const CHANGED_JOBS: &str = packed!(
     "json_each($1) AS e JOIN jobs AS j ON j.uid = e.value->>0 WHERE j.resource_version = $2"
 );
 
-/// A change of an attempt as it is handed to its statement.
-#[derive(Serialize)]
-struct AttemptRecord {
-    job: i64,
-    epoch: i64,
-    phase: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    exit: Option<i32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    started: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ended: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last: Option<i64>,
-    waiting: u8,
-    received: i64,
-}
-
-const UPDATE_ATTEMPTS: &str = "
-    WITH e AS MATERIALIZED (
-        SELECT CAST(v->>'job' AS BIGINT) AS job_id, CAST(v->>'epoch' AS BIGINT) AS epoch, v->>'phase' AS phase,
-            v->>'reason' AS reason, v->>'message' AS message, CAST(v->>'exit' AS BIGINT) AS exit_code,
-            CAST(v->>'started' AS BIGINT) AS started_at, CAST(v->>'ended' AS BIGINT) AS ended_at,
-            CAST(v->>'last' AS BIGINT) AS last, CAST(v->>'waiting' AS BIGINT) AS waiting,
-            CAST(v->>'received' AS BIGINT) AS received
-        FROM (SELECT value AS v FROM json_each($1)) AS rows)
-    UPDATE attempts SET
-        phase = e.phase, reason = e.reason, message = e.message, exit_code = e.exit_code,
-        started_at = coalesce(e.started_at, attempts.started_at), ended_at = e.ended_at,
-        last_sequence = coalesce(e.last, attempts.last_sequence), waiting = e.waiting, received = e.received
-    FROM e
-    WHERE attempts.job_id = e.job_id AND attempts.epoch = e.epoch AND attempts.ended_at IS NULL";
+static UPDATE_ATTEMPTS: Batch = Batch {
+    columns: &[
+        "job_id", "epoch", "phase", "reason", "message", "exit_code", "started_at", "ended_at", "last", "waiting",
+        "received",
+    ],
+    statement: "
+        UPDATE attempts SET
+            phase = e.phase, reason = e.reason, message = e.message, exit_code = e.exit_code,
+            started_at = coalesce(e.started_at, attempts.started_at), ended_at = e.ended_at,
+            last_sequence = coalesce(e.last, attempts.last_sequence), waiting = e.waiting, received = e.received
+        FROM e
+        WHERE attempts.job_id = e.job_id AND attempts.epoch = e.epoch AND attempts.ended_at IS NULL",
+};
 
 const COUNT_RECORDS: &str = "
     WITH e AS MATERIALIZED (
@@ -499,7 +423,7 @@ async fn transit(
 ) -> Result<Vec<TransitionOutcome>, Error> {
     // A second transition of the same job was decided on a version that the first one ends.
     let mut first: HashMap<&str, &Transition> = HashMap::with_capacity(transitions.len());
-    let mut rows = Vec::with_capacity(transitions.len());
+    let mut rows = Vec::with_capacity(transitions.len() * UPDATE_JOBS.columns.len());
     let mut counts: HashMap<(&str, u64), u64> = HashMap::with_capacity(transitions.len());
     for transition in transitions {
         if first.contains_key(transition.job.as_str()) {
@@ -516,10 +440,11 @@ async fn transit(
             None => 0,
         };
         counts.insert(id, count);
-        rows.push(job_change(now, transition, last == Some(count)));
+        rows.extend(job_change(now, transition, last == Some(count)));
     }
-    let changed = change_jobs(tx, now, &rows, attempts).await?;
-    let mut ends = Vec::with_capacity(changed.len());
+    let changed = change_jobs(tx, now, rows, &first, attempts).await?;
+    let mut ended = 0;
+    let mut ends = Vec::with_capacity(changed.len() * UPDATE_ATTEMPTS.columns.len());
     for (uid, transition) in &first {
         if !changed.contains_key(*uid) {
             continue;
@@ -527,14 +452,15 @@ async fn transit(
         let id = (*uid, transition.epoch);
         if let Some(attempt) = attempts.get(&id).filter(|attempt| !attempt.ended) {
             let count = counts.get(&id).copied().unwrap_or(attempt.received);
-            ends.push(attempt_change(now, attempt.job_id, count, transition));
+            ends.extend(attempt_change(now, attempt.job_id, count, transition));
+            ended += 1;
         }
         if transition.set.phase == JobPhase::Queued {
             tx.changed(Change::Queued);
         }
         tx.changed(Change::Job { uid: (*uid).to_owned() });
     }
-    if !ends.is_empty() && tx.conn.execute(UPDATE_ATTEMPTS, args![json(&ends)]).await? != ends.len() as u64 {
+    if tx.conn.execute_batch(&UPDATE_ATTEMPTS, ends, args![]).await? != ended {
         // They were live when the batch began, in this very transaction.
         return Err(Error::Unavailable { operation: "apply", source: None });
     }
@@ -571,29 +497,26 @@ async fn transit(
 async fn change_jobs(
     tx: &mut Tx,
     now: Timestamp,
-    rows: &[JobRecord<'_>],
+    rows: Vec<Value>,
+    transitions: &HashMap<&str, &Transition>,
     attempts: &Attempts<'_>,
 ) -> Result<HashMap<String, i64>, Error> {
-    let mut changed = HashMap::with_capacity(rows.len());
+    let mut changed = HashMap::with_capacity(transitions.len());
     if rows.is_empty() {
         return Ok(changed);
     }
-    let version = tx.version().await?;
-    let done = tx.conn.execute(UPDATE_JOBS, args![json(rows), ms(now), version, last_ms()]).await?;
-    if done == 0 {
-        return Ok(changed);
-    }
-    let known = rows.iter().filter_map(|row| {
-        let attempt = attempts.get(&(row.uid, row.epoch_key))?;
-        Some((row.uid.to_owned(), attempt.job_id))
-    });
-    if done == rows.len() as u64 {
-        changed.extend(known);
-        if changed.len() == rows.len() {
-            return Ok(changed);
+    let version = tx.draw_version();
+    let done = tx.conn.execute_batch(&UPDATE_JOBS, rows, args![ms(now), version, last_ms()]).await?;
+    if done == transitions.len() as u64 {
+        for (uid, transition) in transitions {
+            let attempt = attempts.get(&(*uid, transition.epoch));
+            changed.extend(attempt.map(|attempt| ((*uid).to_owned(), attempt.job_id)));
         }
     }
-    let uids: Vec<[&str; 1]> = rows.iter().map(|row| [row.uid]).collect();
+    if done == changed.len() as u64 {
+        return Ok(changed);
+    }
+    let uids: Vec<[&str; 1]> = transitions.keys().map(|uid| [*uid]).collect();
     for row in tx.conn.packed(CHANGED_JOBS, args![json(&uids), version]).await? {
         let mut cells = row.cells("jobs");
         changed.insert(cells.text("uid")?, cells.int("id")?);
@@ -601,7 +524,8 @@ async fn change_jobs(
     Ok(changed)
 }
 
-fn job_change<'t>(now: Timestamp, transition: &'t Transition, all_arrived: bool) -> JobRecord<'t> {
+/// The values of a transition, in the order of [`UPDATE_JOBS`].
+fn job_change(now: Timestamp, transition: &Transition, all_arrived: bool) -> Vec<Value> {
     let Transition { job, epoch, expect_version, set } = transition;
     let JobChange {
         phase,
@@ -619,28 +543,28 @@ fn job_change<'t>(now: Timestamp, transition: &'t Transition, all_arrived: bool)
         node,
         logs_complete,
     } = set;
-    JobRecord {
-        uid: job,
-        epoch_key: *epoch,
-        epoch: int(*epoch),
-        expect: *expect_version,
-        phase: word(*phase),
-        reason: clean_opt(reason.as_ref()),
-        message: clean_opt(message.as_ref()),
-        exit: *exit_code,
-        steps: steps.as_ref().map(json),
-        unenf: unenforced.as_ref().map(json),
-        started: started_at.map(ms),
-        finished: phase.is_terminal().then(|| ms(finished_at.unwrap_or(now))),
-        notbefore: not_before.map(ms),
-        lost: *lost_attempts,
-        fail: *failures,
-        clear: u8::from(*node == NodeChange::Clear),
-        complete: u8::from(logs_complete.unwrap_or(all_arrived && phase.is_terminal())),
-    }
+    args![
+        job.as_str(),
+        int(*epoch),
+        *expect_version,
+        word(*phase),
+        clean_opt(reason.as_ref()),
+        clean_opt(message.as_ref()),
+        exit_code.map(i64::from),
+        steps.as_ref().map(json),
+        unenforced.as_ref().map(json),
+        started_at.map(ms),
+        phase.is_terminal().then(|| ms(finished_at.unwrap_or(now))),
+        not_before.map(ms),
+        i64::from(*lost_attempts),
+        i64::from(*failures),
+        *node == NodeChange::Clear,
+        logs_complete.unwrap_or(all_arrived && phase.is_terminal())
+    ]
 }
 
-fn attempt_change(now: Timestamp, job_id: i64, received: u64, transition: &Transition) -> AttemptRecord {
+/// The values of a change of an attempt, in the order of [`UPDATE_ATTEMPTS`].
+fn attempt_change(now: Timestamp, job_id: i64, received: u64, transition: &Transition) -> Vec<Value> {
     let set = &transition.set;
     let followed = AttemptChange {
         phase: followed_phase(set.phase),
@@ -651,19 +575,19 @@ fn attempt_change(now: Timestamp, job_id: i64, received: u64, transition: &Trans
         last_sequence: None,
     };
     let change = set.attempt.as_ref().unwrap_or(&followed);
-    AttemptRecord {
-        job: job_id,
-        epoch: int(transition.epoch),
-        phase: word(change.phase),
-        reason: clean_opt(change.reason.as_ref()),
-        message: clean_opt(change.message.as_ref()),
-        exit: change.exit_code,
-        started: set.started_at.map(ms),
-        ended: (!change.phase.is_live()).then(|| ms(change.ended_at.unwrap_or(now))),
-        last: change.last_sequence.map(int),
-        waiting: u8::from(set.phase == JobPhase::Waiting),
-        received: int(received),
-    }
+    args![
+        job_id,
+        int(transition.epoch),
+        word(change.phase),
+        clean_opt(change.reason.as_ref()),
+        clean_opt(change.message.as_ref()),
+        change.exit_code.map(i64::from),
+        set.started_at.map(ms),
+        (!change.phase.is_live()).then(|| ms(change.ended_at.unwrap_or(now))),
+        change.last_sequence.map(int),
+        set.phase == JobPhase::Waiting,
+        int(received)
+    ]
 }
 
 /// What becomes of the attempt where the decision does not say.

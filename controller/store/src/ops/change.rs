@@ -102,7 +102,7 @@ async fn update(
         return Ok(job);
     }
     let (ready_rank, due_at) = readiness(&new, id, now);
-    let version = tx.version().await?;
+    let version = tx.draw_version();
     let sql = "
         UPDATE jobs SET suspend = $2, priority = $3, ttl_ms = $4, ready_rank = $5, due_at = $10,
             ttl_at = CASE WHEN $4 > $9 - finished_at THEN $9 ELSE finished_at + $4 END,
@@ -160,7 +160,7 @@ async fn cancel(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<CancelOutcome,
         if job.cancel_requested_at.is_some() {
             return Ok(CancelOutcome::Requested(job));
         }
-        let version = tx.version().await?;
+        let version = tx.draw_version();
         let sql = "
             UPDATE jobs SET cancel_requested_at = $2, resource_version = $3
             WHERE id = $1 AND phase IN ('Claimed', 'Running', 'Waiting') AND cancel_requested_at IS NULL";
@@ -171,7 +171,7 @@ async fn cancel(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<CancelOutcome,
         }
         return Ok(CancelOutcome::Requested(reread(tx, uid).await?));
     }
-    let version = tx.version().await?;
+    let version = tx.draw_version();
     // The logs of a job that never ran, or whose last attempt is all there, are complete.
     let sql = "
         UPDATE jobs SET phase = 'Cancelled', reason = 'CancelRequested', message = NULL,
@@ -196,7 +196,7 @@ async fn retry(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<RetryOutcome, E
     if !job.phase.is_terminal() {
         return Ok(RetryOutcome::NotEnded(job));
     }
-    let version = tx.version().await?;
+    let version = tx.draw_version();
     let queued = JobRow { phase: JobPhase::Queued, not_before: None, ..job };
     let (ready_rank, _) = readiness(&queued, id, now);
     let sql = "

@@ -35,6 +35,8 @@ const FEW_CLASSES: usize = 128;
 const FEW_LANES: usize = 256;
 /// How far the front of all ready jobs is walked before lanes are looked at one by one.
 const FRONT: usize = 2048;
+/// Milliseconds within which a node that asks again is not noted again: nobody judges liveness more finely.
+const LIVENESS: u64 = 1000;
 /// How many due jobs a single claim makes ready, so that a great number of them does not hold up everyone.
 const PROMOTIONS: i64 = 1000;
 
@@ -216,7 +218,8 @@ impl Claim {
     async fn held(&self, tx: &mut Tx) -> Result<Held, Error> {
         let sql = "
             SELECT n.boot_id, h.repeated, h.busy, h.cpu_millis, h.memory_bytes, h.gpus,
-                (SELECT min(j.due_at) FROM jobs AS j WHERE j.due_at IS NOT NULL) AS next_due
+                (SELECT min(j.due_at) FROM jobs AS j WHERE j.due_at IS NOT NULL) AS next_due,
+                (SELECT l.last_claim_at FROM node_liveness AS l WHERE l.name = $1) AS last_claim
             FROM nodes AS n CROSS JOIN (
                 SELECT count(*) FILTER (WHERE a.request_id = $2) AS repeated,
                     count(*) FILTER (WHERE a.waiting = 0) AS busy,
@@ -244,8 +247,10 @@ impl Claim {
             gpus: cells.number("gpus")?,
         };
         let next_due = cells.opt_time("next_due")?;
-        let sql = "UPDATE node_liveness SET last_claim_at = $2, last_seen_at = $2 WHERE name = $1";
-        tx.conn.execute(sql, args![self.node.as_str(), ms(self.now)]).await?;
+        if cells.opt_int("last_claim")?.is_none_or(|last| last.abs_diff(ms(self.now)) >= LIVENESS) {
+            let sql = "UPDATE node_liveness SET last_claim_at = $2, last_seen_at = $2 WHERE name = $1";
+            tx.conn.execute(sql, args![self.node.as_str(), ms(self.now)]).await?;
+        }
         let room = Room {
             slots: self.slots.saturating_sub(busy),
             free: Reserve {
@@ -422,7 +427,7 @@ impl Claim {
 
     /// Makes the chosen jobs the node's.
     async fn assign(&self, tx: &mut Tx, ids: &[i64]) -> Result<(), Error> {
-        let version = tx.version().await?;
+        let version = tx.draw_version();
         let list = json(ids);
         let sql = "
             UPDATE jobs SET phase = 'Claimed', node = $2, epoch = epoch + 1, attempts = attempts + 1,

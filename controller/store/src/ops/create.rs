@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::Serialize;
 use windlass_crds::sandbox_job::OfflinePolicy;
 use windlass_crds::{JobPhase, Priority};
 
 use super::job_rows::{self, job_columns, readiness};
 use crate::engine::caches::Lane;
+use crate::engine::dialect::Batch;
 use crate::engine::value::{args, int, json, listed, ms, truncated, word};
 use crate::engine::writer::Tx;
 use crate::{Change, CreateOutcome, Error, IdempotencyKey, JobRow, NewJob, Requirement, Store};
@@ -186,59 +186,28 @@ async fn taken_names(tx: &mut Tx, jobs: &[NewJob]) -> Result<Taken, Error> {
     Ok(taken)
 }
 
-/// A job as it is handed to the statement that inserts it. Documents are texts inside the document.
-#[derive(Serialize)]
-struct JobRecord<'j> {
-    id: i64,
-    uid: &'j str,
-    ns: &'j str,
-    name: &'j str,
-    hash: &'j str,
-    queue: &'j str,
-    prio: u16,
-    class: i64,
-    lane: i64,
-    cpu: i64,
-    mem: i64,
-    gpus: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    offline: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ttl: Option<i64>,
-    suspend: u8,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rank: Option<i64>,
-    phase: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    queued: Option<i64>,
-}
+static INSERT_JOBS: Batch = Batch {
+    columns: &[
+        "id", "uid", "namespace", "name", "spec_hash", "queue", "priority", "class_id", "lane_id", "cpu_millis",
+        "memory_bytes", "gpus", "offline", "ttl_ms", "suspend", "ready_rank", "phase", "queued_at",
+    ],
+    statement: "
+        INSERT INTO jobs (id, uid, namespace, name, spec_hash, queue, priority, class_id, lane_id, cpu_millis,
+            memory_bytes, gpus, offline, ttl_ms, suspend, ready_rank, phase, queued_at,
+            created_at, generation, resource_version, epoch, attempts, lost_attempts, failures, logs_complete,
+            steps, unenforced)
+        SELECT e.id, e.uid, e.namespace, e.name, e.spec_hash, e.queue, e.priority, e.class_id, e.lane_id, e.cpu_millis,
+            e.memory_bytes, e.gpus, e.offline, e.ttl_ms, e.suspend, e.ready_rank, e.phase, e.queued_at,
+            $1, 1, e.id, 0, 0, 0, 0, 0, '[]', '[]'
+        FROM e WHERE e.id IS NOT NULL",
+};
 
-#[derive(Serialize)]
-struct BodyRecord {
-    id: i64,
-    spec: String,
-    labels: String,
-    annotations: String,
-}
-
-const INSERT_JOBS: &str = "
-    WITH e AS MATERIALIZED (SELECT value AS v FROM json_each($1))
-    INSERT INTO jobs (id, uid, namespace, name, spec_hash, queue, priority, class_id, lane_id,
-        cpu_millis, memory_bytes, gpus, offline, ttl_ms, suspend, ready_rank, phase, queued_at,
-        created_at, generation, resource_version, epoch, attempts, lost_attempts, failures, logs_complete,
-        steps, unenforced)
-    SELECT CAST(v->>'id' AS BIGINT), v->>'uid', v->>'ns', v->>'name', v->>'hash', v->>'queue',
-        CAST(v->>'prio' AS BIGINT), CAST(v->>'class' AS BIGINT), CAST(v->>'lane' AS BIGINT),
-        CAST(v->>'cpu' AS BIGINT), CAST(v->>'mem' AS BIGINT), CAST(v->>'gpus' AS BIGINT),
-        v->>'offline', CAST(v->>'ttl' AS BIGINT), CAST(v->>'suspend' AS BIGINT), CAST(v->>'rank' AS BIGINT),
-        v->>'phase', CAST(v->>'queued' AS BIGINT),
-        $2, 1, CAST(v->>'id' AS BIGINT), 0, 0, 0, 0, 0, '[]', '[]'
-    FROM e";
-
-const INSERT_BODIES: &str = "
-    WITH e AS MATERIALIZED (SELECT value AS v FROM json_each($1))
-    INSERT INTO job_bodies (job_id, spec, labels, annotations)
-    SELECT CAST(v->>'id' AS BIGINT), v->>'spec', v->>'labels', v->>'annotations' FROM e";
+static INSERT_BODIES: Batch = Batch {
+    columns: &["job_id", "spec", "labels", "annotations"],
+    statement: "
+        INSERT INTO job_bodies (job_id, spec, labels, annotations)
+        SELECT e.job_id, e.spec, e.labels, e.annotations FROM e WHERE e.job_id IS NOT NULL",
+};
 
 async fn insert(tx: &mut Tx, now: Timestamp, jobs: Vec<NewJob>) -> Result<Vec<JobRow>, Error> {
     let classes = ensure_classes(tx, jobs.iter().map(|job| &job.requirement)).await?;
@@ -252,22 +221,17 @@ async fn insert(tx: &mut Tx, now: Timestamp, jobs: Vec<NewJob>) -> Result<Vec<Jo
         .collect();
     let lanes = ensure_lanes(tx, &lanes_of_jobs).await?;
     check_inputs(tx, &jobs).await?;
-    let last = tx.versions(jobs.len()).await?;
+    let last = tx.draw_versions(jobs.len());
     let first = last + 1 - int(jobs.len() as u64);
     let ids: Vec<i64> = (first..=last).collect();
 
-    let mut bodies = Vec::with_capacity(jobs.len());
+    let mut bodies = Vec::with_capacity(jobs.len() * INSERT_BODIES.columns.len());
     let mut labels = Vec::new();
     let mut inputs = BTreeSet::new();
     let mut keys = Vec::new();
     let mut rows = Vec::with_capacity(jobs.len());
     for ((job, lane), id) in jobs.into_iter().zip(&lanes_of_jobs).zip(&ids) {
-        bodies.push(BodyRecord {
-            id: *id,
-            spec: json(&job.spec),
-            labels: json(&job.labels),
-            annotations: json(&job.annotations),
-        });
+        bodies.extend(args![*id, json(&job.spec), json(&job.labels), json(&job.annotations)]);
         labels.extend(job.labels.iter().map(|(key, value)| (key.clone(), value.clone(), *id)));
         inputs.extend(job.input_digests.iter().map(|digest| (*id, digest.clone())));
         if let Some(key) = &job.idempotency {
@@ -275,33 +239,31 @@ async fn insert(tx: &mut Tx, now: Timestamp, jobs: Vec<NewJob>) -> Result<Vec<Jo
         }
         rows.push(new_row(job, lane.class, *id, now));
     }
-    let records: Vec<JobRecord<'_>> = rows
-        .iter()
-        .zip(&lanes_of_jobs)
-        .zip(&ids)
-        .map(|((row, lane), id)| JobRecord {
-            id: *id,
-            uid: &row.uid,
-            ns: &row.namespace,
-            name: &row.name,
-            hash: &row.spec_hash,
-            queue: &row.queue,
-            prio: row.priority,
-            class: row.class_id,
-            lane: lanes[lane],
-            cpu: int(row.reserve.cpu_millis),
-            mem: int(row.reserve.memory_bytes),
-            gpus: row.reserve.gpus,
-            offline: row.spec.offline.map(word::<OfflinePolicy>),
-            ttl: row.spec.ttl_after_finished.map(|ttl| int(ttl.millis())),
-            suspend: u8::from(row.suspend),
-            rank: readiness(row, *id, now).0,
-            phase: word(row.phase),
-            queued: row.queued_at.map(ms),
-        })
-        .collect();
-    tx.conn.execute(INSERT_JOBS, args![json(&records), ms(now)]).await?;
-    tx.conn.execute(INSERT_BODIES, args![json(&bodies)]).await?;
+    let mut values = Vec::with_capacity(rows.len() * INSERT_JOBS.columns.len());
+    for ((row, lane), id) in rows.iter().zip(&lanes_of_jobs).zip(&ids) {
+        values.extend(args![
+            *id,
+            row.uid.as_str(),
+            row.namespace.as_str(),
+            row.name.as_str(),
+            row.spec_hash.as_str(),
+            row.queue.as_str(),
+            i64::from(row.priority),
+            row.class_id,
+            lanes[lane],
+            int(row.reserve.cpu_millis),
+            int(row.reserve.memory_bytes),
+            i64::from(row.reserve.gpus),
+            row.spec.offline.map(word::<OfflinePolicy>),
+            row.spec.ttl_after_finished.map(|ttl| int(ttl.millis())),
+            row.suspend,
+            readiness(row, *id, now).0,
+            word(row.phase),
+            row.queued_at.map(ms)
+        ]);
+    }
+    tx.conn.execute_batch(&INSERT_JOBS, values, args![ms(now)]).await?;
+    tx.conn.execute_batch(&INSERT_BODIES, bodies, args![]).await?;
     if !labels.is_empty() {
         let sql = "INSERT INTO job_labels (key, value, job_id)
             SELECT e.value->>0, e.value->>1, CAST(e.value->>2 AS BIGINT) FROM json_each($1) AS e";

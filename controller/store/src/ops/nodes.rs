@@ -95,7 +95,7 @@ impl Store {
             Box::pin(async move {
                 require(tx, &name).await?;
                 seen(tx, now, &name).await?;
-                let version = tx.version().await?;
+                let version = tx.draw_version();
                 let sql = "
                     UPDATE nodes SET acked_version = $2, ack_status = $3, ack_error = $4, effective_hash = $5,
                         applied_version = CASE $3 WHEN 'applied' THEN $2 ELSE applied_version END,
@@ -135,7 +135,7 @@ impl Store {
             Box::pin(async move {
                 require(tx, &name).await?;
                 seen(tx, now, &name).await?;
-                let version = tx.version().await?;
+                let version = tx.draw_version();
                 let report = json(&update.report);
                 let sql = "
                     UPDATE nodes SET capability = $2, capability_hash = $3, agent_labels = $4, agent_version = $5,
@@ -208,7 +208,7 @@ impl Store {
                 if row.conditions == conditions {
                     return Ok(());
                 }
-                let version = tx.version().await?;
+                let version = tx.draw_version();
                 let sql =
                     "UPDATE nodes SET conditions = $2, resource_version = $3 WHERE name = $1 AND resource_version = $4";
                 let args = args![name.as_str(), json(&conditions), version, expected];
@@ -326,7 +326,7 @@ async fn put_config(tx: &mut Tx, now: Timestamp, config: NewNodeConfig) -> Resul
     {
         return Ok(Put::Unchanged(row.clone()));
     }
-    let version = tx.version().await?;
+    let version = tx.draw_version();
     if before.is_none() {
         insert(tx, now, &name, &uid, &spec, version).await?;
     }

@@ -82,7 +82,7 @@ async fn register(tx: &mut Tx, now: Timestamp, new: NodeRegistration) -> Result<
         }
         Verdict::Admit { redeem: None } => {}
     }
-    let version = tx.version().await?;
+    let version = tx.draw_version();
     if before.is_none() {
         nodes::insert(tx, now, &new.name, &new.uid, &NodeConfigSpec::default(), version).await?;
     }

@@ -149,7 +149,7 @@ async fn put(
     if let Some(current) = current.as_ref().filter(|current| current.spec == spec) {
         return Ok(PutTemplate::Unchanged(current.clone()));
     }
-    let version = tx.version().await?;
+    let version = tx.draw_version();
     let sql = "
         INSERT INTO templates (namespace, name, uid, version, created_at, updated_at, generation, resource_version)
         VALUES ($1, $2, $3, $4, $5, $5, 1, $6)
