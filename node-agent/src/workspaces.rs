@@ -198,22 +198,7 @@ impl Folders {
             Content::Archive(source) => {
                 let mut file = std::fs::File::open(source).map_err(io("open", source))?;
                 let kind = archive_kind(&mut file).map_err(io("read", source))?;
-                workspace.make_dir(path)?;
-                // Nothing of the job has run yet, and making the folder refused symbolic links on the way.
-                let parts: Vec<&str> = path.split('/').filter(|part| !["", "."].contains(part)).collect();
-                let unpacked = match parts.split_last() {
-                    None => workspace.unpack(file, kind, ArchiveLimits::default()),
-                    Some((last, above)) => {
-                        let above =
-                            above.iter().fold(workspace.path().to_owned(), |path, part| path.join(part));
-                        Workspace::open(&above, last, workspace.identity())?.unpack(
-                            file,
-                            kind,
-                            ArchiveLimits::default(),
-                        )
-                    }
-                };
-                unpacked.map(drop)
+                workspace.folder(path)?.unpack(file, kind, ArchiveLimits::default()).map(drop)
             }
         }
     }
@@ -339,13 +324,14 @@ mod tests {
             place("a/inline", Content::Text("text".to_owned()), true),
             place("copy", Content::File(source.clone()), false),
             place("deep/er", Content::Archive(source.clone()), false),
+            place(".hid", Content::Archive(source.clone()), false),
             place(".", Content::Archive(source), false),
         ];
         let until = Duration::from_secs(1000);
         let home = homes.create("job-1", placements, until).await.unwrap();
         let read = |path: &str| std::fs::read_to_string(home.workspace.join(path)).unwrap();
         assert_eq!((read("a/inline"), read("deep/er/dir/file")), ("text".to_owned(), "hello".to_owned()));
-        assert_eq!(read("dir/file"), "hello");
+        assert_eq!((read("dir/file"), read(".hid/dir/file")), ("hello".to_owned(), "hello".to_owned()));
         assert!(home.workspace.join(".windlass/artifacts").is_dir());
         homes.write_script(&home, 3, "echo").await.unwrap();
         let mode =

@@ -75,6 +75,8 @@ const MASKED: &[&str] = &[
     "acpi",
     "asound",
     "bus",
+    "config.gz",
+    "diskstats",
     "driver",
     "fs",
     "interrupts",
@@ -84,12 +86,19 @@ const MASKED: &[&str] = &[
     "key-users",
     "keys",
     "kmsg",
+    "kpagecgroup",
+    "kpagecount",
+    "kpageflags",
     "latency_stats",
+    "pagetypeinfo",
+    "partitions",
     "sched_debug",
     "scsi",
+    "swaps",
     "sysrq-trigger",
     "timer_list",
     "timer_stats",
+    "vmallocinfo",
 ];
 
 /// The plan for a unit.

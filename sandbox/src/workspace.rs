@@ -107,6 +107,17 @@ impl Workspace {
         self.copy_in(path, &mut file, mode, u64::MAX)
     }
 
+    /// A folder below (relative, no `..`, any name), made with those above it if it is missing.
+    ///
+    /// # Errors
+    /// [`Error::UnsafePath`], [`Error::Io`].
+    pub fn folder(&self, path: &str) -> Result<Self, Error> {
+        let parts = parts_of(path)?;
+        let dir = self.open_dir(&parts)?;
+        let path = parts.iter().fold(self.path.clone(), |path, part| path.join(part));
+        Ok(Self { path, dir, identity: self.identity, owner: self.owner })
+    }
+
     /// Makes a folder and those above it.
     ///
     /// # Errors

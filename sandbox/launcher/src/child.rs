@@ -7,7 +7,7 @@
 //! made before the clone; it allocates nothing, takes no locks, and never returns.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
@@ -114,6 +114,8 @@ pub(crate) struct Child<'a> {
     pub(crate) stack: Option<sys::Stack>,
     /// Whether the supervisor is root, so that nothing may be left of its groups.
     pub(crate) privileged: bool,
+    /// The numbers of all descriptors above, see [`Child::keep_own`].
+    pub(crate) kept: Vec<RawFd>,
 }
 
 /// The first process of the namespaces. Runs in the clone.
@@ -202,25 +204,20 @@ fn set_flags(tree: BorrowedFd<'_>, flags: MountAttrFlags) -> Result<(), Errno> {
 }
 
 impl Child<'_> {
-    /// Closes what the clone inherited and the sandbox does not need: the supervisor's files, above all its lock.
-    fn close_foreign_descriptors(&self) {
-        let mut keep = [0; 256];
-        let mut count = 0;
+    /// Notes which descriptors the sandbox needs, before the clone, because the clone may not allocate.
+    pub(crate) fn keep_own(&mut self) {
         let ends = [&self.setup, &self.control, &self.stdout, &self.stderr];
-        for fd in ends.into_iter().chain(self.sources.iter().flatten()).chain(&self.tasks) {
-            if let Some(slot) = keep.get_mut(count) {
-                *slot = fd.as_raw_fd();
-                count += 1;
-            } else {
-                // More mounts than the table holds: the rest is closed by `close_on_exec_from` at the latest.
-                return;
-            }
-        }
+        let own = ends.into_iter().chain(self.sources.iter().flatten()).chain(&self.tasks);
+        self.kept = own.map(AsRawFd::as_raw_fd).collect();
+    }
+
+    /// Closes what the clone inherited and the sandbox does not need: the supervisor's files, above all its lock.
+    fn close_foreign_descriptors(&mut self) {
         // SAFETY: the values that own the closed descriptors belong to the supervisor's code, which never runs in this
         // process: `run` does not return.
         #[expect(unsafe_code, reason = "closing descriptors of values that are never used again")]
         unsafe {
-            sys::close_others(3, &mut keep[..count]);
+            sys::close_others(3, &mut self.kept);
         }
     }
 

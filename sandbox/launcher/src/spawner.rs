@@ -99,7 +99,13 @@ impl Drop for Spawner {
 
 /// The spawner's whole life.
 pub(crate) fn run() -> ExitCode {
-    // SAFETY: this is the first thing that this program does, so nothing else uses descriptor 0.
+    // What the agent inherited itself and did not mark is not for supervisors and sandboxes.
+    // SAFETY: this is the first thing that this program does, so no value owns a descriptor.
+    #[expect(unsafe_code, reason = "closing descriptors that nothing here owns")]
+    unsafe {
+        sys::close_others(3, &mut []);
+    }
+    // SAFETY: as above, so nothing else uses descriptor 0.
     #[expect(unsafe_code, reason = "the socket arrives as standard input")]
     let socket = unsafe { sys::take_standard_input() };
     // A session of its own: Ctrl-C in the agent's terminal is for the agent to handle.

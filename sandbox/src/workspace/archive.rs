@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 
 use flate2::read::MultiGzDecoder;
-use rustix::fs::{AtFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, Timespec, Timestamps};
 use rustix::io::Errno;
 use tar::EntryType;
 
@@ -146,12 +146,17 @@ fn hard_link(workspace: &Workspace, path: &str, parts: &[&str], target: &str) ->
     let (target_name, target_parents) =
         target_parts.split_last().ok_or_else(|| unsafe_path(path, "links to nothing"))?;
     let from = workspace.open_dir(target_parents)?;
+    // Another name for a symbolic link could be deeper or less deep than the link was checked for.
+    let stat = rustix::fs::statat(&from, *target_name, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|errno| refused(path, errno))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(unsafe_path(path, "is a hard link to something that is not a file"));
+    }
     let to = workspace.open_dir(parents)?;
     if target_parts == parts {
         return Err(unsafe_path(path, "links to itself"));
     }
     clear(&to, name, path)?;
-    // Without AT_SYMLINK_FOLLOW a link to a link is one more name for the link itself, which obeys the rule above.
     rustix::fs::linkat(&from, *target_name, &to, *name, AtFlags::empty())
         .map_err(|errno| refused(path, errno))
 }

@@ -118,6 +118,24 @@ fn an_honest_archive_is_unpacked_with_links_modes_and_times() {
 }
 
 #[test]
+fn a_folder_of_the_workspace_takes_any_name_and_is_not_reached_through_a_link() {
+    let (dir, workspace) = workspace();
+    symlink(dir.path(), workspace.path().join("out")).unwrap();
+    let files = tar_of(&[("file", tar::EntryType::Regular, "", b"x")]);
+    for path in [".hidden", "a/.b/c", ".", ".windlass"] {
+        let folder = workspace.folder(path).unwrap();
+        folder.unpack(files.as_slice(), Archive::Tar, ArchiveLimits::default()).unwrap();
+        assert_eq!(fs::read(workspace.path().join(path).join("file")).unwrap(), b"x");
+        assert_eq!(fs::metadata(folder.path()).unwrap().uid(), workspace.identity().uid);
+        fs::remove_file(workspace.path().join(path).join("file")).unwrap();
+    }
+    for path in ["..", "a/../..", "out", "/etc"] {
+        let result = workspace.folder(path);
+        assert!(matches!(result, Err(Error::UnsafePath { .. })), "{path:?}: {result:?}");
+    }
+}
+
+#[test]
 fn a_compressed_archive_is_unpacked() {
     use std::io::Write;
     let (_dir, workspace) = workspace();
@@ -145,6 +163,8 @@ fn archives_that_reach_out_are_refused() {
         &[("d", Symlink, "e", b""), ("e/", tar::EntryType::Directory, "", b""), ("d/f", Regular, "", b"x")],
         &[("hard", Link, "/etc/passwd", b"")],
         &[("hard", Link, "../victim", b"")],
+        // One more name for a link, less deep than the link.
+        &[("a/b/link", Symlink, "../../c", b""), ("hard", Link, "a/b/link", b"")],
         &[("null", Char, "", b"")],
         &[("disk", Block, "", b"")],
         &[("pipe", Fifo, "", b"")],

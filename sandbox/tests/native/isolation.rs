@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use windlass_sandbox::{Driver, EndReason, Error, Mount, Network, UnitSpec};
 
-use crate::fixture::{Fixture, is_root};
+use crate::fixture::{Fixture, eventually, is_root, printed};
 
 #[tokio::test]
 async fn a_program_prints_and_ends_with_its_code() {
@@ -130,6 +130,53 @@ for mode in (0o755, 0o4755, 0o2755):
     let with = |outcome: &str| calls.iter().map(|call| format!("{call} {outcome}\n")).collect::<String>();
     let refused = with("EPERM") + "mkdir 0o755\n";
     assert_eq!(text, with("0o755") + "mkdir 0o755\n" + &refused + &refused);
+}
+
+#[tokio::test]
+async fn what_the_agent_inherited_ends_at_the_launcher() {
+    let dir = tempfile::tempdir().unwrap();
+    let inherited = fs::File::create(dir.path().join("inherited")).unwrap();
+    rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty()).unwrap();
+    let fixture = Fixture::new().await;
+    let launcher = fixture.native.spawner_pid();
+    eventually("the launcher to have only its standard descriptors", || {
+        let open = fs::read_dir(format!("/proc/{launcher}/fd")).unwrap();
+        let mut open: Vec<_> = open.map(|entry| entry.unwrap().file_name()).collect();
+        open.sort();
+        open == ["0", "1", "2"]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_unit_with_all_the_mounts_it_may_have_holds_nothing_of_its_supervisor() {
+    if !is_root() {
+        // An ordinary user's supervisor opens no mounts, and its user cannot look at the init.
+        return;
+    }
+    let fixture = Fixture::new().await;
+    let host = fixture.dir.path().join("shared");
+    fs::create_dir(&host).unwrap();
+    let mut unit = fixture.unit("many", &["bash", "-c", "echo ready; sleep 100"]);
+    let mount = |index| Mount { source: host.clone(), target: format!("/many/{index}"), read_only: true };
+    unit.mounts = (0..64).map(mount).collect();
+    fixture.native.prepare(&unit).await.unwrap();
+    fixture.native.start(&unit.id).await.unwrap();
+    printed(&fixture.native, &unit.id, "ready").await;
+    let record = fixture.dir.path().join("state/units/many/supervisor.json");
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
+    let held = fs::read_dir(format!("/proc/{}/fd", record["init"]["pid"])).unwrap();
+    let state = fixture.dir.path().join("state");
+    for held in held {
+        let target = fs::read_link(held.unwrap().path()).unwrap();
+        assert!(!target.starts_with(&state), "{}", target.display());
+    }
+    let now = windlass_sandbox::Stop {
+        grace: std::time::Duration::ZERO,
+        reason: windlass_sandbox::StopReason::Cancelled,
+    };
+    fixture.native.signal(&unit.id, now).await.unwrap();
+    fixture.finish(&unit.id).await;
 }
 
 #[tokio::test]

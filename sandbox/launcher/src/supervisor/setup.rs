@@ -57,7 +57,7 @@ impl Supervisor {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(failed("make the control line"))?;
         let (tasks, cgroup) = open_cgroups(plan.cgroups.as_ref())?;
-        let child = Child {
+        let mut child = Child {
             plan: &plan,
             sources: open_sources(&plan, privileged)?,
             filters: plan.steps.iter().map(filter_of).collect(),
@@ -70,7 +70,9 @@ impl Supervisor {
             stderr: stderr_end,
             stack: Some(sys::Stack::new()),
             privileged,
+            kept: Vec::new(),
         };
+        child.keep_own();
         // SAFETY: a supervisor has one thread: it is forked from a process with one thread and makes none.
         #[expect(unsafe_code, reason = "clone of a process with one thread")]
         let cloned = unsafe { sys::clone_into(namespaces(&plan), cgroup.as_ref().map(AsFd::as_fd)) };
