@@ -318,6 +318,8 @@ impl AttemptTask {
     async fn placements(&self) -> Result<(Vec<Placement>, Vec<inputs::Held>), Verdict> {
         let mut placements = Vec::new();
         let mut held = Vec::new();
+        let limits = limits::resolve(&self.assignment().spec.sandbox.resources, &self.rules);
+        let disk_bytes = limits.disk_bytes.map(limits::Effective::value);
         for input in &self.assignment().spec.workspace.inputs {
             let content = if let Some(text) = &input.inline {
                 Content::Text(text.clone())
@@ -329,7 +331,8 @@ impl AttemptTask {
             } else {
                 continue;
             };
-            placements.push(Placement { path: input.path.clone(), content, executable: input.executable });
+            let (path, executable) = (input.path.clone(), input.executable);
+            placements.push(Placement { path, content, executable, disk_bytes });
         }
         Ok((placements, held))
     }

@@ -16,6 +16,9 @@ pub type LeaseWriter = Arc<dyn Fn(Duration) -> std::io::Result<()> + Send + Sync
 /// Folder of Windlass's own inside a workspace.
 const OWN: &str = ".windlass";
 
+/// What an entry of a workspace counts at least against the disk limit, as the sandbox counts it.
+const ENTRY_BYTES: u64 = 4096;
+
 /// Where an attempt lives.
 #[derive(Clone)]
 pub struct Home {
@@ -51,6 +54,8 @@ pub struct Placement {
     pub content: Content,
     /// Whether a file is executable.
     pub executable: bool,
+    /// The most that the workspace may hold once this is placed, in bytes: the job's disk limit.
+    pub disk_bytes: Option<u64>,
 }
 
 /// What to place.
@@ -181,24 +186,52 @@ impl Folders {
         Workspace::remove(&self.workspaces, name)?;
         let identity = self.identities.acquire(name)?;
         let workspace = Workspace::create(&self.workspaces, name, identity)?;
+        let mut placed = 0;
         for placement in placements {
-            self.place(&workspace, placement)?;
+            placed += self.place(&workspace, placement, placed)?;
         }
         workspace.make_dir(&format!("{OWN}/artifacts"))?;
         let lease = Lease::create(self.lease_file(name), deadline(lease_until))?;
         Self::home(name, &workspace, lease)
     }
 
-    fn place(&self, workspace: &Workspace, placement: &Placement) -> Result<(), SandboxError> {
-        let Placement { path, content, executable } = placement;
+    /// Places one thing beside the `placed` bytes that are there; gives its size as the disk limit counts it.
+    fn place(&self, workspace: &Workspace, placement: &Placement, placed: u64) -> Result<u64, SandboxError> {
+        let Placement { path, content, executable, disk_bytes } = placement;
         let mode = if *executable { 0o755 } else { 0o644 };
+        let left = disk_bytes.map_or(u64::MAX, |limit| limit.saturating_sub(placed));
+        let too_large = || SandboxError::UnsafePath {
+            path: path.clone(),
+            problem: format!(
+                "with it the inputs need more than the disk limit of {} bytes",
+                disk_bytes.unwrap_or(u64::MAX)
+            ),
+        };
+        let fits = |bytes: u64| if bytes.max(ENTRY_BYTES) > left { Err(too_large()) } else { Ok(()) };
         match content {
-            Content::Text(text) => workspace.write_file(path, text.as_bytes(), mode),
-            Content::File(source) => workspace.copy_file(source, path, mode).map(drop),
+            Content::Text(text) => {
+                fits(text.len() as u64)?;
+                workspace.write_file(path, text.as_bytes(), mode)?;
+                Ok((text.len() as u64).max(ENTRY_BYTES))
+            }
+            Content::File(source) => {
+                fits(std::fs::metadata(source).map_err(io("inspect", source))?.len())?;
+                Ok(workspace.copy_file(source, path, mode)?.max(ENTRY_BYTES))
+            }
             Content::Archive(source) => {
                 let mut file = std::fs::File::open(source).map_err(io("open", source))?;
                 let kind = archive_kind(&mut file).map_err(io("read", source))?;
-                workspace.folder(path)?.unpack(file, kind, ArchiveLimits::default()).map(drop)
+                let usual = ArchiveLimits::default();
+                let limits = ArchiveLimits {
+                    entries: usual.entries.min(left / ENTRY_BYTES),
+                    bytes: usual.bytes.min(left),
+                };
+                let unpacked = workspace.folder(path)?.unpack(file, kind, limits);
+                let unpacked = unpacked.map_err(|error| match error {
+                    SandboxError::ArchiveTooLarge { .. } if limits != usual => too_large(),
+                    error => error,
+                })?;
+                Ok(unpacked.bytes.max(unpacked.entries.saturating_mul(ENTRY_BYTES)))
             }
         }
     }
@@ -318,8 +351,12 @@ mod tests {
         let homes = HostWorkspaces::open_state(state.path(), identities).unwrap();
         let source = state.path().join("archive.tar");
         std::fs::write(&source, archive()).unwrap();
-        let place =
-            |path: &str, content, executable| Placement { path: path.to_owned(), content, executable };
+        let place = |path: &str, content, executable| Placement {
+            path: path.to_owned(),
+            content,
+            executable,
+            disk_bytes: None,
+        };
         let placements = vec![
             place("a/inline", Content::Text("text".to_owned()), true),
             place("copy", Content::File(source.clone()), false),
@@ -368,6 +405,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn all_inputs_together_obey_the_disk_limit() {
+        let state = tempfile::tempdir().unwrap();
+        let identities =
+            Identities::open(state.path().join("identities"), windlass_sandbox::DEFAULT_UIDS).unwrap();
+        let homes = HostWorkspaces::open_state(state.path(), identities).unwrap();
+        let source = state.path().join("archive.tar");
+        std::fs::write(&source, archive()).unwrap();
+        let contents =
+            [Content::Text("text".to_owned()), Content::File(source.clone()), Content::Archive(source)];
+        let all = |last: usize, limit| {
+            let place = |(index, content): (usize, &Content)| Placement {
+                path: format!("{index}"),
+                content: content.clone(),
+                executable: false,
+                disk_bytes: Some(limit),
+            };
+            contents.iter().cycle().enumerate().skip(last).take(3).map(place).collect::<Vec<_>>()
+        };
+        // In every order, three entries fit into three blocks and not into less.
+        for first in 0..3 {
+            let until = Duration::from_secs(1000);
+            homes.create("job-1", all(first, 3 * ENTRY_BYTES), until).await.unwrap();
+            let error = homes.create("job-1", all(first, 3 * ENTRY_BYTES - 1), until).await.unwrap_err();
+            assert_eq!(error.kind(), "unsafe_path", "{error}");
+            assert!(error.to_string().contains("disk limit of 12287 bytes"), "{error}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_path_out_of_the_workspace_is_refused() {
         let state = tempfile::tempdir().unwrap();
         let identities =
@@ -375,7 +441,7 @@ mod tests {
         let homes = HostWorkspaces::open_state(state.path(), identities).unwrap();
         for path in ["../x", "/etc/x", "a/../../x"] {
             let content = Content::Text(String::new());
-            let placement = Placement { path: path.to_owned(), content, executable: false };
+            let placement = Placement { path: path.to_owned(), content, executable: false, disk_bytes: None };
             let error = homes.create("job-1", vec![placement], Duration::ZERO).await.unwrap_err();
             assert_eq!(error.kind(), "unsafe_path", "{path}");
         }

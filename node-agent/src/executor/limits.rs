@@ -29,6 +29,15 @@ pub(crate) enum Effective {
     Default(u64),
 }
 
+impl Effective {
+    /// The limit, whoever names it.
+    pub(crate) const fn value(self) -> u64 {
+        match self {
+            Self::Named(value) | Self::Default(value) => value,
+        }
+    }
+}
+
 /// The limits of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EffectiveLimits {
