@@ -1,6 +1,6 @@
-"""Drains no-op jobs with huey's own dequeue and execute, fsync on: huey_drain.py DATABASE JOBS
+"""Drains no-op jobs with huey's own dequeue and execute, fsync on: huey_drain.py DATABASE JOBS SECONDS
 
-Prints the seconds from the first dequeue to the last result stored. Results are stored so that a completed job is
+Prints how many a second it has done, when all are or the time is up. Results are stored so that a completed job is
 on disk, as with the others.
 """
 
@@ -9,7 +9,7 @@ import time
 
 from huey import SqliteHuey
 
-database, jobs = sys.argv[1], int(sys.argv[2])
+database, jobs, limit = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 huey = SqliteHuey(filename=database, fsync=True)
 
 
@@ -26,9 +26,9 @@ with huey.storage.db(commit=True) as cursor:
             "insert into task (queue, data, priority) values (?, ?, ?)", (huey.storage.name, data, 0)
         )
 
-start = time.perf_counter()
-for _ in range(jobs):
+done, seconds, start = 0, 0.0, time.perf_counter()
+while done < jobs and seconds < limit:
     huey.execute(huey.dequeue())
-seconds = time.perf_counter() - start
-assert huey.pending_count() == 0 and huey.result_count() == jobs, "jobs are left"
-print(seconds)
+    done, seconds = done + 1, time.perf_counter() - start
+assert huey.result_count() == done, "results are missing"
+print(done / seconds)

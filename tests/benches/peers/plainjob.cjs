@@ -1,6 +1,7 @@
-// Drains no-op jobs with plainjob's own worker, synchronous=FULL: node plainjob.cjs DATABASE JOBS
-// Prints the seconds from the worker's start to the last job done.
-const [database, jobs] = [process.argv[2], Number(process.argv[3])];
+// Drains no-op jobs with plainjob's own worker, synchronous=FULL: node plainjob.cjs DATABASE JOBS SECONDS
+// Prints how many a second it has done, when all are or the time is up.
+const database = process.argv[2];
+const [jobs, limit] = process.argv.slice(3).map(Number);
 
 async function main() {
     const Database = require("better-sqlite3");
@@ -15,15 +16,19 @@ async function main() {
     let done = 0;
     let allDone;
     const finished = new Promise((resolve) => (allDone = resolve));
-    const onCompleted = () => ++done === jobs && allDone(performance.now());
+    const onCompleted = () => {
+        done++;
+        const now = performance.now();
+        if (done === jobs || now - start > limit * 1000) allDone(now);
+    };
     const worker = defineWorker("noop", () => {}, { queue, logger, onCompleted });
     const start = performance.now();
     worker.start();
     const end = await finished;
-    await worker.stop();
     const counted = queue.countJobs({ type: "noop", status: JobStatus.Done });
-    if (counted !== jobs) throw new Error(`${counted} of ${jobs} jobs are done`);
+    if (counted !== done) throw new Error(`${counted} jobs are done, not ${done}`);
+    console.log(done / ((end - start) / 1000));
+    await worker.stop();
     queue.close();
-    console.log((end - start) / 1000);
 }
 main();

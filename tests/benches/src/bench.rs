@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Scale {
     /// Jobs of a drain.
     pub(crate) drained: usize,
-    /// Jobs of a drain for peers that take a second for a few hundred.
-    pub(crate) drained_slowly: usize,
+    /// How long a drain goes on at most: what is slow on this disk is measured on fewer jobs.
+    pub(crate) drain_limit: Duration,
     /// Latencies a round.
     pub(crate) latencies: usize,
     /// Whole jobs a round.
@@ -33,7 +33,7 @@ impl Scale {
     /// Under three minutes in all.
     pub(crate) const QUICK: Self = Self {
         drained: 20_000,
-        drained_slowly: 1_000,
+        drain_limit: Duration::from_secs(3),
         latencies: 20,
         jobs: 20,
         idle: Duration::from_secs(20),
@@ -41,7 +41,7 @@ impl Scale {
     /// As BENCH.md says.
     pub(crate) const FULL: Self = Self {
         drained: 100_000,
-        drained_slowly: 20_000,
+        drain_limit: Duration::from_secs(60),
         latencies: 200,
         jobs: 200,
         idle: Duration::from_secs(600),
@@ -153,7 +153,8 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts it with its output in `folder`.
-    pub(crate) fn start(mut command: Command, name: &str, folder: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn start(command: Command, name: &str, folder: &Path) -> anyhow::Result<Self> {
+        let mut command = bound_to_us(&command);
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
@@ -209,6 +210,14 @@ impl Drop for Daemon {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// The same command, ended by TERM should this process die without ending it.
+pub(crate) fn bound_to_us(command: &Command) -> Command {
+    let mut bound = Command::new("setpriv");
+    bound.args(["--pdeathsig", "TERM"]).arg(command.get_program()).args(command.get_args());
+    bound.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    bound
 }
 
 /// The line that most likely tells what is wrong: the last that speaks of an error, or the last.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use anyhow::{Context as _, ensure};
 use rustix::process::Signal;
 
-use crate::bench::{Bench, Daemon, run, script};
+use crate::bench::{Bench, Daemon, bound_to_us, run, script};
 use crate::rounds::{Measured, Subject, interleave, reason, subject};
 use crate::stats::median;
 use crate::table::{Aim, Comparison, Table, Unit};
@@ -144,6 +144,7 @@ impl Peer {
         let modules = bench.install("node")?.file("node_modules");
         let mut command = Command::new("node");
         command.arg(script(name)).arg(database_url).env("NODE_PATH", modules);
+        let mut command = bound_to_us(&command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut script = command.spawn().context("cannot start node")?;
         let input = script.stdin.take().expect("it is piped");
