@@ -6,7 +6,7 @@ mod claim;
 mod create;
 mod events;
 mod inputs;
-mod job_rows;
+pub(crate) mod job_rows;
 mod leases;
 mod logs;
 mod lookup;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use windlass_crds::SandboxJobSpec;
 
 use crate::Reserve;
+use crate::ops::job_rows::Stored;
 
 /// What all jobs of a lane have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +25,7 @@ pub(crate) struct Caches {
     classes: HashMap<String, i64>,
     lanes: Lanes,
     pub(crate) specs: Specs,
+    pub(crate) jobs: Jobs,
     uncommitted: bool,
 }
 
@@ -61,7 +63,7 @@ impl Caches {
     }
 
     /// Something was taken back: forgets classes and lanes if some may have gone with it. Specs stay, because their
-    /// hash is checked on use.
+    /// hash is checked on use, and so do jobs, because no version is drawn twice.
     pub(crate) fn rolled_back(&mut self) {
         if self.uncommitted {
             self.classes.clear();
@@ -101,58 +103,108 @@ impl Lanes {
     }
 }
 
-/// Parsed specs by job uid, in two generations: when the young one has grown to its limit it becomes the old one, so
-/// that what is in use stays and memory is bounded without bookkeeping per use.
-#[derive(Default)]
-pub(crate) struct Specs {
-    young: HashMap<String, Cached>,
-    old: HashMap<String, Cached>,
+/// What is remembered of jobs, by uid, in two generations: when the young one has grown to its limit it becomes the old
+/// one, so that what is in use stays and memory is bounded without bookkeeping per use.
+pub(crate) struct Generations<T> {
+    young: HashMap<String, Weighed<T>>,
+    old: HashMap<String, Weighed<T>>,
     young_bytes: usize,
 }
 
-struct Cached {
-    hash: String,
-    spec: Arc<SandboxJobSpec>,
+struct Weighed<T> {
+    value: T,
     bytes: usize,
 }
 
-/// Bytes of JSON in one generation. With two of them, a parsed form of about four times the text and 1 KiB specs this
-/// keeps 16,000 jobs in at most 64 MiB.
+/// Bytes in one generation, by the weights that are given. A parsed spec takes some four times its text, so two
+/// generations of 16,000 small jobs stay below 64 MiB.
 const GENERATION_BYTES: usize = 8 << 20;
 
-impl Specs {
-    /// The spec of a job; `hash` guards against a uid that was taken back.
-    pub(crate) fn get(&mut self, uid: &str, hash: &str) -> Option<Arc<SandboxJobSpec>> {
-        if let Some(cached) = self.young.get(uid) {
-            return (cached.hash == hash).then(|| Arc::clone(&cached.spec));
+impl<T> Default for Generations<T> {
+    fn default() -> Self {
+        Self { young: HashMap::new(), old: HashMap::new(), young_bytes: 0 }
+    }
+}
+
+impl<T> Generations<T> {
+    /// What is remembered of a job.
+    pub(crate) fn get(&mut self, uid: &str) -> Option<&T> {
+        if !self.young.contains_key(uid)
+            && let Some((uid, aged)) = self.old.remove_entry(uid)
+        {
+            self.keep(uid, aged);
         }
-        let cached = self.old.remove(uid).filter(|cached| cached.hash == hash)?;
-        let spec = Arc::clone(&cached.spec);
-        self.keep(uid.to_owned(), cached);
-        Some(spec)
+        self.young.get(uid).map(|weighed| &weighed.value)
     }
 
-    /// Remembers a spec that took `bytes` as JSON.
-    pub(crate) fn insert(&mut self, uid: &str, hash: &str, spec: &Arc<SandboxJobSpec>, bytes: usize) {
-        self.keep(uid.to_owned(), Cached { hash: hash.to_owned(), spec: Arc::clone(spec), bytes });
-    }
-
-    /// Forgets a deleted job.
-    pub(crate) fn remove(&mut self, uid: &str) {
-        if let Some(cached) = self.young.remove(uid) {
-            self.young_bytes -= cached.bytes;
-        }
+    /// Remembers something that weighs `bytes`, in place of what was.
+    pub(crate) fn insert(&mut self, uid: &str, value: T, bytes: usize) {
         self.old.remove(uid);
+        self.keep(uid.to_owned(), Weighed { value, bytes });
     }
 
-    fn keep(&mut self, uid: String, cached: Cached) {
-        if self.young_bytes + cached.bytes > GENERATION_BYTES {
+    /// Forgets a job, and yields what was remembered.
+    pub(crate) fn remove(&mut self, uid: &str) -> Option<T> {
+        let young = self.young.remove(uid);
+        if let Some(weighed) = &young {
+            self.young_bytes -= weighed.bytes;
+        }
+        young.or_else(|| self.old.remove(uid)).map(|weighed| weighed.value)
+    }
+
+    fn keep(&mut self, uid: String, weighed: Weighed<T>) {
+        if self.young_bytes + weighed.bytes > GENERATION_BYTES {
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = 0;
         }
-        self.young_bytes += cached.bytes;
-        if let Some(before) = self.young.insert(uid, cached) {
+        self.young_bytes += weighed.bytes;
+        if let Some(before) = self.young.insert(uid, weighed) {
             self.young_bytes -= before.bytes;
         }
+    }
+}
+
+/// A parsed spec and its hash, which guards against a uid that was taken back.
+pub(crate) struct KnownSpec {
+    pub(crate) hash: String,
+    pub(crate) spec: Arc<SandboxJobSpec>,
+}
+
+/// Parsed specs: they never change.
+pub(crate) type Specs = Generations<KnownSpec>;
+
+/// Jobs as they were at their version. A version that is found in the database is that of a commit, so whoever finds it
+/// there knows the job, but for its lease, without reading it.
+pub(crate) type Jobs = Generations<Stored>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_use_outlives_what_is_not() {
+        let mut jobs = Generations::default();
+        jobs.insert("idle", 1, 10);
+        jobs.insert("used", 2, 10);
+        for n in 0..10 {
+            jobs.insert(&format!("filler-{n}"), 0, GENERATION_BYTES / 3);
+            assert_eq!(jobs.get("used"), Some(&2), "after {n}");
+        }
+        assert_eq!(jobs.get("idle"), None);
+        assert_eq!(jobs.get("filler-9"), Some(&0));
+        assert_eq!(jobs.remove("used"), Some(2));
+        assert_eq!(jobs.get("used"), None);
+    }
+
+    #[test]
+    fn weights_are_given_back() {
+        let mut jobs = Generations::default();
+        for n in 0..100 {
+            jobs.insert("same", n, GENERATION_BYTES / 2);
+            assert_eq!(jobs.get("same"), Some(&n));
+        }
+        jobs.insert("other", 0, 1);
+        jobs.remove("same");
+        assert_eq!(jobs.young_bytes, 1);
     }
 }

@@ -105,7 +105,13 @@ pub(crate) fn millis(length: std::time::Duration) -> i64 {
     i64::try_from(length.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// The time `length` after `now`, or the last that can be written.
+/// The time `length` after `time`, or the last that can be written.
+pub(crate) fn later(time: Timestamp, length: std::time::Duration) -> Timestamp {
+    Timestamp::from_millisecond(after(time, length))
+        .expect("it is between two timestamps that can be written")
+}
+
+/// [`later`] in milliseconds.
 pub(crate) fn after(now: Timestamp, length: std::time::Duration) -> i64 {
     ms(now).saturating_add(millis(length)).min(last_ms())
 }

@@ -164,7 +164,7 @@ pub(crate) async fn serve(
 async fn commit(tx: &mut Tx, group: Vec<Box<dyn Operation>>) -> HashSet<Change> {
     let mut done: Vec<Box<dyn Operation>> = Vec::with_capacity(group.len());
     let mut changes = HashSet::new();
-    let savepoints = group.len() > 1;
+    let mut savepoint = if group.len() > 1 { Savepoint::First } else { Savepoint::None };
     let mut failure = begin(tx).await.err();
     for mut operation in group {
         if failure.is_some() {
@@ -172,7 +172,11 @@ async fn commit(tx: &mut Tx, group: Vec<Box<dyn Operation>>) -> HashSet<Change> 
             done.push(operation);
             continue;
         }
-        match run(tx, operation.as_mut(), savepoints).await {
+        let result = run(tx, operation.as_mut(), savepoint).await;
+        if let Savepoint::First = savepoint {
+            savepoint = Savepoint::Next;
+        }
+        match result {
             Ok(()) => {
                 changes.extend(tx.changes.drain(..));
                 done.push(operation);
@@ -207,36 +211,45 @@ async fn commit(tx: &mut Tx, group: Vec<Box<dyn Operation>>) -> HashSet<Change> 
 
 async fn begin(tx: &mut Tx) -> Result<(), Error> {
     tx.conn.begin_operation("begin");
-    if tx.conn.execute(dialect::BEGIN, vec![]).await.is_ok() {
+    if tx.conn.execute(dialect::BEGIN, args![]).await.is_ok() {
         return Ok(());
     }
     // A transaction may have been left open by a rollback that failed.
     roll_back(tx).await;
-    tx.conn.execute(dialect::BEGIN, vec![]).await.map(drop)
+    tx.conn.execute(dialect::BEGIN, args![]).await.map(drop)
 }
 
 async fn roll_back(tx: &mut Tx) {
     // The engine may have rolled back by itself, which makes this an error without meaning.
-    if let Err(error) = tx.conn.execute("ROLLBACK", vec![]).await {
+    if let Err(error) = tx.conn.execute("ROLLBACK", args![]).await {
         tracing::debug!(kind = error.kind(), "there was nothing to roll back");
     }
 }
 
 /// Runs one operation; on an error its writes are taken back.
-async fn run(tx: &mut Tx, operation: &mut dyn Operation, savepoint: bool) -> Result<(), Error> {
-    if !savepoint {
-        return operation.run(tx).await;
-    }
+async fn run(tx: &mut Tx, operation: &mut dyn Operation, savepoint: Savepoint) -> Result<(), Error> {
     tx.conn.begin_operation("savepoint");
-    tx.conn.execute("SAVEPOINT operation", vec![]).await?;
+    match savepoint {
+        Savepoint::None => return operation.run(tx).await,
+        Savepoint::First => tx.conn.execute("SAVEPOINT operation", args![]).await?,
+        Savepoint::Next => tx.conn.execute("RELEASE operation; SAVEPOINT operation", args![]).await?,
+    };
     let result = operation.run(tx).await;
-    match &result {
-        Err(error) if !keeps_transaction(error) => return result,
-        Err(_) => {
-            tx.conn.execute("ROLLBACK TO operation", vec![]).await?;
-        }
-        Ok(()) => {}
+    if let Err(error) = &result
+        && keeps_transaction(error)
+    {
+        tx.conn.execute("ROLLBACK TO operation", args![]).await?;
     }
-    tx.conn.execute("RELEASE operation", vec![]).await?;
     result
+}
+
+/// How an operation is kept apart from the others of its group. The savepoint of the last one ends with the commit.
+#[derive(Clone, Copy)]
+enum Savepoint {
+    /// It is alone.
+    None,
+    /// It is the first of several.
+    First,
+    /// Its savepoint takes the place of the one before.
+    Next,
 }

@@ -17,7 +17,7 @@ use windlass_crds::protocol::Outcome;
 
 use super::{events, job_rows};
 use crate::engine::dialect::{Batch, packed};
-use crate::engine::value::{Value, args, clean, clean_opt, int, json, last_ms, ms, word};
+use crate::engine::value::{Value, args, clean, clean_opt, int, json, last_ms, later, ms, truncated, word};
 use crate::engine::writer::Tx;
 use crate::{
     Applied, AttemptChange, AttemptPhase, Change, Error, EventLevel, JobChange, JobRow, NewEvent, NewRecord,
@@ -100,6 +100,7 @@ struct Reported {
     received: u64,
     /// The highest sequence that was there before this batch.
     highest: Option<u64>,
+    lease_until: Timestamp,
 }
 
 impl Reported {
@@ -275,7 +276,8 @@ fn event(node: &str, record: &NewRecord) -> NewEvent {
 
 const ATTEMPTS: &str = packed!(
     "e.position, a.job_id, a.node, CASE WHEN a.ended_at IS NULL THEN 0 ELSE 1 END, a.last_sequence, a.received, \
-     (SELECT max(r.sequence) FROM records AS r WHERE r.job_id = a.job_id AND r.epoch = a.epoch)",
+     (SELECT max(r.sequence) FROM records AS r WHERE r.job_id = a.job_id AND r.epoch = a.epoch), \
+     a.lease_until",
     "(SELECT CAST(value->>0 AS BIGINT) AS position, value->>1 AS uid, CAST(value->>2 AS BIGINT) AS epoch
         FROM json_each($1)) AS e
     JOIN jobs AS j ON j.uid = e.uid JOIN attempts AS a ON a.job_id = j.id AND a.epoch = e.epoch"
@@ -305,6 +307,7 @@ async fn attempts<'r>(
             last_sequence: cells.opt_number("last_sequence")?,
             received: cells.number("received")?,
             highest: cells.opt_number("highest")?,
+            lease_until: cells.time("lease_until")?,
         };
         if let Some(id) = ids.get(position) {
             found.insert(*id, attempt);
@@ -442,7 +445,8 @@ async fn transit(
         counts.insert(id, count);
         rows.extend(job_change(now, transition, last == Some(count)));
     }
-    let changed = change_jobs(tx, now, rows, &first, attempts).await?;
+    let version = tx.draw_version();
+    let changed = change_jobs(tx, now, version, rows, &first, attempts).await?;
     let mut ended = 0;
     let mut ends = Vec::with_capacity(changed.len() * UPDATE_ATTEMPTS.columns.len());
     for (uid, transition) in &first {
@@ -482,21 +486,98 @@ async fn transit(
         tx.conn.execute(COUNT_RECORDS, args![json(&counted)]).await?;
     }
     complete_late(tx, &complete).await?;
-    let ids: Vec<i64> = changed.values().copied().collect();
-    let jobs = job_rows::by_ids(tx, &ids).await?;
-    let mut jobs: HashMap<String, JobRow> =
-        jobs.into_iter().map(|job| (job.row.uid.clone(), job.row)).collect();
+    let mut jobs = HashMap::with_capacity(changed.len());
+    let mut unknown = Vec::new();
+    for (uid, id) in changed {
+        let Some(transition) = first.get(uid.as_str()) else { continue };
+        let known = tx.caches.jobs.remove(&uid);
+        let known = known.filter(|known| known.row.resource_version == transition.expect_version);
+        match known {
+            Some(mut known) => {
+                let epoch_id = (transition.job.as_str(), transition.epoch);
+                let all_arrived =
+                    last_sequence(transition).is_some_and(|last| counts.get(&epoch_id) == Some(&last));
+                let lease = attempts.get(&epoch_id).map(|attempt| attempt.lease_until);
+                known.row = follow(known.row, now, version, transition, all_arrived, lease);
+                jobs.insert(uid, known);
+            }
+            None => unknown.push(id),
+        }
+    }
+    for job in job_rows::by_ids(tx, &unknown).await? {
+        jobs.insert(job.row.uid.clone(), job);
+    }
+    for job in jobs.values().filter(|job| job.row.phase.is_held()) {
+        job_rows::remember(tx, job);
+    }
     let outcomes = transitions.iter().map(|transition| match jobs.remove(&transition.job) {
-        Some(job) => TransitionOutcome::Done(job),
+        Some(job) => TransitionOutcome::Done(job.row),
         None => TransitionOutcome::Stale,
     });
     Ok(outcomes.collect())
+}
+
+/// What a job is after a transition that has happened: the same as [`UPDATE_JOBS`] writes.
+fn follow(
+    before: JobRow,
+    now: Timestamp,
+    version: i64,
+    transition: &Transition,
+    all_arrived: bool,
+    lease: Option<Timestamp>,
+) -> JobRow {
+    let JobChange {
+        phase,
+        reason,
+        message,
+        exit_code,
+        steps,
+        unenforced,
+        started_at,
+        finished_at,
+        not_before,
+        lost_attempts,
+        failures,
+        attempt: _,
+        node,
+        logs_complete,
+    } = &transition.set;
+    let finished_at = phase.is_terminal().then(|| truncated(finished_at.unwrap_or(now)));
+    let ttl = before.spec.ttl_after_finished;
+    let mut job = before;
+    if *phase == JobPhase::Queued && job.phase != JobPhase::Queued {
+        job.queued_at = Some(truncated(now));
+    }
+    job.phase = *phase;
+    job.reason = clean_opt(reason.as_ref());
+    job.message = clean_opt(message.as_ref());
+    job.exit_code = *exit_code;
+    if let Some(steps) = steps {
+        job.steps.clone_from(steps);
+    }
+    if let Some(unenforced) = unenforced {
+        job.unenforced.clone_from(unenforced);
+    }
+    job.started_at = started_at.map(truncated);
+    job.finished_at = finished_at;
+    job.not_before = not_before.map(truncated);
+    job.lost_attempts = *lost_attempts;
+    job.failures = *failures;
+    if *node == NodeChange::Clear {
+        job.node = None;
+    }
+    job.ttl_at = finished_at.zip(ttl).map(|(finished_at, ttl)| later(finished_at, ttl.get()));
+    job.logs_complete = logs_complete.unwrap_or(all_arrived && phase.is_terminal());
+    job.lease_until = lease.filter(|_| phase.is_held());
+    job.resource_version = version;
+    job
 }
 
 /// Changes the jobs that are still what was decided on; yields which, and their ids.
 async fn change_jobs(
     tx: &mut Tx,
     now: Timestamp,
+    version: i64,
     rows: Vec<Value>,
     transitions: &HashMap<&str, &Transition>,
     attempts: &Attempts<'_>,
@@ -505,7 +586,6 @@ async fn change_jobs(
     if rows.is_empty() {
         return Ok(changed);
     }
-    let version = tx.draw_version();
     let done = tx.conn.execute_batch(&UPDATE_JOBS, rows, args![ms(now), version, last_ms()]).await?;
     if done == transitions.len() as u64 {
         for (uid, transition) in transitions {

@@ -240,6 +240,7 @@ async fn delete(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<DeleteOutcome,
         return Ok(DeleteOutcome::StillHeld(job));
     }
     tx.caches.specs.remove(uid);
+    tx.caches.jobs.remove(uid);
     tx.changed(Change::Job { uid: uid.to_owned() });
     Ok(DeleteOutcome::Deleted { bodies })
 }

@@ -466,6 +466,8 @@ impl Claim {
         jobs.sort_by_key(|job| order.get(&job.id).copied());
         let mut claimed = Vec::with_capacity(jobs.len());
         for job in jobs {
+            // Its node will soon report about it.
+            job_rows::remember(tx, &job);
             let job = job.row;
             tx.changed(Change::Job { uid: job.uid.clone() });
             let offline = job.spec.offline.unwrap_or(self.default);

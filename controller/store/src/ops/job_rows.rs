@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock};
 use jiff::Timestamp;
 use windlass_crds::{JobPhase, Priority, SandboxJobSpec, Span};
 
+use crate::engine::caches::KnownSpec;
 use crate::engine::conn::Conn;
 use crate::engine::dialect::packed;
 use crate::engine::value::{Cells, Row, args, json, ms};
@@ -34,6 +35,7 @@ macro_rules! job_columns {
 pub(crate) use {job_columns, narrow_columns};
 
 /// A job with its key inside the database.
+#[derive(Clone)]
 pub(crate) struct Stored {
     pub(crate) id: i64,
     pub(crate) row: JobRow,
@@ -248,11 +250,13 @@ pub(crate) async fn by_ids(tx: &mut Tx, ids: &[i64]) -> Result<Vec<Stored>, Erro
         let mut cells = row.cells("jobs");
         let job = read_narrow(&mut cells)?;
         let (uid, hash) = (&job.row.uid, &job.row.spec_hash);
-        if let Some(spec) = tx.caches.specs.get(uid, hash) {
+        let known = tx.caches.specs.get(uid).filter(|known| known.hash == *hash);
+        if let Some(known) = known {
+            let spec = Arc::clone(&known.spec);
             jobs.push(job.with(spec));
         } else if let Some((spec, bytes)) = cells.opt_sized_json("spec")? {
             let spec = Arc::new(spec);
-            tx.caches.specs.insert(uid, hash, &spec, bytes);
+            remember_spec(tx, &job.row, &spec, bytes);
             jobs.push(job.with(spec));
         } else {
             large.insert(job.id, job);
@@ -266,10 +270,23 @@ pub(crate) async fn by_ids(tx: &mut Tx, ids: &[i64]) -> Result<Vec<Stored>, Erro
             let Some((spec, bytes)) = cells.opt_sized_json("spec")? else { continue };
             if let Some(job) = large.remove(&id) {
                 let spec = Arc::new(spec);
-                tx.caches.specs.insert(&job.row.uid, &job.row.spec_hash, &spec, bytes);
+                remember_spec(tx, &job.row, &spec, bytes);
                 jobs.push(job.with(spec));
             }
         }
     }
     Ok(jobs)
+}
+
+fn remember_spec(tx: &mut Tx, job: &JobRow, spec: &Arc<SandboxJobSpec>, bytes: usize) {
+    let known = KnownSpec { hash: job.spec_hash.clone(), spec: Arc::clone(spec) };
+    tx.caches.specs.insert(&job.uid, known, bytes);
+}
+
+/// Remembers a job that is likely to change again soon.
+pub(crate) fn remember(tx: &mut Tx, job: &Stored) {
+    let row = &job.row;
+    // A row has some twenty texts; a step and a label are each about as large as the measure says.
+    let bytes = 512 + 256 * row.steps.len() + 64 * (row.labels.len() + row.annotations.len());
+    tx.caches.jobs.insert(&row.uid, job.clone(), bytes);
 }

@@ -415,7 +415,10 @@ pub(crate) async fn transit(store: &Store, now: Timestamp, transition: Transitio
     let mut outcomes =
         store.apply_transitions(now, vec![transition]).await.expect("transitions can be applied");
     match outcomes.remove(0) {
-        TransitionOutcome::Done(row) => row,
+        TransitionOutcome::Done(row) => {
+            assert_eq!(row, reread(store, &row.uid).await, "what is answered is what is stored");
+            row
+        }
         TransitionOutcome::Stale => panic!("the transition was stale"),
     }
 }
@@ -440,7 +443,10 @@ pub(crate) async fn finish(store: &Store, claimed: &ClaimedJob, now: Timestamp) 
         .expect("a report can be applied");
     assert_eq!(applied.records, [Outcome::Accepted]);
     match applied.transitions.into_iter().next() {
-        Some(TransitionOutcome::Done(row)) => row,
+        Some(TransitionOutcome::Done(row)) => {
+            assert_eq!(row, reread(store, &row.uid).await, "what is answered is what is stored");
+            row
+        }
         other => panic!("the job did not end: {other:?}"),
     }
 }

@@ -171,7 +171,11 @@ impl World {
                     })
                     .collect();
                 let outcomes = self.store.apply_transitions(now, transitions).await.unwrap();
-                assert!(outcomes.iter().all(|outcome| matches!(outcome, TransitionOutcome::Done(_))));
+                assert_eq!(outcomes.len(), expired.len());
+                for outcome in outcomes {
+                    let TransitionOutcome::Done(row) = outcome else { panic!("the sweep was stale") };
+                    assert_eq!(self.store.get_job_by_uid(&row.uid).await.unwrap(), Some(row));
+                }
             }
             Step::Report { claim, what } => self.report(claim, what).await,
             Step::Cancel { job } => {
@@ -244,8 +248,9 @@ impl World {
         let applied =
             self.store.apply(at(self.seconds), &node, records, transitions.collect()).await.unwrap();
         let held = current.is_some_and(|job| job.epoch == id.epoch && job.phase.is_held());
-        if matches!(applied.transitions[0], TransitionOutcome::Done(_)) && what < 2 {
-            assert!(held, "only a held attempt runs or waits");
+        if let TransitionOutcome::Done(row) = &applied.transitions[0] {
+            assert!(held || what >= 2, "only a held attempt runs or waits");
+            assert_eq!(self.store.get_job_by_uid(&id.job).await.unwrap().as_ref(), Some(row));
         }
     }
 
