@@ -153,8 +153,8 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts it with its output in `folder`.
-    pub(crate) fn start(command: Command, name: &str, folder: &Path) -> anyhow::Result<Self> {
-        let mut command = bound_to_us(&command);
+    pub(crate) fn start(command: &Command, name: &str, folder: &Path) -> anyhow::Result<Self> {
+        let mut command = bound_to_us(command);
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);

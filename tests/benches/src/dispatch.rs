@@ -109,7 +109,7 @@ impl Peer {
         command.args(["--port", "0", "--save", "", "--appendonly", "yes", "--appendfsync", "always"]);
         command.arg("--dir").arg(&folder).arg("--unixsocket").arg(&socket);
         let ready = || UnixStream::connect(&socket).is_ok();
-        let database = Daemon::start(command, "redis", &folder)?.until(ready)?;
+        let database = Daemon::start(&command, "redis", &folder)?.until(ready)?;
         Self::start(bench, "bullmq.cjs", &socket.display().to_string(), database)
     }
 
@@ -130,7 +130,7 @@ impl Peer {
         let ready =
             || std::fs::read_to_string(&log).is_ok_and(|log| log.contains("ready to accept connections"));
         // INT is its fast shutdown; TERM would wait for clients.
-        let database = Daemon::start(command, "postgres", &folder)?.stopped_by(Signal::INT).until(ready)?;
+        let database = Daemon::start(&command, "postgres", &folder)?.stopped_by(Signal::INT).until(ready)?;
         let url = format!("postgres://bench@/postgres?host={}", folder.display());
         Self::start(bench, "graphile.cjs", &url, database)
     }

@@ -121,7 +121,7 @@ impl Slurm {
         for name in ["pid-file", "seed-file", "log-file"] {
             command.arg(format!("--{name}")).arg(file(&format!("munge.{name}")));
         }
-        let munged = Daemon::start(command, "munged", &folder)?.until(|| socket.exists())?;
+        let munged = Daemon::start(&command, "munged", &folder)?.until(|| socket.exists())?;
 
         let host = fs::read_to_string("/proc/sys/kernel/hostname")?;
         let host = host.trim().split('.').next().expect("a split text has a first part");
@@ -163,14 +163,14 @@ impl Slurm {
         };
         let mut slurmctld = command("slurmctld-wlm");
         slurmctld.arg("-D");
-        let slurmctld = Daemon::start(slurmctld, "slurmctld", &folder)?;
+        let slurmctld = Daemon::start(&slurmctld, "slurmctld", &folder)?;
         let mut slurmd = command("slurmd-wlm");
         slurmd.arg("-D").arg("-d").arg(installed.file("usr/sbin/slurmstepd-wlm"));
         let is_idle = || {
             run(command("sinfo").args(["--noheader", "--format=%T"]))
                 .is_ok_and(|state| state.trim() == "idle")
         };
-        let slurmd = Daemon::start(slurmd, "slurmd", &folder)?.until(is_idle)?;
+        let slurmd = Daemon::start(&slurmd, "slurmd", &folder)?.until(is_idle)?;
         Ok(Self { installed, configuration, slurmd, _slurmctld: slurmctld, _munged: munged })
     }
 
@@ -223,7 +223,7 @@ impl Docker {
             command
         };
         let daemon =
-            Daemon::start(command, "dockerd", &folder)?.until(|| run(client().arg("info")).is_ok())?;
+            Daemon::start(&command, "dockerd", &folder)?.until(|| run(client().arg("info")).is_ok())?;
         let root = folder.join("root");
         fs::create_dir_all(root.join("bin"))?;
         fs::copy(installed.file("bin/busybox"), root.join("bin/busybox"))?;

@@ -35,7 +35,7 @@ impl Windlass {
         command.arg("dev").arg("--state-dir").arg(folder.join("state"));
         command.arg("--listen").arg(format!("127.0.0.1:{port}"));
         let (controller, api) =
-            listening(bench, command, "dev", &folder, &folder.join("state/controller"), port)?;
+            listening(bench, &command, "dev", &folder, &folder.join("state/controller"), port)?;
         let mut this = Self { agent: None, controller, api };
         this.warm_up()?;
         Ok(this)
@@ -48,11 +48,11 @@ impl Windlass {
         let mut command = program(bench);
         command.arg("controller").arg("--state-dir").arg(&state);
         command.arg("--listen").arg(format!("127.0.0.1:{port}"));
-        let (controller, api) = listening(bench, command, "controller", &folder, &state, port)?;
+        let (controller, api) = listening(bench, &command, "controller", &folder, &state, port)?;
         let mut command = program(bench);
         command.arg("agent").arg("--state-dir").arg(folder.join("agent"));
         command.arg("--join").arg(api.join_token()?).args(["--name", "bench"]);
-        let agent = Daemon::start(command, "agent", &folder)?;
+        let agent = Daemon::start(&command, "agent", &folder)?;
         let mut this = Self { agent: Some(agent), controller, api };
         this.warm_up()?;
         Ok(this)
@@ -85,7 +85,7 @@ pub(crate) fn program(bench: &Bench) -> Command {
 /// Starts a controller and a client for it.
 fn listening(
     bench: &Bench,
-    command: Command,
+    command: &Command,
     name: &str,
     folder: &Path,
     state: &Path,
