@@ -74,12 +74,12 @@ impl Store {
     pub async fn close(self) -> Result<(), Error> {
         let Some(inner) = Arc::into_inner(self.inner) else { return Ok(()) };
         match inner.backend {
-            Backend::Sqlite(Sqlite { queue, readers, writer, path: _ }) => {
+            Backend::Sqlite(Sqlite { queue, readers, closed, path: _ }) => {
                 if let Some(readers) = readers {
                     readers.close().await;
                 }
                 drop(queue);
-                writer.await.unwrap_or(Err(stopped("close")))
+                closed.await.unwrap_or(Err(stopped("close")))
             }
         }
     }

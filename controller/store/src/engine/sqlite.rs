@@ -9,8 +9,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 use sqlx::{ConnectOptions as _, Connection as _};
-use tokio::sync::{broadcast, mpsc};
-use tokio::task::JoinHandle;
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tracing::Instrument as _;
 
 use super::conn::{Conn, engine_error};
@@ -37,8 +36,8 @@ pub(crate) struct Sqlite {
     pub(crate) queue: mpsc::Sender<Box<dyn Operation>>,
     /// Connections for lookups; a database in memory has only the writer's.
     pub(crate) readers: Option<SqlitePool>,
-    /// The writer task, which yields how closing went.
-    pub(crate) writer: JoinHandle<Result<(), Error>>,
+    /// Yields how closing went, once every sender of `queue` is gone.
+    pub(crate) closed: oneshot::Receiver<Result<(), Error>>,
     /// The file, for errors.
     pub(crate) path: Arc<Path>,
 }
@@ -84,9 +83,23 @@ pub(crate) async fn open(
     };
     let (queue, waiting) = mpsc::channel(QUEUE);
     let tx = Tx::new(Conn::own(connection, Arc::clone(&path))).await?;
+    let (settled, closed) = oneshot::channel();
+    // The writer talks to SQLite's thread and to nobody else, a dozen times a transaction. On a thread of its own, with a
+    // runtime that drives nothing, each answer is a plain wake-up, however busy the process is otherwise.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().build().map_err(|source| failed(source.into()))?;
     let span = tracing::info_span!("store.writer");
-    let writer = tokio::spawn(writer::serve(tx, waiting, wake_ups, lock).instrument(span));
-    Ok(Sqlite { queue, readers, writer, path })
+    let serve = move || {
+        let result = runtime.block_on(writer::serve(tx, waiting, wake_ups, lock).instrument(span));
+        if settled.send(result).is_err() {
+            tracing::debug!("nobody waited for the store to close");
+        }
+    };
+    std::thread::Builder::new()
+        .name("store-writer".to_owned())
+        .spawn(serve)
+        .map_err(|source| failed(source.into()))?;
+    Ok(Sqlite { queue, readers, closed, path })
 }
 
 fn on_disk(file: &Path) -> SqliteConnectOptions {
