@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
+use axum_server::accept::NoDelayAcceptor;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use windlass_crds::Span;
@@ -144,7 +145,11 @@ impl Controller {
         });
 
         let handle = Handle::new();
-        let server = axum_server::from_tcp_rustls(listener, tls).map_err(listening)?.handle(handle.clone());
+        // Answers are small and often two to a connection: held back for the acknowledgement of the one before, each waits
+        // for the other side's delayed acknowledgement, 40 ms.
+        let acceptor = RustlsAcceptor::new(tls).acceptor(NoDelayAcceptor::new());
+        let server =
+            axum_server::from_tcp(listener).map_err(listening)?.acceptor(acceptor).handle(handle.clone());
         let service = rest::router(app.clone()).into_make_service();
         let serving = tokio::spawn(server.serve(service));
         tasks.spawn(async move {
