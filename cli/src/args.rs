@@ -77,6 +77,7 @@ pub(crate) enum Verb {
     Describe(verbs::describe::Args),
     Logs(verbs::logs::Args),
     Wait(verbs::wait::Args),
+    Why(verbs::why::Args),
     Cancel(verbs::cancel::Args),
     Retry(verbs::retry::Args),
     Delete(verbs::delete::Args),

@@ -221,20 +221,10 @@ impl Follower<'_> {
 
 /// Why a job is queued, in words.
 pub(crate) fn why_queued(placement: &Placement) -> Waiting {
-    if let Some(job) = &placement.job {
-        return Waiting { text: format!("The job waits: {}.", printable(job)), fits_nowhere: false };
+    let mut text = format!("The job waits: {}.", printable(&placement.summary));
+    if placement.job.is_some() {
+        return Waiting { text, fits_nowhere: false };
     }
-    let fitting = placement.items.iter().filter(|item| item.fits).count();
-    let mut text = match (placement.items.len(), fitting) {
-        (0, _) => "The job waits: there is no node yet. `windlass join-token create` makes a token for one."
-            .to_owned(),
-        (_, 0) => "The job waits: it fits no node.".to_owned(),
-        (_, _) => match placement.queue_position {
-            Some(0) | None => "The job waits for a free slot.".to_owned(),
-            Some(1) => "The job waits for a free slot; 1 job is before it.".to_owned(),
-            Some(count) => format!("The job waits for a free slot; {count} jobs are before it."),
-        },
-    };
     let refusing: Vec<_> = placement.items.iter().filter(|item| !item.fits).collect();
     for item in refusing.iter().take(NODES_SHOWN) {
         let reason = item.message.as_deref().or(item.reason.as_deref()).unwrap_or("it does not fit");
@@ -243,7 +233,9 @@ pub(crate) fn why_queued(placement: &Placement) -> Waiting {
     if refusing.len() > NODES_SHOWN {
         text.push_str(&format!("\n  and {} more nodes", refusing.len() - NODES_SHOWN));
     }
-    Waiting { text, fits_nowhere: fitting == 0 && !placement.items.is_empty() }
+    let fits_nowhere =
+        !placement.items.is_empty() && placement.items.iter().all(|item| !item.fits && item.lasting);
+    Waiting { text, fits_nowhere }
 }
 
 /// How a job ended, in one line.
@@ -284,28 +276,41 @@ mod tests {
     use super::*;
     use crate::client::model::PlacementItem;
 
-    fn item(node: &str, fits: bool, message: &str) -> PlacementItem {
+    fn item(node: &str, lasting: bool, message: &str) -> PlacementItem {
         PlacementItem {
             node: node.into(),
-            fits,
+            fits: message.is_empty(),
+            lasting,
             reason: Some("Reason".into()),
             message: Some(message.into()),
         }
     }
 
     #[test]
-    fn the_reason_to_wait_names_each_node_that_does_not_fit() {
-        let placement =
-            |items: Vec<PlacementItem>, queue_position| Placement { job: None, items, queue_position };
-        let one = why_queued(&placement(vec![item("n1", false, "it has 2 cpus, 64 are needed")], None));
+    fn the_reason_to_wait_names_each_node_that_does_not_take_the_job() {
+        let placement = |items: Vec<PlacementItem>| Placement {
+            phase: JobPhase::Queued,
+            summary: "so it is".into(),
+            job: None,
+            items,
+            queue: "default".into(),
+            queue_position: None,
+            queue_position_is_least: false,
+        };
+        let one = why_queued(&placement(vec![item("n1", true, "it has 2 cpus, 64 are needed")]));
         assert!(one.fits_nowhere);
-        assert_eq!(one.text, "The job waits: it fits no node.\n  n1: it has 2 cpus, 64 are needed");
-        let two = why_queued(&placement(vec![item("n1", true, ""), item("n2", false, "no")], Some(3)));
+        assert_eq!(one.text, "The job waits: so it is.\n  n1: it has 2 cpus, 64 are needed");
+        let two = why_queued(&placement(vec![item("n1", false, ""), item("n2", true, "no")]));
         assert!(!two.fits_nowhere);
-        assert_eq!(two.text, "The job waits for a free slot; 3 jobs are before it.\n  n2: no");
-        assert!(why_queued(&placement(vec![], None)).text.contains("there is no node yet"));
-        let many = (0..9).map(|index| item(&format!("n{index}"), false, "no")).collect();
-        assert!(why_queued(&placement(many, None)).text.ends_with("and 4 more nodes"));
+        assert_eq!(two.text, "The job waits: so it is.\n  n2: no");
+        let later = why_queued(&placement(vec![item("n1", false, "full"), item("n2", true, "no")]));
+        assert!(!later.fits_nowhere, "n1 may take it later");
+        assert!(!why_queued(&placement(vec![])).fits_nowhere);
+        let many = (0..9).map(|index| item(&format!("n{index}"), true, "no")).collect();
+        assert!(why_queued(&placement(many)).text.ends_with("and 4 more nodes"));
+        let blocked =
+            Placement { job: Some("it is suspended".into()), ..placement(vec![item("n1", true, "no")]) };
+        assert_eq!(why_queued(&blocked).text, "The job waits: so it is.");
     }
 
     #[test]

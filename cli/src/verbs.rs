@@ -19,6 +19,7 @@ pub(crate) mod run;
 pub(crate) mod validate;
 pub(crate) mod version;
 pub(crate) mod wait;
+pub(crate) mod why;
 
 use crate::args::{CommandLine, Verb};
 use crate::client::{self, Client};
@@ -82,6 +83,7 @@ pub(crate) async fn perform(line: CommandLine, console: Console) -> Result<Exit,
         Verb::Run(args) => run::perform(&context, *args).await,
         Verb::Logs(args) => logs::perform(&context, &args).await,
         Verb::Wait(args) => wait::perform(&context, &args).await,
+        Verb::Why(args) => why::perform(&context, &args).await,
         Verb::Cancel(args) => cancel::perform(&context, &args).await,
         Verb::Retry(args) => retry::perform(&context, &args).await,
         Verb::Delete(args) => delete::perform(&context, &args).await,

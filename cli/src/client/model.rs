@@ -275,6 +275,9 @@ pub(crate) struct PlacementItem {
     pub(crate) node: String,
     /// Whether it could.
     pub(crate) fits: bool,
+    /// Whether only a change of the job or of the node would let it.
+    #[serde(default)]
+    pub(crate) lasting: bool,
     /// Why it could not, as one word.
     #[serde(default)]
     pub(crate) reason: Option<String>,
@@ -287,14 +290,24 @@ pub(crate) struct PlacementItem {
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Placement {
+    /// The job's phase.
+    pub(crate) phase: JobPhase,
+    /// Everything in one sentence, without a period.
+    pub(crate) summary: String,
     /// What keeps the job itself from running, whatever the nodes say.
     #[serde(default)]
     pub(crate) job: Option<String>,
-    /// What each node says.
+    /// What each node says; nothing where the job does not wait.
     pub(crate) items: Vec<PlacementItem>,
+    /// The queue.
+    #[serde(default)]
+    pub(crate) queue: String,
     /// How many jobs are before it in its queue.
     #[serde(default)]
     pub(crate) queue_position: Option<u64>,
+    /// Whether there may be more.
+    #[serde(default)]
+    pub(crate) queue_position_is_least: bool,
 }
 
 /// A queue and what waits in it.

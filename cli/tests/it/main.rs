@@ -11,4 +11,5 @@ mod offline;
 mod run;
 mod terminal;
 mod wait;
+mod why;
 mod world;

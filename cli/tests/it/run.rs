@@ -110,7 +110,7 @@ async fn a_job_that_no_node_fits_says_why_while_it_is_followed() {
     let world = World::new().await;
     world.node("n1").await;
     let mut running = world.start(&["run", "--name", "huge", "--cpu", "64", "--", "true"]);
-    running.stderr_has("The job waits: it fits no node.\n  n1: ").await;
+    running.stderr_has("The job waits: it fits no node (TooSmall 1).\n  n1: ").await;
     running.interrupt();
     running.end().await.failed(130);
     world.cli(&["cancel", "huge"]).await.ok();

@@ -7,7 +7,8 @@
 //! - [`requirement`] and [`placement`]: which nodes a job fits, and the first reason why one does not;
 //! - [`life`]: what follows when an attempt ends;
 //! - [`progress`]: how the records of an attempt change the job's picture;
-//! - [`node`]: the conditions of a node.
+//! - [`node`]: the conditions of a node;
+//! - [`why`]: why a job is not running.
 
 pub mod life;
 pub mod node;
@@ -15,3 +16,4 @@ pub mod placement;
 pub mod progress;
 pub mod requirement;
 pub mod validate;
+pub mod why;

@@ -86,11 +86,6 @@ pub(super) fn node(row: &NodeRow) -> NodeConfig {
         .as_ref()
         .map(|capability| Offer::new(&row.name, capability, &row.spec).labels)
         .unwrap_or_default();
-    let own_slots = row
-        .capability
-        .as_ref()
-        .and_then(|capability| capability.sandbox.as_ref())
-        .and_then(|sandbox| sandbox.max_concurrency);
     let status = NodeConfigStatus {
         conditions: row.conditions.clone(),
         config_version: row.config_version,
@@ -99,7 +94,7 @@ pub(super) fn node(row: &NodeRow) -> NodeConfig {
         agent_version: row.agent_version.clone(),
         last_seen_at: row.last_seen_at,
         running_jobs: row.running,
-        slots: row.spec.concurrency.or(own_slots).unwrap_or(row.slots),
+        slots: slots(row),
         host: row.capability.as_ref().map(host),
         labels,
         observed_generation: Some(row.generation),
@@ -118,6 +113,13 @@ pub(super) fn node(row: &NodeRow) -> NodeConfig {
         spec: row.spec.clone(),
         status: Some(status),
     }
+}
+
+/// How many attempts a node can hold.
+pub(super) fn slots(row: &NodeRow) -> u32 {
+    let sandbox = row.capability.as_ref().and_then(|capability| capability.sandbox.as_ref());
+    let own = sandbox.and_then(|sandbox| sandbox.max_concurrency);
+    row.spec.concurrency.or(own).unwrap_or(row.slots)
 }
 
 fn host(report: &CapabilityReport) -> HostSummary {

@@ -6,6 +6,7 @@ mod event;
 mod input;
 mod job;
 mod node;
+mod placement;
 mod report;
 mod retention;
 mod stats;
@@ -24,6 +25,7 @@ pub use node::{
     Ack, CapabilitySnapshot, CapabilityUpdate, NewNodeConfig, NodeRegistration, NodeRow, Put, RedeemedToken,
     RegisterOutcome,
 };
+pub use placement::{HolderRow, NodeUsage, QueuePosition};
 pub use report::{
     Applied, AttemptChange, JobChange, LogCursor, LogFilter, LogRow, NewRecord, NodeChange, RecordKind,
     RecordStore, Transition, TransitionOutcome,

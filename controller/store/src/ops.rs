@@ -11,6 +11,7 @@ mod leases;
 mod logs;
 mod lookup;
 mod nodes;
+mod placement;
 mod registration;
 mod retention;
 mod settings;

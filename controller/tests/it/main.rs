@@ -14,4 +14,5 @@ mod nodes;
 mod streams;
 mod templates;
 mod tokens;
+mod why;
 mod world;

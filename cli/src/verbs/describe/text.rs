@@ -41,6 +41,11 @@ impl Text {
     /// Why a job waits.
     pub(super) fn placement(&mut self, placement: &Placement) {
         self.section("Placement");
+        if let Some(ahead) = placement.queue_position {
+            let more = if placement.queue_position_is_least { " or more" } else { "" };
+            let line = format!("Position in queue {}: {ahead}{more} before it", printable(&placement.queue));
+            self.text.push_str(&indented(&line));
+        }
         self.text.push_str(&indented(&why_queued(placement).text));
     }
 

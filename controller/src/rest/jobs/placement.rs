@@ -1,76 +1,149 @@
 //! Why a job is not running: for each node, the first reason that excludes it.
 
+use std::collections::HashMap;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
-use windlass_core::placement::{self, Exclusion, Offer};
-use windlass_core::requirement::{self, Requirement};
-use windlass_crds::conditions::ConditionStatus;
-use windlass_store::{JobRow, NodeRow};
+use windlass_core::placement::Offer;
+use windlass_core::requirement::{self, Requirement, Room};
+use windlass_core::why::{self, Holder, JobView, NodeView, Obstacle, Position, Used};
+use windlass_store::{HolderRow, JobRow, NodeRow, Reserve};
 
 use super::super::App;
 use super::super::extract::Operator;
+use super::super::present;
 use super::find;
 use crate::error::ApiError;
+
+/// The most jobs that are read to name those that hold what is short.
+const HOLDERS: u32 = 1000;
 
 pub(in crate::rest) async fn placement(
     State(app): State<App>,
     _: Operator,
     Path((namespace, name)): Path<(String, String)>,
 ) -> Result<Json<Value>, ApiError> {
-    let job = find(&app, &namespace, &name).await?;
-    let nodes = app.store.list_nodes().await?;
-    let items: Vec<_> = nodes.iter().map(|node| verdict(&job, node)).collect();
-    Ok(Json(json!({"job": waiting(&app, &job), "items": items})))
-}
-
-/// What keeps the job itself from running, whatever the nodes say.
-fn waiting(app: &App, job: &JobRow) -> Option<String> {
-    if job.phase.is_terminal() || job.phase.is_held() {
-        return Some(format!("the job is {}", job.phase));
-    }
-    if job.suspend {
-        return Some("the job is suspended (spec.suspend)".to_owned());
-    }
-    let not_before = job.not_before.filter(|at| *at > app.clock.now())?;
-    Some(format!("the job is tried again at {not_before}"))
-}
-
-fn verdict(job: &JobRow, node: &NodeRow) -> Value {
-    let reason = lasting(job, node).or_else(|| passing(job, node));
-    match reason {
-        Some((reason, message)) => {
-            json!({"node": node.name, "fits": false, "reason": reason, "message": message})
-        }
-        None => json!({"node": node.name, "fits": true}),
-    }
-}
-
-/// A reason that only a change of the job or the node removes.
-fn lasting(job: &JobRow, node: &NodeRow) -> Option<(String, String)> {
-    let Some(capability) = &node.capability else {
-        let reason = Exclusion::NotRegistered;
-        return Some((<&str>::from(&reason).to_owned(), reason.to_string()));
+    let row = find(&app, &namespace, &name).await?;
+    let requirement = Requirement::of(&row.spec);
+    let job = JobView {
+        phase: row.phase,
+        node: row.node.as_deref(),
+        queue: &row.queue,
+        suspend: row.suspend,
+        not_before: row.not_before,
+        requirement: &requirement,
+        room: requirement::room(&row.spec),
     };
-    let offer = Offer::new(&node.name, capability, &node.spec);
-    let requirement = Requirement::of(&job.spec);
-    let reason = placement::exclusion_with_room(&requirement, requirement::room(&job.spec), &offer)?;
-    Some((<&str>::from(&reason).to_owned(), reason.to_string()))
+    let block = why::block(&job, app.clock.now());
+    if let Some(block) = block.as_ref().filter(|block| !block.waits()) {
+        let summary = why::summary(&job, Some(block), None, &[]);
+        return Ok(Json(answer(&row, &summary, Some(block), None, &[])));
+    }
+    let position = app.store.queue_position(&row.uid).await?;
+    let position = position.map(|position| Position { ahead: position.ahead, at_least: position.at_least });
+    let nodes = app.store.list_nodes().await?;
+    let verdicts = verdicts(&app, &job, &nodes).await?;
+    let holders = holders(&app, &nodes, &verdicts).await?;
+    let items: Vec<_> = nodes
+        .iter()
+        .zip(&verdicts)
+        .map(|(node, verdict)| item(node, verdict.as_ref(), holders.get(node.name.as_str())))
+        .collect();
+    let summary = why::summary(&job, block.as_ref(), position, &verdicts);
+    Ok(Json(answer(&row, &summary, block.as_ref(), position, &items)))
 }
 
-/// A reason that goes by itself or by an operator's hand.
-fn passing(job: &JobRow, node: &NodeRow) -> Option<(String, String)> {
-    if !node.spec.queues.is_empty() && !node.spec.queues.contains(&job.queue) {
-        return Some(("Queue".to_owned(), format!("the node does not serve the queue `{}`", job.queue)));
+fn answer(
+    job: &JobRow,
+    summary: &str,
+    block: Option<&why::Block>,
+    position: Option<Position>,
+    items: &[Value],
+) -> Value {
+    json!({
+        "kind": "Placement",
+        "phase": job.phase,
+        "summary": summary,
+        "job": block.map(ToString::to_string),
+        "reason": block.map(<&str>::from),
+        "queue": job.queue,
+        "queuePosition": position.map(|position| position.ahead),
+        "queuePositionIsLeast": position.is_some_and(|position| position.at_least),
+        "items": items,
+    })
+}
+
+/// What each node says, in the order of `nodes`.
+async fn verdicts(
+    app: &App,
+    job: &JobView<'_>,
+    nodes: &[NodeRow],
+) -> Result<Vec<Option<Obstacle>>, ApiError> {
+    let usage: HashMap<_, _> = app
+        .store
+        .node_usage()
+        .await?
+        .into_iter()
+        .map(|usage| (usage.node, Used { slots: usage.slots, room: room(usage.reserve) }))
+        .collect();
+    let verdict = |node: &NodeRow| {
+        let offer = node.capability.as_ref().map(|capability| Offer::new(&node.name, capability, &node.spec));
+        let view = NodeView {
+            offer: offer.as_ref(),
+            conditions: &node.conditions,
+            unschedulable: node.spec.unschedulable,
+            configured: node.applied_version.is_some(),
+            queues: &node.spec.queues,
+            slots: present::slots(node),
+            used: usage.get(&node.name).copied().unwrap_or_default(),
+        };
+        why::obstacle(job, &view)
+    };
+    Ok(nodes.iter().map(verdict).collect())
+}
+
+/// Who holds what is short, for the nodes on which that is the obstacle.
+async fn holders(
+    app: &App,
+    nodes: &[NodeRow],
+    verdicts: &[Option<Obstacle>],
+) -> Result<HashMap<String, Vec<Holder>>, ApiError> {
+    let short = nodes
+        .iter()
+        .zip(verdicts)
+        .filter(|(_, verdict)| verdict.as_ref().is_some_and(|obstacle| obstacle.shortage().is_some()));
+    let names: Vec<&str> = short.map(|(node, _)| node.name.as_str()).collect();
+    let mut holders: HashMap<String, Vec<Holder>> = HashMap::new();
+    for HolderRow { node, namespace, name, waiting, reserve } in app.store.holders(&names, HOLDERS).await? {
+        let all = room(reserve);
+        let used = if waiting {
+            Used { slots: 0, room: Room { cpu_millis: 0, ..all } }
+        } else {
+            Used { slots: 1, room: all }
+        };
+        holders.entry(node).or_default().push(Holder { job: format!("{namespace}/{name}"), used });
     }
-    let schedulable = node.conditions.iter().find(|condition| condition.condition_type == "Schedulable");
-    if let Some(condition) = schedulable.filter(|condition| condition.status != ConditionStatus::True) {
-        let ready = node.conditions.iter().find(|condition| condition.condition_type == "Ready");
-        let told = ready.filter(|ready| ready.status != ConditionStatus::True).unwrap_or(condition);
-        return Some((told.reason.clone(), told.message.clone()));
+    Ok(holders)
+}
+
+fn item(node: &NodeRow, verdict: Option<&Obstacle>, holders: Option<&Vec<Holder>>) -> Value {
+    let Some(obstacle) = verdict else { return json!({"node": node.name, "fits": true}) };
+    let mut message = obstacle.to_string();
+    let held_by = obstacle.shortage().zip(holders).and_then(|(short, holders)| why::held_by(short, holders));
+    if let Some(held_by) = held_by {
+        message = format!("{message}; {held_by}");
     }
-    let own = node.capability.as_ref().and_then(|capability| capability.sandbox.as_ref()?.max_concurrency);
-    let slots = node.spec.concurrency.or(own).unwrap_or(1);
-    (node.running >= slots)
-        .then(|| ("Full".to_owned(), format!("all {slots} slots are taken; the job starts when one is free")))
+    json!({
+        "node": node.name,
+        "fits": false,
+        "lasting": obstacle.is_lasting(),
+        "reason": obstacle.reason(),
+        "message": message,
+    })
+}
+
+const fn room(reserve: Reserve) -> Room {
+    let Reserve { cpu_millis, memory_bytes, gpus } = reserve;
+    Room { cpu_millis, memory_bytes, gpus }
 }

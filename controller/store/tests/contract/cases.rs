@@ -7,5 +7,6 @@ pub(crate) mod keeping;
 pub(crate) mod leasing;
 pub(crate) mod listing;
 pub(crate) mod nodes;
+pub(crate) mod placement;
 pub(crate) mod reporting;
 pub(crate) mod transitions;

@@ -176,6 +176,12 @@ contract! {
         a_deleted_node_needs_a_token_again
         nodes_are_listed_with_what_they_hold
     }
+    placement {
+        usage_sums_up_what_each_node_holds
+        holders_are_the_jobs_of_the_nodes_asked_for
+        a_position_counts_the_ready_jobs_of_the_queue_that_are_before
+        counting_a_position_ends_somewhere
+    }
     keeping {
         tokens_are_found_by_their_secret
         a_token_that_is_known_is_not_created_again
