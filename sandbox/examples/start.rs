@@ -85,6 +85,14 @@ async fn measure(count: usize, state: PathBuf) -> Result<String, Error> {
     let identity = native.identities().acquire("start")?;
     Workspace::remove(&state, "workspace")?;
     let workspace = Workspace::create(&state, "workspace", identity)?;
+    // The units have different users.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+    std::fs::set_permissions(workspace.path(), open).map_err(|source| Error::Io {
+        operation: "open",
+        path: workspace.path().to_owned(),
+        source,
+    })?;
+    native.identities().release("start")?;
     let lease = Lease::create(state.join("lease"), Deadline::after(Duration::from_secs(3600)))?;
     let mut unit = UnitSpec::new(
         UnitId::new("start")?,
@@ -103,13 +111,15 @@ async fn measure(count: usize, state: PathBuf) -> Result<String, Error> {
     while times.phases[0].len() < count {
         for index in 0..ROUND {
             unit.id = UnitId::new(format!("start-{}", times.phases[0].len() + index))?;
+            // As each attempt does.
+            unit.identity = native.identities().acquire("start")?;
             isolation = one(&native, &unit, &mut times).await?;
+            native.identities().release("start")?;
             // Between the units, so that a blocked worker thread does not count.
             plain.extend(timed(&["/bin/true"]));
             bwrap.extend(timed(&[&["bwrap"], BWRAP].concat()));
         }
     }
-    native.identities().release("start")?;
     Workspace::remove(&state, "workspace")?;
     let mut table = format!("isolation: {}\n", isolation.join(", "));
     for (name, samples) in PHASES.iter().zip(&mut times.phases) {

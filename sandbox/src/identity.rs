@@ -7,6 +7,8 @@ use std::fs;
 use std::io::ErrorKind;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +40,8 @@ impl Identity {
 pub struct Identities {
     dir: PathBuf,
     range: RangeInclusive<u32>,
+    /// The uid that the next new owner gets if it is still free; 0 for none.
+    next: Arc<AtomicU32>,
 }
 
 impl Identities {
@@ -54,7 +58,7 @@ impl Identities {
             });
         }
         fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-        Ok(Self { dir, range })
+        Ok(Self { dir, range, next: Arc::default() })
     }
 
     /// The identity of `owner` (an attempt's name): the one it has, or a free one. Idempotent.
@@ -69,7 +73,8 @@ impl Identities {
         if let Some(uid) = self.held(owner)? {
             return Ok(Identity { uid, gid: uid });
         }
-        for uid in self.range.clone() {
+        let next = Some(self.next.swap(0, Ordering::Relaxed)).filter(|uid| *uid != 0);
+        for uid in next.into_iter().chain(self.range.clone()) {
             let path = self.dir.join(uid.to_string());
             // The record appears complete or not at all: it is written beside and linked into place, and a link never
             // replaces what is there.
@@ -84,6 +89,24 @@ impl Identities {
             }
         }
         Err(Error::IdentitiesExhausted { first: *self.range.start(), last: *self.range.end() })
+    }
+
+    /// Chooses the identity that the next new owner gets, so that its sandbox can be begun before. Nothing is reserved: if
+    /// there is no such owner, or somebody else takes it, nothing is lost.
+    ///
+    /// # Errors
+    /// [`Error::IdentitiesExhausted`], [`Error::Io`].
+    pub fn choose_next(&self) -> Result<Identity, Error> {
+        let caller = Identity::caller();
+        if caller.uid != 0 {
+            return Ok(caller);
+        }
+        let is_free = |uid: &u32| !self.dir.join(uid.to_string()).exists();
+        let free = self.range.clone().find(is_free);
+        let exhausted = Error::IdentitiesExhausted { first: *self.range.start(), last: *self.range.end() };
+        let uid = free.ok_or(exhausted)?;
+        self.next.store(uid, Ordering::Relaxed);
+        Ok(Identity { uid, gid: uid })
     }
 
     /// Frees the identity of `owner`. Post-state: `owner` holds none. Call it only when no process and no file of the
@@ -147,6 +170,22 @@ mod tests {
         assert!(matches!(identities.acquire("three"), Err(Error::IdentitiesExhausted { .. })));
         identities.release("one").unwrap();
         identities.release("one").unwrap();
+        assert_eq!(identities.acquire("three").unwrap(), one);
+    }
+
+    #[test]
+    fn the_next_owner_gets_what_was_chosen_for_it_and_others_get_others() {
+        if Identity::caller().uid != 0 {
+            // See above.
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let identities = Identities::open(dir.path(), 70_000..=70_009).unwrap();
+        let one = identities.acquire("one").unwrap();
+        let chosen = identities.clone().choose_next().unwrap();
+        assert_ne!(chosen, one);
+        identities.release("one").unwrap();
+        assert_eq!(identities.acquire("two").unwrap(), chosen);
         assert_eq!(identities.acquire("three").unwrap(), one);
     }
 

@@ -10,11 +10,13 @@
 mod burial;
 mod watch;
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,8 +24,9 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
+use tokio::sync::Notify;
 use windlass_launcher::Spawner;
-use windlass_launcher::plan::LaunchPlan;
+use windlass_launcher::plan::{Base, LaunchPlan};
 use windlass_launcher::probe::{Feature, Probes};
 use windlass_launcher::record::{self, Reply, StopRequest, SupervisorRecord};
 
@@ -46,6 +49,9 @@ const UNITS: &str = "units";
 const GONE: &str = ".gone-";
 /// How long a stop request waits for a supervisor that was started a moment ago.
 const CONTROL_BOUND: Duration = Duration::from_secs(5);
+
+/// How long a spare sandbox shows the host's system as it was, should one of its single files be replaced.
+const SPARE_LIFE: Duration = Duration::from_secs(60);
 
 /// Where and as whom the driver works.
 #[derive(Debug, Clone)]
@@ -92,13 +98,33 @@ struct Inner {
     units: PathBuf,
     /// Held for the life of the driver.
     _lock: File,
-    /// Guards the handle on the spawner, which is replaced when the spawner has died.
-    spawner: Mutex<Spawner>,
+    /// Guards the handle on the spawner, which is replaced when the spawner has died, and what is known of its spare.
+    launcher: Mutex<Launcher>,
+    /// Wakes the task that makes spares.
+    spare_wanted: Arc<Notify>,
+    /// Guards which spare each prepared unit can be launched on.
+    prepared_for: Mutex<HashMap<UnitId, NonZeroU64>>,
     probes: Probes,
     cgroups: CgroupHost,
     host: Host,
     identities: Identities,
     watcher: Watcher,
+}
+
+/// The spawner and its spare.
+#[derive(Debug)]
+struct Launcher {
+    spawner: Spawner,
+    /// How many spares were asked for.
+    spares: u64,
+    spare: Option<Spare>,
+}
+
+/// A sandbox that waits for its unit.
+#[derive(Debug)]
+struct Spare {
+    number: NonZeroU64,
+    base: Base,
 }
 
 impl Native {
@@ -108,8 +134,14 @@ impl Native {
     /// [`Error::InUse`] if another process has the state folder, [`Error::Launcher`], [`Error::Io`]. That the host lacks
     /// something is no error here: [`Driver::prepare`] refuses what cannot be done.
     pub async fn open(config: SandboxConfig) -> Result<Self, Error> {
-        let inner = blocking(move || Inner::open(config)).await?;
-        Ok(Self(Arc::new(inner)))
+        let open = move || {
+            let inner = Inner::open(config)?;
+            inner.ensure_spare(false);
+            Ok(Arc::new(inner))
+        };
+        let inner = blocking(open).await?;
+        tokio::spawn(keep_spare(Arc::downgrade(&inner)));
+        Ok(Self(inner))
     }
 
     /// The host users for attempts.
@@ -143,7 +175,7 @@ impl Native {
     /// Pid of the launcher process, for diagnosis.
     #[must_use]
     pub fn spawner_pid(&self) -> u32 {
-        self.0.spawner.lock().unwrap_or_else(PoisonError::into_inner).pid()
+        self.0.launcher().spawner.pid()
     }
 
     /// Runs a blocking piece of the driver.
@@ -153,6 +185,27 @@ impl Native {
     ) -> Result<T, Error> {
         let inner = Arc::clone(&self.0);
         blocking(move || body(&inner)).await
+    }
+}
+
+/// Makes a spare whenever one was used, and a new one after [`SPARE_LIFE`].
+async fn keep_spare(native: Weak<Inner>) {
+    let mut age = tokio::time::interval(SPARE_LIFE);
+    age.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        age.reset();
+        let Some(wanted) = native.upgrade().map(|inner| Arc::clone(&inner.spare_wanted)) else { return };
+        // Both are cancel-safe: a permit that was not taken stays, and a tick is only time.
+        let renew = tokio::select! {
+            () = wanted.notified() => false,
+            _ = age.tick() => true,
+        };
+        let Some(inner) = native.upgrade() else { return };
+        let made = tokio::task::spawn_blocking(move || inner.ensure_spare(renew)).await;
+        if made.is_err() {
+            // It panicked, or the runtime ends.
+            return;
+        }
     }
 }
 
@@ -198,6 +251,9 @@ impl Driver for Native {
         }
         let reply = serde_json::from_slice(&answer)
             .map_err(|error| Error::Launcher { operation: "answer", source: error.into() })?;
+        if self.0.launcher().spare.is_none() {
+            self.0.spare_wanted.notify_one();
+        }
         match reply {
             Reply::Started | Reply::Ended => Ok(()),
             Reply::AlreadyStarted => match self.0.phase(id)? {
@@ -241,6 +297,8 @@ impl Driver for Native {
     }
 
     async fn wait(&self, id: &UnitId) -> Result<Exit, Error> {
+        // The exit is told before the supervisor has taken the unit's mounts apart.
+        let mut told = self.0.watcher.subscribe(&self.0.dir(id));
         loop {
             match self.0.phase(id)? {
                 Phase::Ended(exit) => return Ok(*exit),
@@ -249,7 +307,11 @@ impl Driver for Native {
                     let lost = id.clone();
                     return self.run(move |inner| inner.bury(&lost)).await;
                 }
-                Phase::Running => self.0.supervisor_ended(id).await?,
+                // Both are cancel-safe.
+                Phase::Running => tokio::select! {
+                    () = changed(&mut told) => {}
+                    ended = self.0.supervisor_ended(id) => ended?,
+                },
             }
         }
     }
@@ -265,6 +327,14 @@ impl Driver for Native {
 
     fn output(&self, id: &UnitId, cursor: u64) -> OutputReader {
         Box::new(SpoolReader::new(self.0.dir(id), cursor, self.0.watcher.clone()))
+    }
+}
+
+/// Waits for a change that is told; for ever where nothing is.
+async fn changed(told: &mut Option<Subscription>) {
+    match told {
+        Some(told) => told.changed().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -331,7 +401,9 @@ impl Inner {
         Ok(Self {
             units,
             _lock: lock,
-            spawner: Mutex::new(spawner),
+            launcher: Mutex::new(Launcher { spawner, spares: 0, spare: None }),
+            spare_wanted: Arc::default(),
+            prepared_for: Mutex::default(),
             probes,
             cgroups,
             host,
@@ -367,6 +439,7 @@ impl Inner {
         let made = self.cgroups.create(&spec.id, wanted).and_then(|cgroups| {
             let launch = policy::plan(&spec, &self.host, cgroups, tasks)?;
             let prepared = Prepared { unenforced, isolation: self.isolation(wanted, tasks) };
+            self.note_spare(&spec.id, &launch);
             let planned = Planned { spec: spec.clone(), prepared, launch };
             record::publish(&dir, record::PLAN, &planned).map_err(Error::io("write", &plan_path))?;
             Ok(planned.prepared)
@@ -501,17 +574,68 @@ impl Inner {
         }
     }
 
+    fn launcher(&self) -> MutexGuard<'_, Launcher> {
+        self.launcher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn prepared_for(&self) -> MutexGuard<'_, HashMap<UnitId, NonZeroU64>> {
+        self.prepared_for.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes if a unit can be launched on the spare.
+    fn note_spare(&self, id: &UnitId, launch: &LaunchPlan) {
+        let fits = |spare: &&Spare| launch.takes_spare() && spare.base == launch.base;
+        let number = self.launcher().spare.as_ref().filter(fits).map(|spare| spare.number);
+        if let Some(number) = number {
+            self.prepared_for().insert(id.clone(), number);
+        }
+    }
+
+    /// See [`Inner::make_spare`].
+    fn ensure_spare(&self, renew: bool) {
+        if let Err(error) = self.make_spare(renew) {
+            // Units are launched without; each of them tells what the host lacks.
+            tracing::debug!(error = %error, "no spare sandbox");
+        }
+    }
+
+    /// Asks for a spare for the next attempt if there is none, or in place of the one that there is. One
+    /// that a unit was prepared for stays.
+    fn make_spare(&self, renew: bool) -> Result<(), Error> {
+        let prepared_for = self.prepared_for();
+        let mut launcher = self.launcher();
+        let stays = |spare: &Spare| !renew || prepared_for.values().any(|number| *number == spare.number);
+        if launcher.spare.as_ref().is_some_and(stays) {
+            return Ok(());
+        }
+        launcher.spare = None;
+        let base = policy::base(&self.host, self.identities.choose_next()?);
+        launcher.spares += 1;
+        let number = NonZeroU64::new(launcher.spares).expect("it was counted up a line ago");
+        let failed = |source| Error::Launcher { operation: "make a spare", source };
+        launcher.spawner.make_spare(number, &base).map_err(failed)?;
+        launcher.spare = Some(Spare { number, base });
+        Ok(())
+    }
+
     /// Sends a request to the spawner, starting another one if it has died or if asked to.
     fn launch(&self, id: &UnitId, renew: bool) -> Result<std::os::fd::OwnedFd, Error> {
         let failed = |source| Error::Launcher { operation: "take a request", source };
         let dir = self.dir(id);
-        let mut spawner = self.spawner.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = if renew { Err(ErrorKind::BrokenPipe.into()) } else { spawner.launch(&dir) };
+        let number = self.prepared_for().remove(id);
+        let mut launcher = self.launcher();
+        launcher.spare.take_if(|spare| Some(spare.number) == number);
+        let sent = if renew {
+            Err(ErrorKind::BrokenPipe.into())
+        } else {
+            launcher.spawner.launch(&dir, number.map(NonZeroU64::get))
+        };
         match sent {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 tracing::warn!("launcher process died; starting another one");
-                *spawner = start_spawner(&self.config)?;
-                spawner.launch(&dir).map_err(failed)
+                launcher.spawner = start_spawner(&self.config)?;
+                launcher.spare = None;
+                launcher.spawner.launch(&dir, None).map_err(failed)
             }
             result => result.map_err(failed),
         }
@@ -584,6 +708,7 @@ impl Inner {
 
     /// Removes a unit's cgroups and folder. The folder is first renamed, so that a crash leaves no half unit.
     fn remove(&self, id: &UnitId) -> Result<(), Error> {
+        self.prepared_for().remove(id);
         self.cgroups.remove(id)?;
         let dir = self.dir(id);
         let gone = self.units.join(format!("{GONE}{id}"));

@@ -1,9 +1,12 @@
 //! From specification to plan: which steps make the sandbox of a unit on this host. Pure: everything it needs to know of
 //! the host is in [`Host`].
 
-use windlass_launcher::plan::{Cgroups, Disk, Filter, IdMap, LaunchPlan, Resource, Step, Text, VERSION};
+use windlass_launcher::plan::{
+    Base, Cgroups, Disk, Filter, IdMap, LaunchPlan, Own, Resource, Step, Text, VERSION,
+};
 
 use crate::error::Error;
+use crate::identity::Identity;
 use crate::spec::UnitSpec;
 
 /// The job's user and group inside.
@@ -119,23 +122,22 @@ pub(crate) fn plan(
     };
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Ok(LaunchPlan {
-        version: VERSION,
-        steps,
-        programs: texts("command", programs)?,
-        arguments: texts("command", spec.command.clone())?,
-        environment: texts(
-            "env",
-            environment.iter().map(|(name, value)| format!("{name}={value}")).collect(),
-        )?,
-        identity: IdMap { host_uid: spec.identity.uid, host_gid: spec.identity.gid, uid: JOB, gid: JOB },
-        time_namespace: host.time_namespace,
+        base: base(host, spec.identity),
+        own: Own {
+            steps,
+            programs: texts("command", programs)?,
+            arguments: texts("command", spec.command.clone())?,
+            environment: texts(
+                "env",
+                environment.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            )?,
+        },
         cgroups,
         lease: spec.lease_file.clone(),
         timeout_ms: spec.timeout.map(millis),
         grace_ms: millis(spec.grace),
         output_cap: spec.output_cap,
         disk: spec.limits.disk_bytes.map(|limit| Disk { path: spec.workspace.clone(), bytes: limit.value }),
-        oom_score_adj: OOM_SCORE_ADJ,
     })
 }
 
@@ -187,40 +189,21 @@ fn host_path(field: &'static str, path: &std::path::Path) -> Result<Text, Error>
     text(field, path)
 }
 
-/// The steps in order.
-fn steps(
-    spec: &UnitSpec,
-    host: &Host,
-    cgroups: Option<&Cgroups>,
-    tasks: Option<u64>,
-) -> Result<Vec<Step>, Error> {
-    if spec.mounts.len() > MAX_MOUNTS {
-        return Err(Error::InvalidSpec { field: "mounts", problem: format!("must be at most {MAX_MOUNTS}") });
-    }
+/// What all units of an identity begin with.
+pub(crate) fn base(host: &Host, identity: Identity) -> Base {
     let fixed = |value: &str| Text::new(value).expect("a constant without NUL");
-    let mut steps = Vec::new();
-
-    // Who and where.
-    if cgroups.is_some_and(|cgroups| !cgroups.v2) {
-        steps.push(Step::JoinCgroups);
-    }
-    if host.cgroup_namespace {
-        steps.push(Step::HideCgroups);
-    }
-    steps.push(Step::AssumeIdentity { uid: JOB, gid: JOB });
-    steps.push(Step::DieWithSupervisor);
-    steps.push(Step::SetHostname { name: text("hostname", &*spec.hostname)? });
-    steps.push(Step::RaiseLoopback);
-    steps.push(Step::DetachMounts);
-
-    // The root.
-    let scratch = spec.limits.scratch_bytes.max(1 << 20);
-    steps.push(Step::MakeRoot { bytes: scratch, files: scratch / BYTES_A_FILE });
+    let mut steps = vec![
+        Step::AssumeIdentity { uid: JOB, gid: JOB },
+        Step::DieWithSupervisor,
+        Step::RaiseLoopback,
+        Step::DetachMounts,
+        Step::MakeRoot,
+    ];
     for (path, mode) in [("etc", 0o755), ("dev", 0o755), ("sys", 0o555), ("home", 0o755), ("var", 0o755)] {
         steps.push(Step::MakeDir { path: fixed(path), mode });
     }
     system(&mut steps, host, &fixed);
-    for (path, content) in files(&spec.hostname) {
+    for (path, content) in files() {
         steps.push(Step::MakeFile { path: fixed(path), content });
     }
     for device in DEVICES {
@@ -243,6 +226,41 @@ fn steps(
     steps.push(Step::MountProc { target: fixed("proc") });
     steps.extend(MASKED.iter().map(|name| Step::Mask { path: fixed(&format!("proc/{name}")) }));
     steps.push(Step::Freeze { path: fixed("proc/sys") });
+    Base {
+        version: VERSION,
+        steps,
+        identity: IdMap { host_uid: identity.uid, host_gid: identity.gid, uid: JOB, gid: JOB },
+        time_namespace: host.time_namespace,
+        oom_score_adj: OOM_SCORE_ADJ,
+    }
+}
+
+/// The steps of a unit's own, in order.
+fn steps(
+    spec: &UnitSpec,
+    host: &Host,
+    cgroups: Option<&Cgroups>,
+    tasks: Option<u64>,
+) -> Result<Vec<Step>, Error> {
+    if spec.mounts.len() > MAX_MOUNTS {
+        return Err(Error::InvalidSpec { field: "mounts", problem: format!("must be at most {MAX_MOUNTS}") });
+    }
+    let fixed = |value: &str| Text::new(value).expect("a constant without NUL");
+    let mut steps = Vec::new();
+
+    // Who and where.
+    if cgroups.is_some_and(|cgroups| !cgroups.v2) {
+        steps.push(Step::JoinCgroups);
+    }
+    if host.cgroup_namespace {
+        steps.push(Step::HideCgroups);
+    }
+    steps.push(Step::SetHostname { name: text("hostname", &*spec.hostname)? });
+    for (path, content) in name_files(&spec.hostname) {
+        steps.push(Step::MakeFile { path: fixed(path), content });
+    }
+    let scratch = spec.limits.scratch_bytes.max(1 << 20);
+    steps.push(Step::SizeRoot { bytes: scratch, files: scratch / BYTES_A_FILE });
     steps.push(Step::EnterRoot);
 
     // What the job brings. Attached from inside, so that no link of a workspace can lead to the host.
@@ -303,7 +321,7 @@ fn system(steps: &mut Vec<Step>, host: &Host, fixed: &dyn Fn(&str) -> Text) {
 }
 
 /// Files of /etc that are made, not shown.
-fn files(hostname: &str) -> [(&'static str, String); 7] {
+fn files() -> [(&'static str, String); 5] {
     [
         (
             "etc/passwd",
@@ -313,14 +331,20 @@ fn files(hostname: &str) -> [(&'static str, String); 7] {
             ),
         ),
         ("etc/group", format!("root:x:0:\njob:x:{JOB}:\nnogroup:x:65534:\n")),
+        ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
+        ("etc/resolv.conf", String::new()),
+        ("etc/shells", "/bin/sh\n/bin/bash\n".to_owned()),
+    ]
+}
+
+/// Those with the unit's name in them.
+fn name_files(hostname: &str) -> [(&'static str, String); 2] {
+    [
         (
             "etc/hosts",
             format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback {hostname}\n"),
         ),
         ("etc/hostname", format!("{hostname}\n")),
-        ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
-        ("etc/resolv.conf", String::new()),
-        ("etc/shells", "/bin/sh\n/bin/bash\n".to_owned()),
     ]
 }
 
@@ -397,9 +421,11 @@ mod tests {
             pids: None,
         };
         let plan = plan(&spec(), &host(), Some(cgroups), Some(64)).unwrap();
-        let steps: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
+        let steps: Vec<String> = plan.steps().map(ToString::to_string).collect();
         insta::assert_snapshot!("steps", steps.join("\n"));
-        insta::assert_debug_snapshot!("rest", LaunchPlan { steps: Vec::new(), ..plan });
+        let base = Base { steps: Vec::new(), ..plan.base };
+        let own = Own { steps: Vec::new(), ..plan.own };
+        insta::assert_debug_snapshot!("rest", LaunchPlan { base, own, ..plan });
     }
 
     #[test]
@@ -413,6 +439,15 @@ mod tests {
     fn a_kernel_without_landlock_has_no_landlock_step() {
         let host = Host { landlock: Some(1), ..host() };
         let plan = plan(&spec(), &host, None, None).unwrap();
-        assert!(!plan.steps.iter().any(|step| matches!(step, Step::Landlock { .. })));
+        assert!(!plan.steps().any(|step| matches!(step, Step::Landlock { .. })));
+    }
+
+    #[test]
+    fn units_of_one_identity_have_one_base_whatever_else_they_are() {
+        let other = UnitSpec { hostname: "other".into(), mounts: Vec::new(), ..spec() };
+        let other = plan(&other, &host(), None, None).unwrap();
+        assert_eq!(other.base, plan(&spec(), &host(), None, Some(64)).unwrap().base);
+        assert_eq!(other.base, base(&host(), spec().identity));
+        assert_ne!(other.base, base(&host(), Identity { uid: 1_900_000_008, gid: 1_900_000_008 }));
     }
 }

@@ -1,10 +1,12 @@
 //! Everything that runs between the clone and the program's first instruction, and the tiny init that stays.
 //!
 //! *Flow*: the first process of the new namespaces waits until its supervisor has written its id maps, carries out the
-//! plan's steps, forks the program, and then only reaps, forwards TERM, and tells the program's status.
+//! steps of the base, waits for its unit, carries out the unit's own steps, forks the program, and then only reaps, forwards
+//! TERM, and tells the program's status.
 //!
-//! *Assumptions*: the code here runs in a copy of a process with one thread. It uses system calls and memory that was
-//! made before the clone; it allocates nothing, takes no locks, and never returns.
+//! *Assumptions*: the code here runs in a copy of a process with one thread, so no lock of the allocator can be held by
+//! somebody who is not there, and receiving the unit's part may allocate. Nothing here starts a thread or returns. Between
+//! the fork of the program and its execution, when memory is shared, nothing is allocated.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -13,13 +15,14 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags,
 };
 use rustix::process::{Pid, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
-use crate::plan::{LaunchPlan, Resource, Step, Text};
+use crate::handover;
+use crate::plan::{Filter, Own, Resource, Step, Text};
 use crate::sys::{self, NullTerminated};
 
 /// Supervisor to init: the id maps are written.
@@ -88,20 +91,10 @@ impl Report {
     }
 }
 
-/// What the child needs, all made before the clone.
+/// What the child needs until it knows its unit, all made before the clone.
 pub(crate) struct Child<'a> {
-    /// The plan.
-    pub(crate) plan: &'a LaunchPlan,
-    /// For each step, the detached mount of its source where the supervisor could open it.
-    pub(crate) sources: Vec<Option<OwnedFd>>,
-    /// For each step, its seccomp filter in the kernel's form.
-    pub(crate) filters: Vec<Vec<libc::sock_filter>>,
-    /// The `tasks` files of the unit's v1 cgroups.
-    pub(crate) tasks: Vec<OwnedFd>,
-    /// The program's arguments.
-    pub(crate) arguments: NullTerminated<'a>,
-    /// The program's environment.
-    pub(crate) environment: NullTerminated<'a>,
+    /// The base's steps.
+    pub(crate) base: Stage<'a>,
     /// Write end of the set-up pipe.
     pub(crate) setup: OwnedFd,
     /// The line to the supervisor.
@@ -118,6 +111,26 @@ pub(crate) struct Child<'a> {
     pub(crate) kept: Vec<RawFd>,
 }
 
+/// Steps that are carried out one after the other, and what they need.
+pub(crate) struct Stage<'a> {
+    /// The steps.
+    pub(crate) steps: &'a [Step],
+    /// The place of the first of them in the whole plan.
+    pub(crate) first: usize,
+    /// For each step, the detached mount of its source where the supervisor could open it.
+    pub(crate) sources: Vec<Option<OwnedFd>>,
+    /// The `tasks` files of the unit's v1 cgroups.
+    pub(crate) tasks: Vec<OwnedFd>,
+}
+
+/// What is executed in the end.
+struct Program<'a> {
+    child: &'a Child<'a>,
+    programs: &'a [Text],
+    arguments: NullTerminated<'a>,
+    environment: NullTerminated<'a>,
+}
+
 /// The first process of the namespaces. Runs in the clone.
 pub(crate) fn run(mut child: Child<'_>) -> ! {
     child.close_foreign_descriptors();
@@ -127,42 +140,26 @@ pub(crate) fn run(mut child: Child<'_>) -> ! {
     let Ok(deaths) = sys::signal_fd(&[libc::SIGCHLD]) else { sys::exit_now(0) };
     // What is made gets exactly the mode that is named.
     rustix::process::umask(Mode::empty());
-    // All sources first: once the new root is entered, the host's paths are out of reach.
-    for index in 0..child.plan.steps.len() {
-        let opened = child.open_source(index);
-        child.or_give_up(index, opened);
-    }
-    for index in 0..child.plan.steps.len() {
-        let carried_out = child.carry_out(index);
-        child.or_give_up(index, carried_out);
-    }
-    let mut stack = child.stack.take();
-    let forked = match &mut stack {
-        // SAFETY: this process is the copy of a process with one thread and has made none. `become_program` ends in an
-        // execution or an exit, and changes nothing but its own process's descriptors and signals.
-        #[expect(unsafe_code, reason = "fork of a process with one thread")]
-        Some(stack) => unsafe { sys::fork_sharing(stack, &child, become_program) },
-        None => Err(Errno::NOMEM),
+    let base = Stage {
+        steps: child.base.steps,
+        first: 0,
+        sources: std::mem::take(&mut child.base.sources),
+        tasks: Vec::new(),
     };
-    match forked {
-        Ok(program) => {
-            let Child { control, setup, stdout, stderr, .. } = child;
-            drop((setup, stdout, stderr));
-            attend(program, &control, &deaths)
-        }
-        Err(errno) => {
-            child.report(Report::ForkFailed { errno: errno.raw_os_error() });
-            sys::exit_now(0)
-        }
-    }
+    child.carry_out_all(base);
+
+    // There is nobody to tell why not: the other end is gone, and this process goes too.
+    let Ok((own, sources, tasks)) = handover::receive(&child.control) else { sys::exit_now(0) };
+    child.carry_out_all(Stage { steps: &own.steps, first: child.base.steps.len(), sources, tasks });
+    child.start(&own, &deaths)
 }
 
 /// The forked process becomes the program. It shares the memory of the init, which waits.
-extern "C" fn become_program(child: *mut libc::c_void) -> libc::c_int {
+extern "C" fn become_program(program: *mut libc::c_void) -> libc::c_int {
     // SAFETY: `fork_sharing` passes on the reference that it was given, and the init waits while this process uses it.
     #[expect(unsafe_code, reason = "the context arrives as a pointer")]
-    let child = unsafe { &*child.cast::<Child<'_>>() };
-    child.become_program()
+    let program = unsafe { &*program.cast::<Program<'_>>() };
+    program.begin()
 }
 
 /// Opens what a step shows as a detached mount with its final flags. The supervisor does it for everything if it is root,
@@ -207,7 +204,7 @@ impl Child<'_> {
     /// Notes which descriptors the sandbox needs, before the clone, because the clone may not allocate.
     pub(crate) fn keep_own(&mut self) {
         let ends = [&self.setup, &self.control, &self.stdout, &self.stderr];
-        let own = ends.into_iter().chain(self.sources.iter().flatten()).chain(&self.tasks);
+        let own = ends.into_iter().chain(self.base.sources.iter().flatten());
         self.kept = own.map(AsRawFd::as_raw_fd).collect();
     }
 
@@ -240,31 +237,38 @@ impl Child<'_> {
         let _gone = rustix::io::write(&self.setup, &report.encode());
     }
 
-    /// Ends this process if a step failed; the supervisor is told which.
-    fn or_give_up(&self, index: usize, result: Result<(), Errno>) {
-        if let Err(errno) = result {
-            let index = u32::try_from(index).unwrap_or(u32::MAX);
-            self.report(Report::StepFailed { index, errno: errno.raw_os_error() });
-            sys::exit_now(0);
-        }
+    /// Ends this process, for a step failed; the supervisor is told which.
+    fn give_up(&self, index: usize, errno: Errno) -> ! {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        self.report(Report::StepFailed { index, errno: errno.raw_os_error() });
+        sys::exit_now(0);
     }
 
-    /// Opens the source of a step where the supervisor could not.
-    fn open_source(&mut self, index: usize) -> Result<(), Errno> {
-        if self.sources[index].is_none() {
-            self.sources[index] = open_tree_of(&self.plan.steps[index])?;
+    /// Carries out a stage, or ends this process.
+    fn carry_out_all(&self, mut stage: Stage<'_>) {
+        // All sources first: once the new root is entered, the host's paths are out of reach.
+        for (index, step) in stage.steps.iter().enumerate() {
+            if stage.sources[index].is_none() {
+                match open_tree_of(step) {
+                    Ok(source) => stage.sources[index] = source,
+                    Err(errno) => self.give_up(stage.first + index, errno),
+                }
+            }
         }
-        Ok(())
+        for index in 0..stage.steps.len() {
+            if let Err(errno) = self.carry_out(&mut stage, index) {
+                self.give_up(stage.first + index, errno);
+            }
+        }
     }
 
     /// Carries out one step.
-    fn carry_out(&mut self, index: usize) -> Result<(), Errno> {
-        let plan = self.plan;
-        match &plan.steps[index] {
+    fn carry_out(&self, stage: &mut Stage<'_>, index: usize) -> Result<(), Errno> {
+        match &stage.steps[index] {
             Step::JoinCgroups => {
                 // Writing 0 means the caller. Through `tasks` it needs no lock on all processes of the host, which
                 // through `cgroup.procs` costs milliseconds.
-                for tasks in &self.tasks {
+                for tasks in &stage.tasks {
                     rustix::io::write(tasks, b"0")?;
                 }
                 Ok(())
@@ -275,14 +279,20 @@ impl Child<'_> {
             Step::SetHostname { name } => rustix::system::sethostname(name.as_c_str().to_bytes()),
             Step::RaiseLoopback => sys::interface_up(c"lo"),
             Step::DetachMounts => {
-                rustix::mount::mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+                // What the host mounts and unmounts is still followed, so that a base that waits for its unit neither
+                // keeps a disk of the host busy nor misses one.
+                rustix::mount::mount_change(
+                    c"/",
+                    MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+                )
             }
-            Step::MakeRoot { bytes, files } => make_root(*bytes, *files),
+            Step::MakeRoot => make_root(),
+            Step::SizeRoot { bytes, files } => size_root(*bytes, *files),
             Step::MakeDir { path, mode } => make_dir(path, *mode),
             Step::MakeFile { path, content } => make_file(path, content.as_bytes()),
             Step::MakeLink { path, target } => rustix::fs::symlink(target.as_c_str(), path.as_c_str()),
             Step::Show { target, .. } | Step::ShowDevice { target, .. } => {
-                let tree = self.sources[index].take().ok_or(Errno::BADF)?;
+                let tree = stage.sources[index].take().ok_or(Errno::BADF)?;
                 match file_type(&tree)? {
                     FileType::Directory => make_dir(target, 0o755)?,
                     _ => make_file(target, b"")?,
@@ -308,7 +318,7 @@ impl Child<'_> {
                 rustix::process::chdir(c"/")
             }
             Step::Attach { target, .. } => {
-                let tree = self.sources[index].take().ok_or(Errno::BADF)?;
+                let tree = stage.sources[index].take().ok_or(Errno::BADF)?;
                 attach(&tree, target)
             }
             Step::SealRoot => {
@@ -323,7 +333,7 @@ impl Child<'_> {
                 Ok(())
             }
             Step::WorkIn { path } => rustix::process::chdir(path.as_c_str()),
-            Step::Seccomp { .. } => sys::install_filter(&mut self.filters[index]),
+            Step::Seccomp { filter } => sys::install_filter(&mut instructions(filter)),
         }
     }
 
@@ -351,16 +361,47 @@ impl Child<'_> {
         if polled[0].revents().contains(PollFlags::HUP) { Err(Errno::SRCH) } else { Ok(()) }
     }
 
+    /// Forks the program and becomes the init.
+    fn start(mut self, own: &Own, deaths: &OwnedFd) -> ! {
+        let mut stack = self.stack.take();
+        let program = Program {
+            child: &self,
+            programs: &own.programs,
+            arguments: NullTerminated::new(own.arguments.iter().map(Text::as_c_str)),
+            environment: NullTerminated::new(own.environment.iter().map(Text::as_c_str)),
+        };
+        let forked = match &mut stack {
+            // SAFETY: this process is the copy of a process with one thread and has made none. `become_program` ends in an
+            // execution or an exit, and changes nothing but its own process's descriptors and signals.
+            #[expect(unsafe_code, reason = "fork of a process with one thread")]
+            Some(stack) => unsafe { sys::fork_sharing(stack, &program, become_program) },
+            None => Err(Errno::NOMEM),
+        };
+        match forked {
+            Ok(program) => {
+                let Self { control, setup, stdout, stderr, .. } = self;
+                drop((setup, stdout, stderr));
+                attend(program, &control, deaths)
+            }
+            Err(errno) => {
+                self.report(Report::ForkFailed { errno: errno.raw_os_error() });
+                sys::exit_now(0)
+            }
+        }
+    }
+}
+
+impl Program<'_> {
     /// The forked process becomes the program.
-    fn become_program(&self) -> ! {
+    fn begin(&self) -> ! {
         // The memory is shared, the descriptors are not: the init's own copies stay as they are.
-        self.report(Report::Forked);
+        self.child.report(Report::Forked);
         sys::release_signals();
-        let failed = match self.prepare_program() {
+        let failed = match self.prepare() {
             Err(errno) => errno,
             Ok(()) => {
                 let mut failed = Errno::NOENT;
-                for program in &self.plan.programs {
+                for program in self.programs {
                     match sys::execute(program.as_c_str(), &self.arguments, &self.environment) {
                         Errno::NOENT | Errno::NOTDIR => {}
                         // Another folder of PATH may have one that may be executed.
@@ -374,19 +415,31 @@ impl Child<'_> {
                 failed
             }
         };
-        self.report(Report::ExecFailed { errno: failed.raw_os_error() });
+        self.child.report(Report::ExecFailed { errno: failed.raw_os_error() });
         sys::exit_now(exec_failure_code(failed.raw_os_error()))
     }
 
     /// Session, standard descriptors, no others.
-    fn prepare_program(&self) -> Result<(), Errno> {
+    fn prepare(&self) -> Result<(), Errno> {
         rustix::process::setsid()?;
         let null = rustix::fs::open(c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         sys::place(&null, 0)?;
-        sys::place(&self.stdout, 1)?;
-        sys::place(&self.stderr, 2)?;
+        sys::place(&self.child.stdout, 1)?;
+        sys::place(&self.child.stderr, 2)?;
         sys::close_on_exec_from(3)
     }
+}
+
+/// A filter in the kernel's form.
+#[expect(clippy::cast_possible_truncation, reason = "the fields are cut out of the number that holds them")]
+fn instructions(filter: &Filter) -> Vec<libc::sock_filter> {
+    let unpack = |word: &u64| libc::sock_filter {
+        code: (word >> 48) as u16,
+        jt: (word >> 40) as u8,
+        jf: (word >> 32) as u8,
+        k: *word as u32,
+    };
+    filter.0.iter().map(unpack).collect()
 }
 
 /// The exit code that shells use for a failed execution.
@@ -502,12 +555,11 @@ fn clone_of(path: &CStr) -> Result<OwnedFd, Errno> {
 
 /// See [`Step::MakeRoot`]. The new root is laid over the old one and becomes the working directory; absolute paths still
 /// begin at the old one.
-fn make_root(bytes: u64, files: u64) -> Result<(), Errno> {
-    let mut digits = [0; 24];
+fn make_root() -> Result<(), Errno> {
     let context = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_set_string(&context, c"source", c"windlass")?;
-    rustix::mount::fsconfig_set_string(&context, c"size", decimal(bytes, &mut digits))?;
-    rustix::mount::fsconfig_set_string(&context, c"nr_inodes", decimal(files, &mut digits))?;
+    rustix::mount::fsconfig_set_string(&context, c"size", c"1m")?;
+    rustix::mount::fsconfig_set_string(&context, c"nr_inodes", c"256")?;
     rustix::mount::fsconfig_set_string(&context, c"mode", c"0755")?;
     rustix::mount::fsconfig_create(&context)?;
     let root = rustix::mount::fsmount(
@@ -517,6 +569,15 @@ fn make_root(bytes: u64, files: u64) -> Result<(), Errno> {
     )?;
     mount_at(&root, c"/")?;
     rustix::process::fchdir(&root)
+}
+
+/// See [`Step::SizeRoot`].
+fn size_root(bytes: u64, files: u64) -> Result<(), Errno> {
+    let mut digits = [0; 24];
+    let context = rustix::mount::fspick(CWD, c".", FsPickFlags::FSPICK_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(&context, c"size", decimal(bytes, &mut digits))?;
+    rustix::mount::fsconfig_set_string(&context, c"nr_inodes", decimal(files, &mut digits))?;
+    rustix::mount::fsconfig_reconfigure(&context)
 }
 
 /// A number in decimal digits, without allocating.

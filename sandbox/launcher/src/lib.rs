@@ -5,14 +5,16 @@
 //!
 //! ```text
 //!  agent ── Spawner ──(socket)──► spawner ──fork──► supervisor ──clone──► init ──fork──► program
-//!    │                                                 │ output, exit.json, deadlines
-//!    └──────────────── unit's folder ──────────────────┘
+//!    │                               │                 │ output, exit.json, deadlines
+//!    └──────────────── unit's folder ┼─────────────────┘
+//!                                    └──fork──► spare: the same, up to where the unit matters
 //! ```
 
 mod child;
 pub mod deadline;
 pub mod exit;
 pub mod frame;
+mod handover;
 pub mod plan;
 pub mod probe;
 pub mod record;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Version of the plan's shape. A supervisor refuses a plan of another version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Text without NUL, kept in the form that system calls take, so that carrying out a step allocates nothing.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,11 +147,13 @@ pub enum Step {
     RaiseLoopback,
     /// Cuts mount propagation in both directions.
     DetachMounts,
-    /// Mounts the memory file system that becomes the root.
-    MakeRoot {
-        /// Its size in bytes.
+    /// Mounts the memory file system that becomes the root, just large enough for what is made in it.
+    MakeRoot,
+    /// Gives the root its size.
+    SizeRoot {
+        /// In bytes.
         bytes: u64,
-        /// Its size in files.
+        /// In files.
         files: u64,
     },
     /// Makes a folder.
@@ -271,7 +273,8 @@ impl fmt::Display for Step {
             Self::SetHostname { name } => write!(f, "set the host name to {name}"),
             Self::RaiseLoopback => f.write_str("bring the loopback interface up"),
             Self::DetachMounts => f.write_str("cut mount propagation"),
-            Self::MakeRoot { bytes, files } => write!(f, "mount a root of {bytes} bytes and {files} files"),
+            Self::MakeRoot => f.write_str("mount a small root"),
+            Self::SizeRoot { bytes, files } => write!(f, "size the root to {bytes} bytes and {files} files"),
             Self::MakeDir { path, mode } => write!(f, "make folder {path} with mode {mode:o}"),
             Self::MakeFile { path, content } => write!(f, "make file {path} of {} bytes", content.len()),
             Self::MakeLink { path, target } => write!(f, "link {path} to {target}"),
@@ -341,12 +344,25 @@ pub struct Disk {
     pub bytes: u64,
 }
 
-/// Everything that a supervisor has to know about its unit.
+/// The part of a sandbox that does not depend on its unit, so that it can be made before there is one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LaunchPlan {
+pub struct Base {
     /// [`VERSION`].
     pub version: u32,
     /// Steps in order.
+    pub steps: Vec<Step>,
+    /// Who the unit is.
+    pub identity: IdMap,
+    /// Whether to make a time namespace.
+    pub time_namespace: bool,
+    /// How much sooner than others the unit is picked by the host's out-of-memory killer, 0 to 1000.
+    pub oom_score_adj: i32,
+}
+
+/// The part of a sandbox that makes it one unit's: what the supervisor hands to the first process in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Own {
+    /// Steps in order, after those of the base.
     pub steps: Vec<Step>,
     /// Paths to try as the program, in order.
     pub programs: Vec<Text>,
@@ -354,10 +370,15 @@ pub struct LaunchPlan {
     pub arguments: Vec<Text>,
     /// `NAME=value`, exactly what the program gets.
     pub environment: Vec<Text>,
-    /// Who the unit is.
-    pub identity: IdMap,
-    /// Whether to make a time namespace.
-    pub time_namespace: bool,
+}
+
+/// Everything that a supervisor has to know about its unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchPlan {
+    /// What it has in common with others.
+    pub base: Base,
+    /// What is its own.
+    pub own: Own,
     /// The unit's cgroups, if it needs any.
     pub cgroups: Option<Cgroups>,
     /// The lease file.
@@ -370,8 +391,20 @@ pub struct LaunchPlan {
     pub output_cap: u64,
     /// Disk limit.
     pub disk: Option<Disk>,
-    /// How much sooner than others the unit is picked by the host's out-of-memory killer, 0 to 1000.
-    pub oom_score_adj: i32,
+}
+
+impl LaunchPlan {
+    /// The steps of the whole sandbox in order.
+    pub fn steps(&self) -> impl Iterator<Item = &Step> {
+        self.base.steps.iter().chain(&self.own.steps)
+    }
+
+    /// Whether a base that was made before the unit was known can serve: on cgroup v2 the first process is cloned right
+    /// into its cgroup, because moving it there later waits for all processors of the host.
+    #[must_use]
+    pub fn takes_spare(&self) -> bool {
+        self.cgroups.as_ref().is_none_or(|cgroups| !cgroups.v2)
+    }
 }
 
 #[cfg(test)]

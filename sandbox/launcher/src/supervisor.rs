@@ -28,12 +28,14 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec};
 
+use self::setup::Foundation;
 use crate::child::{self, Report};
 use crate::deadline::{self, boottime_ns, wall_ms};
 use crate::exit::{EndReason, KillProof};
 use crate::frame::Stream;
-use crate::plan::{self, Cgroups, LaunchPlan};
+use crate::plan::{self, Base, Cgroups, LaunchPlan};
 use crate::record::{self, Reply, StopRequest};
+use crate::spawner;
 
 /// Shortest time between two looks at the workspace's size.
 const DISK_PERIOD_NS: u64 = 250_000_000;
@@ -86,6 +88,32 @@ fn failed<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Erro
 
 /// Runs the unit of a folder to its end and answers through `reply` once. Gives this process's exit code.
 pub(crate) fn run(dir: &Path, boot_id: &str, reply: OwnedFd) -> i32 {
+    run_on(None, dir, boot_id, reply)
+}
+
+/// Makes the base of a unit that is yet to come, and then runs the one that arrives on `requests`. Ends without one when
+/// the spawner drops its end.
+pub(crate) fn run_spare(base: &[u8], boot_id: &str, requests: &OwnedFd) -> i32 {
+    let Ok(base) = serde_json::from_slice::<Base>(base) else { return 1 };
+    // Why it cannot be made is told to the unit that then tries the same for itself.
+    let Ok(foundation) = Foundation::make(&base, None) else { return 1 };
+    let mut polled = [
+        PollFd::new(requests, PollFlags::IN),
+        PollFd::new(&foundation.init_fd, PollFlags::IN),
+        PollFd::new(&foundation.signals, PollFlags::IN),
+    ];
+    while matches!(rustix::event::poll(&mut polled, None), Err(Errno::INTR)) {}
+    let waiting = polled[1..].iter().all(|other| other.revents().is_empty());
+    match if waiting { spawner::receive_unit(requests) } else { Ok(None) } {
+        Ok(Some((dir, reply))) => run_on(Some((foundation, &base)), &dir, boot_id, reply),
+        Ok(None) | Err(_) => {
+            foundation.abandon();
+            0
+        }
+    }
+}
+
+fn run_on(spare: Option<(Foundation, &Base)>, dir: &Path, boot_id: &str, reply: OwnedFd) -> i32 {
     // The agent's standard error is not held open; what a panic has to say stays with the unit.
     let told = dir.join("panic");
     std::panic::set_hook(Box::new(move |panic| {
@@ -105,7 +133,17 @@ pub(crate) fn run(dir: &Path, boot_id: &str, reply: OwnedFd) -> i32 {
             return 1;
         }
     };
-    match Supervisor::start(dir, boot_id, &mut lock) {
+    let started = setup::read_plan(dir).and_then(|plan| {
+        let spare = spare.and_then(|(foundation, base)| {
+            if *base == plan.base && plan.takes_spare() {
+                return Some(foundation);
+            }
+            foundation.abandon();
+            None
+        });
+        Supervisor::start(dir, plan, spare, boot_id, &mut lock)
+    });
+    match started {
         Ok(mut supervisor) => {
             supervisor.attend(&mut reply);
             let (exit, failure) = supervisor.finish();
@@ -183,6 +221,9 @@ struct Supervisor {
     lease_ns: u64,
     init: Pid,
     init_fd: OwnedFd,
+    /// Held until this process ends.
+    #[expect(dead_code, reason = "it is held, not used: see `Foundation`")]
+    mounts: OwnedFd,
     program: Program,
     setup_failure: Option<Error>,
     stopping: Option<Stopping>,
@@ -453,7 +494,7 @@ impl Supervisor {
                 }
                 Some(Report::StepFailed { index, errno }) => {
                     let index = usize::try_from(index).unwrap_or(usize::MAX);
-                    let step = self.plan.steps.get(index);
+                    let step = self.plan.steps().nth(index);
                     let step = step.map_or_else(|| format!("step {index}"), ToString::to_string);
                     self.setup_failure = Some(Error::Step { step, errno });
                 }

@@ -395,3 +395,12 @@ pub(crate) unsafe fn close_others(first: RawFd, keep: &mut [RawFd]) {
         from = kept.saturating_add(1);
     }
 }
+
+/// Closes a descriptor.
+///
+/// # Safety
+/// The value that owns it may not be used or dropped afterwards in this process.
+pub(crate) unsafe fn close(fd: BorrowedFd<'_>) {
+    // SAFETY: close takes no pointers; the caller vouches for the owner. An error leaves it closed all the same.
+    unsafe { libc::close(fd.as_raw_fd()) };
+}

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use windlass_launcher::record::{self, SupervisorRecord};
 use windlass_sandbox::{
     Deadline, Driver, Error, Exit, Identity, Lease, Native, SandboxConfig, Stream, UnitId, UnitSpec,
     Workspace,
@@ -86,6 +87,26 @@ impl Fixture {
         let id = UnitId::new(name).unwrap();
         let path = self.workspace.path().to_owned();
         UnitSpec::new(id, command, path, self.identity, self.lease.path().to_owned())
+    }
+
+    /// The pids of supervisors: of the units that run, and of the spare.
+    pub(crate) fn children_of_launcher(&self) -> Vec<i32> {
+        let launcher = self.native.spawner_pid();
+        let children = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children"));
+        children.unwrap_or_default().split_ascii_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    }
+
+    /// The spare of a driver that runs no unit.
+    pub(crate) async fn spare(&self) -> i32 {
+        eventually("a spare", || self.children_of_launcher().len() == 1).await;
+        self.children_of_launcher()[0]
+    }
+
+    /// The supervisor of a unit that was started.
+    pub(crate) fn supervisor(&self, id: &UnitId) -> i32 {
+        let path = self.dir.path().join("state/units").join(id.as_str()).join(record::SUPERVISOR);
+        let record: SupervisorRecord = record::read(&path).unwrap().unwrap();
+        record.supervisor.pid
     }
 
     /// Runs a unit to its end.

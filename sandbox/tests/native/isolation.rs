@@ -1,7 +1,9 @@
 //! What a unit sees and may do.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 
 use windlass_sandbox::{Driver, EndReason, Error, Mount, Network, UnitSpec};
 
@@ -139,11 +141,15 @@ async fn what_the_agent_inherited_ends_at_the_launcher() {
     rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty()).unwrap();
     let fixture = Fixture::new().await;
     let launcher = fixture.native.spawner_pid();
-    eventually("the launcher to have only its standard descriptors", || {
-        let open = fs::read_dir(format!("/proc/{launcher}/fd")).unwrap();
+    eventually("the launcher to have only its standard descriptors and the line to its spare", || {
+        let folder = PathBuf::from(format!("/proc/{launcher}/fd"));
+        let is_socket = |name: &OsString| {
+            fs::read_link(folder.join(name)).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
+        };
+        let open = fs::read_dir(&folder).unwrap();
         let mut open: Vec<_> = open.map(|entry| entry.unwrap().file_name()).collect();
         open.sort();
-        open == ["0", "1", "2"]
+        open.len() == 4 && open[..3] == ["0", "1", "2"] && is_socket(&open[3])
     })
     .await;
 }

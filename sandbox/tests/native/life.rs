@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use windlass_launcher::record::{self, SupervisorRecord};
 use windlass_sandbox::{
-    Deadline, Driver, EndReason, Error, Lease, Native, Stop, StopReason, UnitId, UnitPhase,
+    Deadline, Driver, EndReason, Error, Lease, Native, Stop, StopReason, UnitId, UnitPhase, Workspace,
 };
 
-use crate::fixture::{Fixture, config, eventually, printed, processes_with, program, read_all};
+use crate::fixture::{Fixture, config, eventually, is_root, printed, processes_with, program, read_all};
 
 /// A stop with a grace.
 fn stop(grace_ms: u64) -> Stop {
@@ -228,7 +228,8 @@ async fn the_inventory_of_the_next_agent_cleans_up_after_a_lost_supervisor() {
     let units = native.inventory().await.unwrap();
     assert!(matches!(&units[0].phase, UnitPhase::Ended(exit) if exit.reason == EndReason::SupervisorLost));
     assert_eq!(units[0].notes.len(), 1);
-    assert!(record::start_time(record.init.pid).is_err());
+    // It is dead; its entry goes when the host's first process, to which it fell, has reaped it.
+    eventually("the first process to be reaped", || record::start_time(record.init.pid).is_err()).await;
     drop(dir);
 }
 
@@ -255,6 +256,67 @@ async fn the_launcher_process_is_replaced_when_it_dies_and_running_units_go_on()
     assert_eq!(outcome.ok(), "again\n");
     assert_ne!(fixture.native.spawner_pid(), first);
     assert_eq!(fixture.finish(&unit.id).await.ok(), "ready\nover\n");
+}
+
+#[tokio::test]
+async fn the_first_unit_of_the_next_attempt_starts_on_the_spare_and_another_spare_is_made() {
+    let fixture = Fixture::new().await;
+    let spare = fixture.spare().await;
+    let unit = fixture.unit("first", &["echo", "quick"]);
+    assert_eq!(fixture.run(&unit).await.ok(), "quick\n");
+    assert_eq!(fixture.supervisor(&unit.id), spare);
+    let another = fixture.spare().await;
+    assert_ne!(another, spare);
+
+    // Root gives the next attempt another user, so this one's second unit does not take what was made for that.
+    let unit = fixture.unit("second", &["echo", "again"]);
+    assert_eq!(fixture.run(&unit).await.ok(), "again\n");
+    assert_eq!(fixture.supervisor(&unit.id) == another, !is_root());
+    let next = fixture.native.identities().acquire("attempt-2").unwrap();
+    let workspaces = fixture.dir.path().join("workspaces");
+    let workspace = Workspace::create(&workspaces, "attempt-2", next).unwrap();
+    let spare = fixture.spare().await;
+    let mut unit = fixture.unit("next", &["id", "-u"]);
+    (unit.identity, unit.workspace) = (next, workspace.path().to_owned());
+    assert_eq!(fixture.run(&unit).await.ok(), "1000\n");
+    assert_eq!(fixture.supervisor(&unit.id), spare);
+}
+
+#[tokio::test]
+async fn a_spare_that_died_costs_no_unit_and_units_that_were_prepared_for_one_spare_all_run() {
+    let fixture = Fixture::new().await;
+    kill_9(fixture.spare().await);
+    assert_eq!(fixture.run(&fixture.unit("first", &["echo", "all the same"])).await.ok(), "all the same\n");
+
+    fixture.spare().await;
+    let identity = fixture.native.identities().acquire("attempt-2").unwrap();
+    let workspace = Workspace::create(&fixture.dir.path().join("workspaces"), "attempt-2", identity).unwrap();
+    let units = ["a", "b", "c"].map(|name| {
+        let mut unit = fixture.unit(name, &["echo", name]);
+        (unit.identity, unit.workspace) = (identity, workspace.path().to_owned());
+        unit
+    });
+    for unit in &units {
+        fixture.native.prepare(unit).await.unwrap();
+    }
+    for unit in &units {
+        fixture.native.start(&unit.id).await.unwrap();
+    }
+    for unit in &units {
+        assert_eq!(fixture.finish(&unit.id).await.ok(), format!("{}\n", unit.command[1]));
+    }
+}
+
+#[tokio::test]
+async fn a_spare_ends_with_its_launcher_and_with_its_driver() {
+    let fixture = Fixture::new().await;
+    let spare = fixture.spare().await;
+    kill_9(i32::try_from(fixture.native.spawner_pid()).unwrap());
+    eventually("the spare to end", || record::start_time(spare).is_err()).await;
+    assert!(fixture.run(&fixture.unit("after", &["true"])).await.exit.succeeded());
+    let spare = fixture.spare().await;
+    drop(fixture.native);
+    eventually("the spare to end", || record::start_time(spare).is_err()).await;
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ const EMPTY_BOUND_NS: u64 = 5_000_000_000;
 
 impl Supervisor {
     /// Confirms that nothing is left, and tells how it was. Gives the exit and, if there was no sandbox, why.
-    pub(super) fn finish(mut self) -> (Exit, Option<String>) {
+    pub(super) fn finish(&mut self) -> (Exit, Option<String>) {
         let mut teardown = Vec::new();
         self.read_status();
         let (init_status, usage) = match sys::reap(self.init) {
@@ -66,7 +66,7 @@ impl Supervisor {
             usage: usage_of(usage.as_ref(), &counters),
             stdout: self.spool.end(Stream::Stdout),
             stderr: self.spool.end(Stream::Stderr),
-            proof: Some(self.proof),
+            proof: Some(self.proof.clone()),
             teardown,
         };
         (exit, failure)
@@ -101,7 +101,7 @@ impl Supervisor {
             return plain(EndReason::SetupFailed, Some(error.to_string()));
         }
         if let Some(errno) = self.program.exec_failure {
-            let name = self.plan.arguments.first().map_or("", plan::Text::as_str);
+            let name = self.plan.own.arguments.first().map_or("", plan::Text::as_str);
             let code = child::exec_failure_code(errno);
             let message = if code == child::NOT_FOUND {
                 format!("{name}: command not found")

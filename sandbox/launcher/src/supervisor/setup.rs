@@ -1,4 +1,5 @@
-//! The beginning of a unit: claim it, open what it needs, clone its first process and let that go.
+//! The beginning of a unit. First the [`Foundation`]: namespaces, and in them the base, made with or without knowing the
+//! unit. Then the unit: claim it, open what it needs, and hand it to the first process in the namespaces.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -14,56 +15,47 @@ use rustix::process::{Pid, Signal};
 use rustix::time::{TimerfdClockId, TimerfdFlags};
 
 use super::{DISK_PERIOD_NS, DiskWatch, Error, Program, READ, Supervisor, failed, read_lease, spool};
-use crate::child::{self, Child};
+use crate::child::{self, Child, Stage};
 use crate::deadline::boottime_ns;
 use crate::exit::KillProof;
-use crate::plan::{self, Cgroups, LaunchPlan, Step};
+use crate::handover;
+use crate::plan::{self, Base, Cgroups, LaunchPlan, Step};
 use crate::record::{self, Planned, ProcessName, SupervisorRecord};
-use crate::sys::{self, Fork, NullTerminated};
+use crate::sys::{self, Fork};
 
-impl Supervisor {
-    /// Makes everything, clones the sandbox's first process, and lets it go.
-    pub(super) fn start(dir: &Path, boot_id: &str, lock: &mut File) -> Result<Self, Error> {
-        let planned: Option<Planned> =
-            record::read(&dir.join(record::PLAN)).map_err(failed("read the plan"))?;
-        let plan = planned.ok_or_else(|| failed("read the plan")(Errno::NOENT))?.launch;
-        if plan.version != plan::VERSION {
-            return Err(Error::Version { version: plan.version });
+/// Namespaces with a first process that makes the base in them and then waits for its unit.
+pub(super) struct Foundation {
+    pub(super) init: Pid,
+    pub(super) init_fd: OwnedFd,
+    pub(super) signals: OwnedFd,
+    /// Keeps the mount namespace until the unit's end was told: taking it apart is then nobody's loss of time.
+    mounts: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    setup: OwnedFd,
+    control: OwnedFd,
+    privileged: bool,
+}
+
+impl Foundation {
+    /// Makes it; in a v2 cgroup if one is given. Whether the steps of the base succeed is told through the set-up pipe.
+    pub(super) fn make(base: &Base, cgroup: Option<&OwnedFd>) -> Result<Self, Error> {
+        if base.version != plan::VERSION {
+            return Err(Error::Version { version: base.version });
         }
-        let lease =
-            File::open(&plan.lease).map_err(failed(format!("open lease {}", plan.lease.display())))?;
-        let lease_ns = read_lease(&lease).ok_or_else(|| failed("read the lease")(Errno::INVAL))?;
-        let spool = File::options()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(dir.join(record::OUTPUT))
-            .map_err(failed("open the output spool"))?;
-        let requests = open_requests(dir)?;
         let signals =
             sys::signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).map_err(failed("take signals"))?;
-        let timer = rustix::time::timerfd_create(
-            TimerfdClockId::Boottime,
-            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-        )
-        .map_err(failed("make a timer"))?;
-
         let privileged = rustix::process::geteuid().is_root();
-        let (stdout, stdout_end) = output_pipe(&plan, privileged)?;
-        let (stderr, stderr_end) = output_pipe(&plan, privileged)?;
+        let (stdout, stdout_end) = output_pipe(base, privileged)?;
+        let (stderr, stderr_end) = output_pipe(base, privileged)?;
         let (setup, setup_end) =
             rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed("make the set-up pipe"))?;
         let (control, control_end) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(failed("make the control line"))?;
-        let (tasks, cgroup) = open_cgroups(plan.cgroups.as_ref())?;
+        let sources = open_sources(&base.steps, privileged)?;
         let mut child = Child {
-            plan: &plan,
-            sources: open_sources(&plan, privileged)?,
-            filters: plan.steps.iter().map(filter_of).collect(),
-            tasks,
-            arguments: NullTerminated::new(plan.arguments.iter().map(plan::Text::as_c_str)),
-            environment: NullTerminated::new(plan.environment.iter().map(plan::Text::as_c_str)),
+            base: Stage { steps: &base.steps, first: 0, sources, tasks: Vec::new() },
             setup: setup_end,
             control: control_end,
             stdout: stdout_end,
@@ -75,7 +67,7 @@ impl Supervisor {
         child.keep_own();
         // SAFETY: a supervisor has one thread: it is forked from a process with one thread and makes none.
         #[expect(unsafe_code, reason = "clone of a process with one thread")]
-        let cloned = unsafe { sys::clone_into(namespaces(&plan), cgroup.as_ref().map(AsFd::as_fd)) };
+        let cloned = unsafe { sys::clone_into(namespaces(base), cgroup.map(AsFd::as_fd)) };
         let (init, init_fd) = match cloned.map_err(failed("make namespaces"))? {
             (Fork::Child, _) => child::run(child),
             (Fork::Parent(init), Some(init_fd)) => (init, init_fd),
@@ -83,18 +75,105 @@ impl Supervisor {
         };
         // From here on the sandbox's ends must be closed here, or their ends would never be seen.
         drop(child);
-        if let Err(error) = release(&plan, init, &control, lock, boot_id, privileged) {
-            // It was not let go, so nothing has run.
-            let _dead_already = rustix::process::pidfd_send_signal(&init_fd, Signal::KILL);
-            let _reaped = sys::reap(init);
-            return Err(error);
+        match release(base, init, &control, privileged) {
+            Ok(mounts) => {
+                Ok(Self { init, init_fd, signals, mounts, stdout, stderr, setup, control, privileged })
+            }
+            Err(error) => {
+                end(init, &init_fd);
+                Err(error)
+            }
         }
+    }
+
+    /// Ends it without a unit.
+    pub(super) fn abandon(self) {
+        end(self.init, &self.init_fd);
+    }
+}
+
+/// Kills and reaps a first process that has no unit yet.
+fn end(init: Pid, init_fd: &OwnedFd) {
+    let _dead_already = rustix::process::pidfd_send_signal(init_fd, Signal::KILL);
+    let _reaped = sys::reap(init);
+}
+
+/// Reads the plan of a unit.
+pub(super) fn read_plan(dir: &Path) -> Result<LaunchPlan, Error> {
+    let planned: Option<Planned> = record::read(&dir.join(record::PLAN)).map_err(failed("read the plan"))?;
+    Ok(planned.ok_or_else(|| failed("read the plan")(Errno::NOENT))?.launch)
+}
+
+impl Supervisor {
+    /// Makes a foundation for the unit, or takes the one given, and hands the unit over to it.
+    pub(super) fn start(
+        dir: &Path,
+        plan: LaunchPlan,
+        spare: Option<Foundation>,
+        boot_id: &str,
+        lock: &mut File,
+    ) -> Result<Self, Error> {
+        let (tasks, cgroup) = open_cgroups(plan.cgroups.as_ref())?;
+        let foundation = match spare {
+            Some(spare) => spare,
+            None => Foundation::make(&plan.base, cgroup.as_ref())?,
+        };
+        match Self::hand_over(dir, plan, &foundation, &tasks, boot_id, lock) {
+            Ok(unit) => Ok(Self::of(foundation, unit)),
+            Err(error) => {
+                // It knows of no unit, so nothing has run.
+                foundation.abandon();
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens what the unit needs, and lets it go.
+    fn hand_over(
+        dir: &Path,
+        plan: LaunchPlan,
+        foundation: &Foundation,
+        tasks: &[OwnedFd],
+        boot_id: &str,
+        lock: &mut File,
+    ) -> Result<Unit, Error> {
+        let lease =
+            File::open(&plan.lease).map_err(failed(format!("open lease {}", plan.lease.display())))?;
+        let lease_ns = read_lease(&lease).ok_or_else(|| failed("read the lease")(Errno::INVAL))?;
+        let spool = File::options()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(dir.join(record::OUTPUT))
+            .map_err(failed("open the output spool"))?;
+        let requests = open_requests(dir)?;
+        let timer = rustix::time::timerfd_create(
+            TimerfdClockId::Boottime,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )
+        .map_err(failed("make a timer"))?;
+        let sources = open_sources(&plan.own.steps, foundation.privileged)?;
+        note(foundation.init, lock, boot_id)?;
+        match handover::send(&foundation.control, &plan.own, &sources, tasks) {
+            Ok(()) => {}
+            // It has ended, for a step of the base failed; the set-up pipe tells which.
+            Err(Errno::PIPE | Errno::CONNRESET) => {}
+            Err(errno) => return Err(failed("hand the unit over")(errno)),
+        }
+        Ok(Unit { plan, lease, lease_ns, spool, requests, timer })
+    }
+
+    /// Puts both together.
+    fn of(foundation: Foundation, unit: Unit) -> Self {
+        let Foundation { init, init_fd, signals, mounts, stdout, stderr, setup, control, privileged: _ } =
+            foundation;
+        let Unit { plan, lease, lease_ns, spool, requests, timer } = unit;
         let disk = plan.disk.clone().map(|limit| DiskWatch {
             limit,
             walk: None,
             next_ns: boottime_ns() + DISK_PERIOD_NS,
         });
-        Ok(Self {
+        Self {
             spool: spool::Spool::new(spool, plan.output_cap),
             plan,
             stdout: Some(stdout),
@@ -111,6 +190,7 @@ impl Supervisor {
             lease_ns,
             init,
             init_fd,
+            mounts,
             program: Program::default(),
             setup_failure: None,
             stopping: None,
@@ -118,8 +198,18 @@ impl Supervisor {
             disk,
             proof: KillProof::default(),
             buffer: vec![0; READ],
-        })
+        }
     }
+}
+
+/// What is opened for a unit.
+struct Unit {
+    plan: LaunchPlan,
+    lease: File,
+    lease_ns: u64,
+    spool: File,
+    requests: OwnedFd,
+    timer: OwnedFd,
 }
 
 /// Makes `supervisor.json` and locks it for the life of this process. The file appears already locked and never replaces
@@ -149,14 +239,14 @@ pub(super) fn claim(dir: &Path) -> Result<File, Error> {
 }
 
 /// The namespaces of every unit, and those that the host has.
-fn namespaces(plan: &LaunchPlan) -> u64 {
+fn namespaces(base: &Base) -> u64 {
     let mandatory = libc::CLONE_NEWUSER
         | libc::CLONE_NEWNS
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWNET
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS;
-    let time = if plan.time_namespace { libc::CLONE_NEWTIME } else { 0 };
+    let time = if base.time_namespace { libc::CLONE_NEWTIME } else { 0 };
     u64::try_from(mandatory | time).expect("positive flags")
 }
 
@@ -170,19 +260,19 @@ fn open_requests(dir: &Path) -> Result<OwnedFd, Error> {
 }
 
 /// A pipe for one output stream. The job's user owns it, so that `/dev/stdout` can be opened inside.
-fn output_pipe(plan: &LaunchPlan, privileged: bool) -> Result<(OwnedFd, OwnedFd), Error> {
+fn output_pipe(base: &Base, privileged: bool) -> Result<(OwnedFd, OwnedFd), Error> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed("make an output pipe"))?;
     rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK).map_err(failed("prepare an output pipe"))?;
     if privileged {
-        let (uid, gid) = (Uid::from_raw(plan.identity.host_uid), Gid::from_raw(plan.identity.host_gid));
+        let (uid, gid) = (Uid::from_raw(base.identity.host_uid), Gid::from_raw(base.identity.host_gid));
         rustix::fs::fchown(&write, Some(uid), Some(gid)).map_err(failed("give an output pipe away"))?;
     }
     Ok((read, write))
 }
 
 /// The detached mounts that root opens for the child.
-fn open_sources(plan: &LaunchPlan, privileged: bool) -> Result<Vec<Option<OwnedFd>>, Error> {
-    plan.steps
+fn open_sources(steps: &[Step], privileged: bool) -> Result<Vec<Option<OwnedFd>>, Error> {
+    steps
         .iter()
         .map(|step| {
             if !privileged {
@@ -192,19 +282,6 @@ fn open_sources(plan: &LaunchPlan, privileged: bool) -> Result<Vec<Option<OwnedF
                 .map_err(|errno| Error::Step { step: step.to_string(), errno: errno.raw_os_error() })
         })
         .collect()
-}
-
-/// A step's filter in the kernel's form.
-#[expect(clippy::cast_possible_truncation, reason = "the fields are cut out of the number that holds them")]
-fn filter_of(step: &Step) -> Vec<libc::sock_filter> {
-    let Step::Seccomp { filter } = step else { return Vec::new() };
-    let unpack = |word: &u64| libc::sock_filter {
-        code: (word >> 48) as u16,
-        jt: (word >> 40) as u8,
-        jf: (word >> 32) as u8,
-        k: *word as u32,
-    };
-    filter.0.iter().map(unpack).collect()
 }
 
 /// What the child needs to enter its cgroups: `tasks` files (v1) or the folder itself (v2).
@@ -223,15 +300,8 @@ fn open_cgroups(cgroups: Option<&Cgroups>) -> Result<(Vec<OwnedFd>, Option<Owned
     Ok((tasks, None))
 }
 
-/// Writes the id maps and this supervisor's record, then lets the sandbox go.
-fn release(
-    plan: &LaunchPlan,
-    init: Pid,
-    control: &OwnedFd,
-    lock: &mut File,
-    boot_id: &str,
-    privileged: bool,
-) -> Result<(), Error> {
+/// Writes the id maps, and lets the first process go. Gives its mount namespace, which later only root could open.
+fn release(base: &Base, init: Pid, control: &OwnedFd, privileged: bool) -> Result<OwnedFd, Error> {
     let pid = init.as_raw_nonzero().get();
     let proc = rustix::fs::open(
         format!("/proc/{pid}"),
@@ -244,22 +314,32 @@ fn release(
             .map_err(failed(format!("open {name}")))?;
         rustix::io::write(&file, content.as_bytes()).map_err(failed(format!("write {name}")))
     };
-    let ids = plan.identity;
+    let ids = base.identity;
     if !privileged {
         write("setgroups", "deny")?;
     }
     write("gid_map", &format!("{} {} 1", ids.gid, ids.host_gid))?;
     write("uid_map", &format!("{} {} 1", ids.uid, ids.host_uid))?;
-    write("oom_score_adj", &plan.oom_score_adj.to_string())?;
+    write("oom_score_adj", &base.oom_score_adj.to_string())?;
+    let mounts = rustix::fs::openat(&proc, "ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(failed("hold the mount namespace"))?;
+    rustix::io::write(control, &[child::GO]).map_err(failed("let the sandbox go"))?;
+    Ok(mounts)
+}
+
+/// Writes this supervisor's record.
+fn note(init: Pid, lock: &mut File, boot_id: &str) -> Result<(), Error> {
     let name = |pid: i32| {
         record::start_time(pid)
             .map(|start_time| ProcessName { pid, start_time })
             .map_err(failed("read a start time"))
     };
     let own = rustix::process::getpid().as_raw_nonzero().get();
-    let entry = SupervisorRecord { supervisor: name(own)?, init: name(pid)?, boot_id: boot_id.to_owned() };
+    let entry = SupervisorRecord {
+        supervisor: name(own)?,
+        init: name(init.as_raw_nonzero().get())?,
+        boot_id: boot_id.to_owned(),
+    };
     let text = serde_json::to_vec(&entry).map_err(failed("write the supervisor's record"))?;
-    lock.write_all(&text).map_err(failed("write the supervisor's record"))?;
-    rustix::io::write(control, &[child::GO]).map_err(failed("let the sandbox go"))?;
-    Ok(())
+    lock.write_all(&text).map_err(failed("write the supervisor's record"))
 }
