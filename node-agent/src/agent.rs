@@ -17,7 +17,7 @@ mod wiring;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -41,6 +41,7 @@ use crate::recovery::{self, Found, Resumed};
 use crate::registration::Registration;
 use crate::session::SessionHandle;
 use crate::status::AgentStatus;
+use crate::watch;
 
 /// How long attempts may take to stop when the agent is told to cancel them: TERM, the grace of 5 s, KILL, and time to
 /// write it down.
@@ -51,7 +52,7 @@ const FLUSH_WAIT: Duration = Duration::from_secs(10);
 /// An agent that does not run yet.
 pub struct Agent {
     parts: AgentParts,
-    status: watch::Sender<AgentStatus>,
+    status: tokio::sync::watch::Sender<AgentStatus>,
 }
 
 /// How a task has ended.
@@ -65,11 +66,11 @@ impl Agent {
     /// Makes an agent. Nothing happens before it runs.
     pub fn build(parts: AgentParts) -> Self {
         let status = AgentStatus { node: parts.identity.name().to_owned(), ..AgentStatus::default() };
-        Self { parts, status: watch::Sender::new(status) }
+        Self { parts, status: tokio::sync::watch::Sender::new(status) }
     }
 
     /// Follows what the agent says of itself.
-    pub fn status(&self) -> watch::Receiver<AgentStatus> {
+    pub fn status(&self) -> tokio::sync::watch::Receiver<AgentStatus> {
         self.status.subscribe()
     }
 
@@ -77,7 +78,7 @@ impl Agent {
     ///
     /// # Errors
     /// When the agent cannot go on. What runs in the sandbox is left to its supervisors and leases then.
-    pub async fn run(self, stop: watch::Receiver<Stop>) -> Result<(), Error> {
+    pub async fn run(self, stop: tokio::sync::watch::Receiver<Stop>) -> Result<(), Error> {
         let mut running = Running::start(self).await?;
         running.dispatch(stop).await
     }
@@ -165,7 +166,7 @@ impl Running {
             Arc::clone(&clock),
             Arc::clone(&ids),
         );
-        if let Err(error) = inputs.remove_leftovers().await {
+        if let Err(error) = inputs.remove_leftovers() {
             tracing::warn!(error = %error, "half-fetched inputs of an earlier run cannot be removed");
         }
         let executor = Arc::new(ExecutorParts {
@@ -336,7 +337,7 @@ impl Running {
         self.spawn_attempt(entry, control, Recovered { progress, home, units, rebooted });
     }
 
-    async fn dispatch(&mut self, mut stop: watch::Receiver<Stop>) -> Result<(), Error> {
+    async fn dispatch(&mut self, mut stop: tokio::sync::watch::Receiver<Stop>) -> Result<(), Error> {
         let mut told = Stop::Run;
         let mut can_be_told = true;
         let mut give_up: Option<Instant> = None;

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use windlass_crds::protocol::{Assignment, ClaimRequest, ClaimResponse, VERSION};
 
@@ -27,6 +27,7 @@ use crate::ids::IdSource;
 use crate::ledger::{self, Ledger, Taken};
 use crate::readiness::{Part, Readiness};
 use crate::session::SessionHandle;
+use crate::watch;
 
 /// How long the controller may hold a poll; below the 60 s after which middleboxes drop silent connections.
 const POLL_SECONDS: u32 = 30;

@@ -11,9 +11,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::watch;
 use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use windlass_crds::protocol::{
     AckError, AckStatus, ConfigAck, Configuration, ResourceLimits, SandboxCapability, VERSION,

@@ -29,7 +29,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use windlass_crds::protocol::{
     Assignment, AttemptId, RecordBody, SandboxCapability, SandboxRules, StepEnded, TerminalPhase,
@@ -53,6 +53,7 @@ use crate::names::{attempt_name, unit_id};
 use crate::outbox::{NewRecord, Outbox, Progress};
 use crate::plugins::Registry;
 use crate::session::SessionHandle;
+use crate::watch;
 use crate::workspaces::{Content, Home, Placement, Workspaces};
 
 /// How long a job may take that does not say.

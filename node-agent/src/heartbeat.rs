@@ -12,7 +12,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use crate::watch;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use windlass_crds::protocol::{HeartbeatRequest, HeartbeatResponse, VERSION, parse_config_version};
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use crate::watch;
 use windlass_crds::protocol::{AttemptId, Order, Renewal};
 
 use crate::workspaces::LeaseWriter;

@@ -37,6 +37,7 @@ mod status;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod token;
+mod watch;
 mod workspaces;
 
 pub use agent::{Agent, AgentParts, Error, KeeperHost, Settings, Stop};

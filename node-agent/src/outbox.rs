@@ -28,13 +28,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 use windlass_crds::protocol::{AttemptId, Record, RecordBody, StepEnded, Terminal};
 
 pub use self::journal::Error;
 use self::journal::{Frame, Journal};
 use crate::executor::output::OutputMark;
 use crate::fs::AgentFs;
+use crate::watch;
 
 /// Unsent bytes beyond which no more output is read from the spools. The unsent records are kept in memory too, so
 /// this also bounds the agent's memory during an outage.

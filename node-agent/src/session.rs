@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::watch;
 use jiff::Timestamp;
-use tokio::sync::watch;
 use windlass_crds::protocol::Endpoints;
 
 /// What a registration yielded.

@@ -23,7 +23,7 @@ use windlass_sandbox::driver::{EndReason, Exit, StreamEnd, Usage};
 
 pub use self::clock::{SeededIds, VirtualClock};
 pub use self::files::{Crash, MemoryFs};
-pub use self::sandbox::FakeSandbox;
+pub use self::sandbox::{FakeSandbox, OnStart};
 use crate::capabilities::{HostFacts, HostProbe};
 
 /// A host that never changes: four cores, 8 GiB.

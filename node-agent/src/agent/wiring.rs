@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use crate::watch;
 
 use crate::capabilities::Capabilities;
 use crate::client::ControllerClient;
@@ -46,7 +46,7 @@ pub(super) struct Wiring {
     pub(super) readiness: Readiness,
     pub(super) slots: watch::Sender<u32>,
     pub(super) concurrency: u32,
-    pub(super) status: watch::Sender<AgentStatus>,
+    pub(super) status: tokio::sync::watch::Sender<AgentStatus>,
 }
 
 impl Wiring {

@@ -106,16 +106,18 @@ impl InputCache {
         Self { inner: Arc::new(Inner { folder, cap_bytes, clock, ids, users: Mutex::default() }) }
     }
 
-    /// Removes what a crash has left half fetched. Only before the first use.
-    pub(crate) async fn remove_leftovers(&self) -> std::io::Result<()> {
-        let mut entries = match tokio::fs::read_dir(&self.inner.folder).await {
+    /// Removes what a crash has left half fetched. Only before the first use, when the agent has nothing else to do and
+    /// may wait for the disk.
+    pub(crate) fn remove_leftovers(&self) -> std::io::Result<()> {
+        let entries = match std::fs::read_dir(&self.inner.folder) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        while let Some(entry) = entries.next_entry().await? {
+        for entry in entries {
+            let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with('.') {
-                tokio::fs::remove_file(entry.path()).await?;
+                std::fs::remove_file(entry.path())?;
             }
         }
         Ok(())
@@ -257,7 +259,7 @@ mod tests {
         let (controller, clock) = (FakeController::default(), VirtualClock::new());
         let cache =
             InputCache::new(folder.path().to_owned(), 2000, Arc::new(clock), Arc::new(SeededIds::new(1)));
-        cache.remove_leftovers().await.unwrap();
+        cache.remove_leftovers().unwrap();
         let digests: Vec<String> = (0..4_u8)
             .map(|fill| {
                 let content = vec![fill; 1000];

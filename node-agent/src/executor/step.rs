@@ -4,9 +4,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::watch;
 use async_trait::async_trait;
 use jiff::Timestamp;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use windlass_crds::protocol::{AttemptId, LogBody, RecordBody, StepEnded, Stream};
 use windlass_crds::sandbox_job::{Limit as JobLimit, Network as JobNetwork, Step, StepUsage};

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::watch;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use windlass_crds::protocol::{AttemptId, Record};
 
 use super::Progress;

@@ -248,7 +248,8 @@ async fn a_full_disk_holds_records_back_until_there_is_room() {
     let outbox = Arc::clone(&open.outbox);
     let waiting = tokio::spawn(async move { outbox.append(&id("a"), vec![step(1)]).await });
     let mut stalled = open.outbox.stalled();
-    let why = stalled.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    stalled.wait_for(Option::is_some).await.unwrap();
+    let why = stalled.borrow().clone().unwrap();
     assert!(why.contains("state folder"), "{why}");
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
     assert!(!waiting.is_finished());

@@ -13,20 +13,61 @@ use crate::ids::IdSource;
 #[derive(Clone, Debug)]
 pub struct VirtualClock {
     began: Instant,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The wall clock at `began`, all jumps since included.
     wall: Timestamp,
-    boot: Arc<Mutex<String>>,
+    /// The time since boot at `began`; negative where the host was booted later.
+    up: SignedDuration,
+    boot: String,
 }
 
 impl VirtualClock {
     /// Clocks of a host that has been up for an hour at the beginning of 2026. Needs a tokio runtime.
     pub fn new() -> Self {
-        let wall = Timestamp::from_second(1_767_225_600).expect("2026 is in range");
-        Self { began: Instant::now(), wall, boot: Arc::new(Mutex::new("boot-1".to_owned())) }
+        let state = State {
+            wall: Timestamp::from_second(1_767_225_600).expect("2026 is in range"),
+            up: SignedDuration::from_hours(1),
+            boot: "boot-1".to_owned(),
+        };
+        Self { began: Instant::now(), state: Arc::new(Mutex::new(state)) }
     }
 
     /// Says that the host was booted again. The time since boot goes on, which no one may rely on.
     pub fn reboot(&self, boot: &str) {
-        boot.clone_into(&mut self.boot.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        boot.clone_into(&mut self.state().boot);
+    }
+
+    /// Says that the host was booted just now: the time since boot begins anew.
+    pub fn reboot_now(&self, boot: &str) {
+        let up = SignedDuration::ZERO - self.elapsed();
+        let mut state = self.state();
+        state.up = up;
+        boot.clone_into(&mut state.boot);
+    }
+
+    /// Moves the wall clock, as a person or a time server does.
+    pub fn jump(&self, by: SignedDuration) {
+        let mut state = self.state();
+        state.wall = state.wall.saturating_add(by).unwrap_or(state.wall);
+    }
+
+    /// Moves both clocks forward, as a host finds them when it wakes up. Timers have not run meanwhile.
+    pub fn wake_after(&self, asleep: Duration) {
+        let asleep = SignedDuration::try_from(asleep).unwrap_or(SignedDuration::MAX);
+        self.jump(asleep);
+        self.state().up += asleep;
+    }
+
+    fn elapsed(&self) -> SignedDuration {
+        SignedDuration::try_from(self.began.elapsed()).unwrap_or(SignedDuration::MAX)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -38,16 +79,15 @@ impl Default for VirtualClock {
 
 impl Clock for VirtualClock {
     fn now(&self) -> Timestamp {
-        let elapsed = SignedDuration::try_from(self.began.elapsed()).unwrap_or(SignedDuration::MAX);
-        self.wall.saturating_add(elapsed).unwrap_or(Timestamp::MAX)
+        self.state().wall.saturating_add(self.elapsed()).unwrap_or(Timestamp::MAX)
     }
 
     fn boottime(&self) -> Duration {
-        Duration::from_secs(3600) + self.began.elapsed()
+        (self.state().up + self.elapsed()).unsigned_abs()
     }
 
     fn host_boot(&self) -> String {
-        self.boot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.state().boot.clone()
     }
 }
 

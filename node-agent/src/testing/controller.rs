@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::watch;
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use tokio::sync::watch;
 use windlass_crds::protocol::{
     Assignment, AttemptId, Bootstrap, BootstrapAuth, CapabilityReport, ClaimRequest, ClaimResponse,
     ConfigAck, Configuration, Endpoints, HeartbeatRequest, HeartbeatResponse, LogBody, Orchestrator, Order,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Mutex, MutexGuard};
 
+use crate::watch;
 use async_trait::async_trait;
-use tokio::sync::watch;
 
 use crate::fs::AgentFs;
 

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::watch;
 use async_trait::async_trait;
-use tokio::sync::watch;
 use windlass_sandbox::driver::{KillProof, StreamEnd, Unenforced, UnitPhase, UnitState, Usage};
 use windlass_sandbox::spec::LimitSource;
 use windlass_sandbox::{
@@ -33,7 +33,12 @@ struct World {
     state: Mutex<State>,
     /// Counts what happens, so that whoever waits looks again.
     changes: watch::Sender<u64>,
+    /// Called when a program has begun to run.
+    on_start: Mutex<Option<OnStart>>,
 }
+
+/// What a test does at the moment in which a program begins to run.
+pub type OnStart = Arc<dyn Fn(&UnitId) + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -73,7 +78,17 @@ impl FakeSandbox {
     /// An empty host.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         let (state, changes) = (Mutex::new(State::default()), watch::Sender::new(0));
-        Self { world: Arc::new(World { clock, state, changes }) }
+        Self { world: Arc::new(World { clock, state, changes, on_start: Mutex::new(None) }) }
+    }
+
+    /// From now on `told` is called whenever a program has begun to run, before anything else happens.
+    pub fn on_start(&self, told: OnStart) {
+        *self.world.on_start.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(told);
+    }
+
+    /// Lets everything that waits here look at the clock again, after it was moved.
+    pub fn clock_moved(&self) {
+        self.world.changed();
     }
 
     /// Every start of a program: the unit and when it was, on the clock since boot.
@@ -291,6 +306,10 @@ impl Driver for FakeSandbox {
         state.starts.push((id.clone(), now));
         drop(state);
         self.world.changed();
+        let told = self.world.on_start.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        if let Some(told) = told {
+            told(id);
+        }
         Ok(())
     }
 
