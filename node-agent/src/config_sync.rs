@@ -5,6 +5,8 @@
 //!                 └──────────────┴── ack failed with the reason; what was in force stays, over restarts too
 //! ```
 //!
+//! What could not be applied is tried again after each poll: the disk may have room again, a missing path be there.
+//!
 //! Versions are numbers that only grow: an older one is ignored, `10` is newer than `9`.
 
 use std::path::Path;
@@ -141,6 +143,8 @@ impl ConfigSync {
         let mut trouble = None;
         // The newest version that was dealt with in this run, whether it could be applied or not.
         let mut seen = None;
+        // The newest one, where it could not be applied. The host may change so that it can, as by making room.
+        let mut refused: Option<serde_json::Value> = None;
         loop {
             let session = self.session.ready().await;
             let wait = if seen.is_some() { POLL } else { Duration::ZERO };
@@ -167,7 +171,10 @@ impl ConfigSync {
                     }
                     backoff.reset();
                     match self.take_over(&payload, seen).await {
-                        Some(number) => seen = Some(number),
+                        Some((number, status)) => {
+                            seen = Some(number);
+                            refused = (status == AckStatus::Failed).then_some(payload);
+                        }
                         // Ignored or without a version: asking again at once would bring the same.
                         None => tokio::time::sleep(backoff.next(&*self.ids)).await,
                     }
@@ -178,6 +185,11 @@ impl ConfigSync {
                     self.state.send_modify(|state| state.fetched = true);
                     // Nothing newer than what was asked for: from now on wait for it.
                     seen = Some(seen.unwrap_or_default());
+                    if let Some(payload) = &refused
+                        && self.try_again(payload).await
+                    {
+                        refused = None;
+                    }
                     if asked.elapsed() < TOO_SOON {
                         tokio::time::sleep(backoff.next(&*self.ids)).await;
                     } else {
@@ -198,8 +210,21 @@ impl ConfigSync {
         }
     }
 
-    /// Deals with a configuration. Returns its version if it was one to deal with.
-    async fn take_over(&self, payload: &serde_json::Value, seen: Option<u64>) -> Option<u64> {
+    /// Applies a configuration that could not be applied before. Returns whether it could now.
+    async fn try_again(&self, payload: &serde_json::Value) -> bool {
+        let version = payload.get("config_version").and_then(serde_json::Value::as_str);
+        let Some(number) = version.and_then(parse_config_version) else { return true };
+        if self.apply(number, payload).await.is_err() {
+            // It was said why when it failed at first.
+            return false;
+        }
+        tracing::info!(config.version = number, "configuration applied after all");
+        self.tell(number, AckStatus::Applied, None).await;
+        true
+    }
+
+    /// Deals with a configuration. Returns its version and what became of it if it was one to deal with.
+    async fn take_over(&self, payload: &serde_json::Value, seen: Option<u64>) -> Option<(u64, AckStatus)> {
         let version = payload.get("config_version").and_then(serde_json::Value::as_str);
         let Some(number) = version.and_then(parse_config_version) else {
             tracing::warn!("a configuration without a readable version was ignored");
@@ -217,7 +242,7 @@ impl ConfigSync {
                     in_force = applied.number,
                     "the controller has an older configuration than this node, which was ignored"
                 );
-                return Some(number);
+                return Some((number, AckStatus::Applied));
             }
             Some(applied) if number == applied.number => Ok(()),
             Some(_) | None => self.apply(number, payload).await,
@@ -242,6 +267,12 @@ impl ConfigSync {
                 (AckStatus::Failed, Some(error))
             }
         };
+        self.tell(number, status, error).await;
+        Some((number, status))
+    }
+
+    /// Acknowledges a version.
+    async fn tell(&self, number: u64, status: AckStatus, error: Option<AckError>) {
         let effective_config_hash =
             self.in_force.get().map(|applied| configuration_hash(&applied.configuration));
         self.acknowledge(ConfigAck {
@@ -254,7 +285,6 @@ impl ConfigSync {
             effective_config_hash,
         })
         .await;
-        Some(number)
     }
 
     async fn apply(&self, number: u64, payload: &serde_json::Value) -> Result<(), AckError> {

@@ -607,6 +607,23 @@ async fn without_a_configuration_the_node_takes_no_work_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_configuration_that_a_full_disk_kept_out_is_applied_when_there_is_room() {
+    let world = World::new();
+    world.fs.set_full(true);
+    let run = world.start();
+    world.until("the refusal", || !world.controller.state().acks.is_empty()).await;
+    assert_eq!(world.controller.state().acks[0].status, AckStatus::Failed);
+    world.fs.set_full(false);
+    world.controller.assign(assignment("a", 1, &["true"]));
+    let terminal = world.controller.terminal("a").await;
+    assert_eq!(terminal.phase, TerminalPhase::Succeeded);
+    let acks: Vec<_> = world.controller.state().acks.iter().map(|ack| ack.status).collect();
+    assert_eq!(acks, [AckStatus::Failed, AckStatus::Applied]);
+    run.drain().await;
+    world.check();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_known_node_works_from_its_last_good_configuration_before_the_controller_is_back() {
     let world = World::new();
     world.controller.assign(steps("a", &[&["sleep 10000"], &["out done"]]));
