@@ -1,16 +1,20 @@
 //! Time, names and chance: the three things that make a run different from the one before, passed in so that tests
 //! and the simulation can hold them still.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rand::{SeedableRng, rngs::StdRng};
-use std::sync::Mutex;
 
 /// What time it is.
 pub trait Clock: Send + Sync + 'static {
-    /// The time of day.
+    /// The time of day. People and time servers move it.
     fn now(&self) -> Timestamp;
+
+    /// The time since some fixed moment, which nobody moves: only the difference of two of them means something.
+    fn steady(&self) -> Duration;
 }
 
 /// The system's clock.
@@ -22,34 +26,57 @@ impl Clock for SystemClock {
         #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
         Timestamp::now()
     }
+
+    fn steady(&self) -> Duration {
+        static FIRST: OnceLock<Instant> = OnceLock::new();
+        FIRST.get_or_init(Instant::now).elapsed()
+    }
 }
 
 /// A clock that stands still until it is moved.
 #[derive(Debug)]
-pub struct ManualClock(AtomicU64);
+pub struct ManualClock {
+    /// Milliseconds of the steady clock.
+    steady: AtomicI64,
+    /// How far the time of day is ahead of it, in milliseconds.
+    ahead: AtomicI64,
+}
 
 impl ManualClock {
     /// A clock that shows this many milliseconds since the epoch.
-    pub const fn at_millis(millis: u64) -> Self {
-        Self(AtomicU64::new(millis))
+    pub fn at_millis(millis: u64) -> Self {
+        let clock = Self { steady: AtomicI64::new(0), ahead: AtomicI64::new(0) };
+        clock.set_millis(millis);
+        clock
     }
 
-    /// Sets the clock.
+    /// Lets time pass until the clock shows this.
     pub fn set_millis(&self, millis: u64) {
-        self.0.store(millis, Ordering::SeqCst);
+        let millis = i64::try_from(millis).expect("set to a time of this era");
+        self.steady.store(millis - self.ahead.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
-    /// Moves the clock forward.
-    pub fn advance(&self, by: std::time::Duration) {
-        let millis = u64::try_from(by.as_millis()).expect("tests move the clock by less than an aeon");
-        self.0.fetch_add(millis, Ordering::SeqCst);
+    /// Lets time pass.
+    pub fn advance(&self, by: Duration) {
+        let millis = i64::try_from(by.as_millis()).expect("tests move the clock by less than an aeon");
+        self.steady.fetch_add(millis, Ordering::SeqCst);
+    }
+
+    /// Moves the time of day as a person does, while no time passes.
+    pub fn jump(&self, by: SignedDuration) {
+        let millis = i64::try_from(by.as_millis()).expect("tests move the clock by less than an aeon");
+        self.ahead.fetch_add(millis, Ordering::SeqCst);
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
-        let millis = i64::try_from(self.0.load(Ordering::SeqCst)).expect("set to a time of this era");
+        let millis = self.steady.load(Ordering::SeqCst) + self.ahead.load(Ordering::SeqCst);
         Timestamp::from_millisecond(millis).expect("set to a time of this era")
+    }
+
+    fn steady(&self) -> Duration {
+        Duration::from_millis(self.steady.load(Ordering::SeqCst).unsigned_abs())
     }
 }
 

@@ -1,8 +1,8 @@
 //! The sweeper: attempts whose lease has ended, and jobs whose time to live is over.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use windlass_core::life::Ending;
 use windlass_core::progress::Progress;
 use windlass_crds::JobPhase;
@@ -19,6 +19,15 @@ use crate::error::ApiError;
 /// The most rows of a kind in one sweep; the rest waits for the next.
 const BATCH: u32 = 500;
 
+/// What between two sweeps is a jump of the clock. A time server that slews it does a thousandth of that.
+const JUMP: SignedDuration = SignedDuration::from_millis(500);
+
+/// How far the time of day is ahead of the steady clock.
+fn ahead(clock: &dyn Clock) -> SignedDuration {
+    let steady = SignedDuration::try_from(clock.steady()).unwrap_or(SignedDuration::MAX);
+    clock.now().duration_since(Timestamp::UNIX_EPOCH) - steady
+}
+
 /// Ends what nobody keeps alive; cheap to clone.
 #[derive(Clone)]
 pub struct Sweeper {
@@ -26,19 +35,45 @@ pub struct Sweeper {
     store: Store,
     bodies: Bodies,
     clock: Arc<dyn Clock>,
+    /// How far the time of day was ahead of the steady clock when leases were last judged.
+    ahead: Arc<Mutex<SignedDuration>>,
 }
 
 impl Sweeper {
     /// A sweeper that works on this store.
     pub fn new(dispatch: Dispatch, store: Store, bodies: Bodies, clock: Arc<dyn Clock>) -> Self {
-        Self { dispatch, store, bodies, clock }
+        let ahead = Arc::new(Mutex::new(ahead(&*clock)));
+        Self { dispatch, store, bodies, clock, ahead }
     }
 
     /// One round.
     pub async fn sweep(&self) -> Result<(), ApiError> {
+        self.follow_clock().await?;
         let now = self.clock.now();
         self.expire(now).await?;
         self.collect(now).await
+    }
+
+    /// Leases are durations, and the store keeps when they end. When somebody has put the clock forward, they end so
+    /// much later; else nodes would lose what they hold, and it would run twice. When it was put back, leases end late
+    /// by so much until the next heartbeat: what was granted since must not become shorter.
+    async fn follow_clock(&self) -> Result<(), ApiError> {
+        let ahead = ahead(&*self.clock);
+        let jump = ahead - *self.ahead();
+        if jump >= JUMP {
+            let moved = self.store.move_leases(jump.unsigned_abs()).await?;
+            tracing::warn!(
+                jump.seconds = jump.as_secs(),
+                leases.moved = moved,
+                "the clock was put forward; leases follow it"
+            );
+        }
+        *self.ahead() = ahead;
+        Ok(())
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, SignedDuration> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes back attempts whose lease has ended. A controller that has just come up waits one lease first, so that

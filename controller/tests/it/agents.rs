@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use serde_json::{Value, json};
 use windlass_controller::clock::Clock as _;
 
@@ -80,6 +81,30 @@ async fn only_listed_attempts_are_renewed_and_the_others_are_lost_and_given_away
     assert_eq!(again[0]["number"], 2);
     let orders = agent.beat(&[kept, dropped.clone()]).await.body["orders"].clone();
     assert_eq!(orders, json!([{"kind": "fenced", "attempt": dropped}]));
+}
+
+#[tokio::test]
+async fn nobody_loses_an_attempt_because_the_clock_was_moved() {
+    let world = World::settled().await;
+    world.job("a", command()).await;
+    let agent = world.node("n1").await;
+    let attempt = agent.claim("r1", 1).await[0]["attempt"].clone();
+    agent.report(&attempt, &[(1, started())]).await;
+    world.clock.jump(SignedDuration::from_hours(2));
+    world.sweeper.sweep().await.unwrap();
+    assert!(world.phase("a").await.starts_with("Running"));
+    world.clock.advance(Duration::from_secs(24));
+    world.sweeper.sweep().await.unwrap();
+    assert!(world.phase("a").await.starts_with("Running"));
+    world.clock.jump(SignedDuration::from_hours(-2));
+    world.sweeper.sweep().await.unwrap();
+    world.clock.jump(SignedDuration::from_hours(2));
+    world.sweeper.sweep().await.unwrap();
+    assert!(world.phase("a").await.starts_with("Running"), "its lease ends late, not early");
+    agent.beat(std::slice::from_ref(&attempt)).await;
+    world.clock.advance(Duration::from_secs(26));
+    world.sweeper.sweep().await.unwrap();
+    assert_eq!(world.phase("a").await, "Queued Retrying");
 }
 
 #[tokio::test]

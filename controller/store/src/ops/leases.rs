@@ -9,7 +9,7 @@ use windlass_crds::sandbox_job::OfflinePolicy;
 
 use super::job_rows::{self, job_columns};
 use crate::engine::conn::Conn;
-use crate::engine::value::{Cells, Row, Value, after, args, clean_opt, int, json, ms};
+use crate::engine::value::{Cells, Row, Value, after, args, clean_opt, int, json, last_ms, ms};
 use crate::engine::writer::Tx;
 use crate::{AttemptPhase, AttemptRow, Beat, BeatOutcome, Error, JobRow, Reserve, Store};
 
@@ -146,6 +146,23 @@ impl Store {
             Box::pin(async move {
                 let sql = "UPDATE attempts SET lease_until = $1 WHERE ended_at IS NULL AND lease_until < $1";
                 tx.conn.execute(sql, args![ms(until)]).await
+            })
+        })
+        .await
+    }
+
+    /// Lets the lease of every live attempt end later by so much; yields how many. For a clock that was put forward.
+    ///
+    /// # Errors
+    /// What the engine reports.
+    pub async fn move_leases(&self, by: Duration) -> Result<u64, Error> {
+        let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        self.write("move_leases", move |tx| {
+            Box::pin(async move {
+                let sql = "
+                    UPDATE attempts SET lease_until = lease_until + $1 WHERE ended_at IS NULL AND lease_until <= $2";
+                // A lease that would end after all time is there for ever as it is.
+                tx.conn.execute(sql, args![by, last_ms().saturating_sub(by)]).await
             })
         })
         .await

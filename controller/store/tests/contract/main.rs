@@ -112,6 +112,7 @@ contract! {
         a_beat_keeps_what_the_node_says_of_itself
         leases_that_have_ended_are_listed_oldest_first
         a_planned_stop_extends_leases_and_shortens_none
+        leases_follow_a_clock_that_was_put_forward
         live_attempts_are_those_the_node_holds
     }
     reporting {

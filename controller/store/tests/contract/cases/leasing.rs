@@ -161,6 +161,17 @@ pub(crate) async fn a_planned_stop_extends_leases_and_shortens_none(store: Store
     assert_eq!(store.extend_all_leases(at(1), at(0)).await.unwrap(), 0);
 }
 
+pub(crate) async fn leases_follow_a_clock_that_was_put_forward(store: Store) {
+    let live = claimed(&store, "n", "live", at(0)).await;
+    let done = claimed(&store, "n", "done", at(0)).await;
+    finish(&store, &done, at(1)).await;
+    assert_eq!(store.move_leases(std::time::Duration::from_secs(60)).await.unwrap(), 1);
+    assert_eq!(reread(&store, &live.job.uid).await.lease_until, Some(at(85)));
+    assert_eq!(store.attempts(&done.job.uid).await.unwrap()[0].lease_until, at(25));
+    assert_eq!(store.expired_leases(at(84), 10).await.unwrap().len(), 0);
+    assert_eq!(store.expired_leases(at(85), 10).await.unwrap().len(), 1);
+}
+
 pub(crate) async fn live_attempts_are_those_the_node_holds(store: Store) {
     let a = claimed(&store, "n", "a", at(0)).await;
     let b = claimed(&store, "n", "b", at(1)).await;
