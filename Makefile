@@ -1,11 +1,11 @@
 # The commands of every day. CI runs the same ones.
-.PHONY: run build test lint generate bench help
+.PHONY: run build test test-sim lint generate bench help
 
 # cargo-nextest is faster and isolates each test in a process of its own; plain cargo runs the same tests.
 NEXTEST := $(shell cargo nextest --version 2>/dev/null)
 
 help: ## Show this help.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: ## Run examples/hello.yaml with nothing installed: controller, agent and sandbox in one process.
 	cargo run -p windlass -- run --local -f examples/hello.yaml
@@ -18,6 +18,18 @@ ifdef NEXTEST
 	cargo nextest run --workspace
 else
 	cargo test --workspace
+endif
+
+# How many simulated fleets `make test-sim` runs, and from which seed on.
+SEEDS ?= 1000
+FIRST ?= 0
+
+test-sim: ## Run 1,000 simulated fleets (SEEDS=n FIRST=seed for others); `make test` runs the first hundred.
+ifdef NEXTEST
+	WINDLASS_SIM_SEEDS=$(SEEDS) WINDLASS_SIM_FIRST=$(FIRST) \
+		cargo nextest run --profile sim -p windlass-tests --test it -E 'test(/^simulation::/)'
+else
+	WINDLASS_SIM_SEEDS=$(SEEDS) WINDLASS_SIM_FIRST=$(FIRST) cargo test -p windlass-tests --test it simulation::
 endif
 
 lint: ## Check format, lints and documentation.

@@ -1,48 +1,63 @@
-//! A controller and three agents in virtual time, over a network that loses, delays, doubles and reorders, on hosts
+//! A controller and a fleet of agents in virtual time, over a network that loses, delays, doubles and reorders, on hosts
 //! that crash, for many seeds.
 //!
 //! What runs is the product: the controller's dispatch, sweeper and REST over a real store, and whole agents. Fake are
-//! the network, the clock, the agents' disks (which lose what was not finished) and the sandbox (a state machine that
-//! honours leases). A seed decides what is submitted, what goes wrong and what becomes of each call; a failing one
-//! prints the command that runs it again. The order in which tokio wakes several waiters of one watch channel is the one
-//! thing that no seed decides, so another run meets the same faults but not always in the same interleaving.
+//! the network, the clocks, the agents' disks (which lose what was not finished) and the sandbox (a state machine that
+//! honours leases). A seed decides all: what is submitted, what goes wrong, what becomes of each call, and the order
+//! in which everything happens. A failing one prints the command that runs it again, to the same end.
+//!
+//! *How it is the same again*: one thread, whose runtime wakes tasks in a fixed order; time that moves only when all of
+//! them wait; and a controller that is asked one thing at a time, while time stands still.
 
 mod controller;
+mod link;
 mod network;
 mod nodes;
+mod operator;
+mod oracle;
+mod plan;
+mod wire;
 mod world;
 
-use world::{Outcome, Plan, simulate};
+use plan::Plan;
+use world::{Outcome, simulate};
 
-/// Seeds of a run, split so that cores share them.
+/// Tests that share the seeds, so that cores share them.
 const SHARDS: u64 = 4;
+/// Seeds of an ordinary run. `make test-sim` asks for more.
 const SEEDS: u64 = 100;
 
+/// Lines of its trace that a failing seed shows; `WINDLASS_SIM_LINES` asks for others.
+const LINES: usize = 80;
+
 fn run(shard: u64) {
-    let only = only_seed();
-    let seeds =
-        (0..SEEDS).filter(|seed| only.map_or(seed % SHARDS == shard, |only| *seed == only && shard == 0));
-    let seeds: Vec<_> = match only {
-        Some(seed) if shard == 0 => vec![seed],
-        Some(_) => Vec::new(),
-        None => seeds.collect(),
+    let seeds: Vec<u64> = match number("WINDLASS_SIM_SEED") {
+        Some(seed) => (shard == 0).then_some(seed).into_iter().collect(),
+        None => {
+            let first = number("WINDLASS_SIM_FIRST").unwrap_or(0);
+            let count = number("WINDLASS_SIM_SEEDS").unwrap_or(SEEDS);
+            (first..first + count).filter(|seed| seed % SHARDS == shard).collect()
+        }
     };
     for seed in seeds {
-        let Outcome { violations, trace } = simulate(&Plan::of(seed));
+        let Outcome { violations, trace, digest: _ } = simulate(&Plan::of(seed));
+        let lines = number("WINDLASS_SIM_LINES").and_then(|lines| lines.try_into().ok()).unwrap_or(LINES);
         assert!(
             violations.is_empty(),
-            "seed {seed}:\n{}\nreplay it: WINDLASS_SIM_SEED={seed} cargo test -p windlass-tests --test it \
-             simulation::seeds_0\nthe last of what happened:\n{}",
+            "seed {seed} violates:\n{}\n\nits plan: {:?}\n\nthe last of what happened:\n{}\n\nreplay it: \
+             WINDLASS_SIM_SEED={seed} cargo test -p windlass-tests --test it simulation::seeds_0",
             violations.join("\n"),
-            trace[trace.len().saturating_sub(60)..].join("\n")
+            Plan::of(seed),
+            trace[trace.len().saturating_sub(lines)..].join("\n"),
         );
     }
 }
 
-fn only_seed() -> Option<u64> {
+/// A number in the environment, where there is one.
+fn number(name: &str) -> Option<u64> {
     #[expect(clippy::disallowed_methods, reason = "a test has no command line of its own")]
-    let seed = std::env::var("WINDLASS_SIM_SEED").ok()?;
-    Some(seed.parse().expect("WINDLASS_SIM_SEED is a number"))
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name} is not a number: {value}")))
 }
 
 #[test]
@@ -63,4 +78,16 @@ fn seeds_2() {
 #[test]
 fn seeds_3() {
     run(3);
+}
+
+#[test]
+fn a_seed_leads_to_the_same_end_by_the_same_way_each_time() {
+    for seed in 0..3 {
+        let (one, other) = (simulate(&Plan::of(seed)), simulate(&Plan::of(seed)));
+        assert!(one.trace.len() > 50, "seed {seed} does next to nothing: {:?}", one.trace);
+        for (position, (one, other)) in one.trace.iter().zip(&other.trace).enumerate() {
+            assert_eq!(one, other, "seed {seed} differs at line {position} of its trace");
+        }
+        assert_eq!((one.trace.len(), one.digest), (other.trace.len(), other.digest), "seed {seed}");
+    }
 }

@@ -1,312 +1,262 @@
-//! The network between an agent and the controller: it loses, delays, doubles and reorders.
+//! The network between agents and the controller: it loses, delays, doubles and reorders, in either direction.
+//!
+//! ```text
+//! agent ──► fate ──► travels ──► controller ──► oracle looks ──► travels ──► agent
+//!             └──────► travels longer ──► controller (the same request once more)
+//! ```
+//!
+//! A call goes on by itself once it was made, whether its caller lives or not: what was sent may arrive.
 
-use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use windlass_agent::{ClientError, ControllerClient, InputStream, Session};
-use windlass_controller::dispatch::Dispatch;
-use windlass_controller::error::ApiError;
-use windlass_crds::protocol::{
-    Bootstrap, CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck, HeartbeatRequest, HeartbeatResponse,
-    RegisterRequest, ReportRequest, ReportResponse,
-};
-use windlass_store::NodeRow;
+use windlass_store::{Change, Store};
 
-use super::controller::Controller;
+use super::controller::{Controller, Running};
+use super::oracle::Oracle;
+use super::plan::{Plan, STORM, Weather};
 
 /// When virtual time begins: the same second as the agents' clocks.
 pub(crate) const EPOCH_MILLIS: u64 = 1_767_225_600_000;
 
-/// The network of a simulation.
+/// The network of a simulation, with what it connects.
 pub(crate) struct Network {
     pub(crate) controller: Controller,
+    pub(crate) oracle: Oracle,
     began: Instant,
+    weather: Weather,
+    /// Protects what changes; held for a few operations at a time.
     state: Mutex<State>,
-    /// Told whenever the controller may have something new to say.
-    pub(crate) news: Notify,
 }
 
 struct State {
-    rng: StdRng,
-    /// How bad it is, from 0 to 1.
-    trouble: f64,
-    /// Nodes that reach nobody until then.
-    cut: Vec<Option<Instant>>,
+    links: Vec<LinkState>,
+    /// Long polls that wait for news.
+    polls: Vec<Poll>,
+    /// How long the store takes, until then.
+    slow_store: Option<Instant>,
     trace: Vec<String>,
+    /// A running hash of all that happens, also of what is too much to be kept.
+    digest: u64,
+}
+
+struct LinkState {
+    rng: StdRng,
+    cut: Option<Cut>,
+}
+
+/// A cut line.
+#[derive(Clone, Copy)]
+struct Cut {
+    requests: bool,
+    answers: bool,
+    until: Instant,
+}
+
+struct Poll {
+    number: u64,
+    node: String,
+    wants_work: bool,
+    held: Vec<String>,
+    news: Arc<Notify>,
 }
 
 /// What happens to one call.
-struct Fate {
-    there: Duration,
-    back: Duration,
-    lost: bool,
-    answer_lost: bool,
-    again: Option<Duration>,
+pub(crate) struct Fate {
+    pub(crate) there: Duration,
+    pub(crate) back: Duration,
+    pub(crate) request_lost: bool,
+    pub(crate) answer_lost: bool,
+    /// How long the caller waits for what does not come.
+    pub(crate) patience: Duration,
+    /// When the request arrives once more.
+    pub(crate) again: Option<Duration>,
+    /// Whether the controller notices that a caller has hung up.
+    pub(crate) hang_up_is_noticed: bool,
 }
 
 impl Network {
-    pub(crate) fn new(controller: Controller, seed: u64, nodes: usize) -> Arc<Self> {
-        Arc::new(Self {
+    pub(crate) fn new(controller: Controller, plan: &Plan) -> Self {
+        let links = (0..plan.nodes.len() as u64).map(|node| LinkState {
+            rng: StdRng::seed_from_u64(plan.seed.wrapping_mul(0x9e37_79b9).wrapping_add(node)),
+            cut: None,
+        });
+        let state = State {
+            links: links.collect(),
+            polls: Vec::new(),
+            slow_store: None,
+            trace: Vec::new(),
+            digest: 0xcbf2_9ce4_8422_2325,
+        };
+        Self {
             controller,
+            oracle: Oracle::new(plan),
             began: Instant::now(),
-            state: Mutex::new(State {
-                rng: StdRng::seed_from_u64(seed ^ 0x6e65_7477),
-                trouble: 1.0,
-                cut: vec![None; nodes],
-                trace: Vec::new(),
-            }),
-            news: Notify::new(),
-        })
+            weather: plan.weather,
+            state: Mutex::new(state),
+        }
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
     }
 
     pub(crate) fn now_millis(&self) -> u64 {
-        EPOCH_MILLIS + u64::try_from(self.began.elapsed().as_millis()).expect("a simulation is short")
+        EPOCH_MILLIS + u64::try_from(self.elapsed().as_millis()).expect("a simulation is short")
     }
 
     /// Notes what happened, with its time.
     pub(crate) fn note(&self, text: impl AsRef<str>) {
-        let at = self.began.elapsed();
-        self.state().trace.push(format!("{:>9.3} {}", at.as_secs_f64(), text.as_ref()));
+        let line = format!("{:>9.3} {}", self.elapsed().as_secs_f64(), text.as_ref());
+        self.hash(&line);
+        self.state().trace.push(line);
     }
 
-    pub(crate) fn take_trace(&self) -> Vec<String> {
-        std::mem::take(&mut self.state().trace)
+    /// Lets the digest know of something that happens too often to be noted.
+    pub(crate) fn hash(&self, text: &str) {
+        let mut state = self.state();
+        for byte in text.bytes() {
+            state.digest = (state.digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    /// All notes, and the digest of everything.
+    pub(crate) fn take_trace(&self) -> (Vec<String>, u64) {
+        let mut state = self.state();
+        (std::mem::take(&mut state.trace), state.digest)
     }
 
     /// No more faults.
     pub(crate) fn heal(&self) {
         let mut state = self.state();
-        state.trouble = 0.0;
-        state.cut.fill(None);
+        state.slow_store = None;
+        for link in &mut state.links {
+            link.cut = None;
+        }
     }
 
-    /// A node reaches nobody for this long.
-    pub(crate) fn cut(&self, node: usize, how_long: Duration) {
-        self.state().cut[node] = Some(Instant::now() + how_long);
+    /// Cuts a node's line, in one direction or both.
+    pub(crate) fn cut(&self, node: usize, requests: bool, answers: bool, away: Duration) {
+        self.state().links[node].cut = Some(Cut { requests, answers, until: Instant::now() + away });
     }
 
-    pub(crate) fn something_new(&self) {
-        self.news.notify_waiters();
+    /// The store takes its time for so long.
+    pub(crate) fn slow_store(&self, away: Duration) {
+        self.state().slow_store = Some(Instant::now() + away);
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether what a node sends (or is sent) is lost just now.
+    pub(crate) fn is_cut(&self, node: usize, answers: bool) -> bool {
+        let cut = self.state().links[node].cut;
+        cut.is_some_and(|cut| cut.until > Instant::now() && if answers { cut.answers } else { cut.requests })
     }
 
-    fn fate(&self, node: usize) -> Fate {
+    pub(crate) fn fate(&self, node: usize) -> Fate {
+        let good = self.elapsed() >= STORM;
+        let weather = if good { Weather { lost: 0.0, slow: 0.0, again: 0.0 } } else { self.weather };
         let mut state = self.state();
-        let cut = state.cut[node].is_some_and(|until| until > Instant::now());
-        let State { rng, trouble, .. } = &mut *state;
-        let trouble = *trouble;
+        let slow_store = state.slow_store.is_some_and(|until| until > Instant::now());
+        let rng = &mut state.links[node].rng;
         let mut delay = || {
-            let slow = rng.random_bool(0.1 * trouble);
-            Duration::from_millis(rng.random_range(0..if slow { 4_000 } else { 30 }))
+            let limit = match rng.random::<f64>() {
+                chance if chance < weather.slow / 10.0 => 20_000,
+                chance if chance < weather.slow => 4_000,
+                _ => 30,
+            };
+            Duration::from_millis(rng.random_range(0..limit))
         };
-        let (there, back, again) = (delay(), delay(), delay() * 3);
+        let (there, mut back, again) = (delay(), delay(), delay() * 3);
+        if slow_store {
+            back += Duration::from_millis(rng.random_range(500..8_000));
+        }
         Fate {
             there,
             back,
-            lost: rng.random_bool(0.06 * trouble) || cut,
-            answer_lost: rng.random_bool(0.06 * trouble),
-            again: rng.random_bool(0.06 * trouble).then_some(again),
+            request_lost: rng.random_bool(weather.lost),
+            answer_lost: rng.random_bool(weather.lost),
+            patience: Duration::from_millis(rng.random_range(100..8_000)),
+            again: rng.random_bool(weather.again).then_some(again),
+            hang_up_is_noticed: rng.random_bool(0.7),
         }
     }
-}
 
-/// One node's way to the controller.
-#[derive(Clone)]
-pub(crate) struct Link {
-    pub(crate) network: Arc<Network>,
-    pub(crate) node: usize,
-    pub(crate) name: String,
-}
-
-fn unreachable(why: &str) -> ClientError {
-    ClientError::Unreachable { url: "https://controller".into(), source: why.to_owned().into() }
-}
-
-fn refused(error: &ApiError) -> ClientError {
-    let problem = error.problem();
-    ClientError::Refused {
-        status: problem.status,
-        code: problem.code,
-        detail: problem.detail.unwrap_or_default(),
-    }
-}
-
-impl Link {
-    /// One call over the network.
-    async fn call<Q, T, F, Fut>(&self, what: &'static str, request: &Q, handle: F) -> Result<T, ClientError>
+    /// Asks the controller, if it is up; `heard` sees what it answers before anything else happens. Then the oracle
+    /// looks at what has changed, and long polls hear of it.
+    pub(crate) fn ask<T, F, Fut>(&self, ask: F, heard: impl FnOnce(&T)) -> Option<T>
     where
-        Q: Clone + Send + Sync + 'static,
         T: Send + 'static,
-        F: Fn(Dispatch, NodeRow, Q) -> Fut + Clone + Send + Sync + 'static,
-        Fut: Future<Output = Result<T, ApiError>> + Send + 'static,
+        F: FnOnce(Running, Store) -> Fut,
+        Fut: Future<Output = T> + Send + 'static,
     {
-        let fate = self.network.fate(self.node);
-        tokio::time::sleep(fate.there).await;
-        if fate.lost {
-            self.network.note(format!("{} {what}: request lost", self.name));
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            return Err(unreachable("the request is lost"));
+        let answer = self.controller.ask(self.now_millis(), ask);
+        if let Some(answer) = &answer {
+            heard(answer);
         }
-        let answer = self.handle(what, request.clone(), handle.clone());
-        if let Some(later) = fate.again {
-            // The same request once more, later, with nobody to hear the answer.
-            let (link, request) = (self.clone(), request.clone());
-            tokio::spawn(async move {
-                tokio::time::sleep(later).await;
-                drop(link.handle(what, request, handle));
-            });
-        }
-        if fate.answer_lost {
-            self.network.note(format!("{} {what}: answer lost", self.name));
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            return Err(unreachable("the answer is lost"));
-        }
-        tokio::time::sleep(fate.back).await;
+        self.settle();
         answer
     }
 
-    /// The controller's side of a call.
-    fn handle<Q, T, F, Fut>(&self, what: &'static str, request: Q, handle: F) -> Result<T, ClientError>
-    where
-        Q: Send + 'static,
-        T: Send + 'static,
-        F: FnOnce(Dispatch, NodeRow, Q) -> Fut + Send + 'static,
-        Fut: Future<Output = Result<T, ApiError>> + Send + 'static,
-    {
-        let name = self.name.clone();
-        let answer = self.network.controller.ask(self.network.now_millis(), |running, store| async move {
-            let node = store.get_node(&name).await?;
-            let node = node.ok_or_else(|| {
-                ApiError::new(windlass_controller::error::Code::Unauthenticated, "register first")
-            })?;
-            handle(running.dispatch, node, request).await
-        });
-        self.network.something_new();
-        match answer {
-            None => Err(unreachable("the controller is down")),
-            Some(Ok(answer)) => Ok(answer),
-            Some(Err(error)) => {
-                self.network.note(format!("{} {what}: refused: {error}", self.name));
-                Err(refused(&error))
-            }
-        }
-    }
-}
-
-#[async_trait]
-impl ControllerClient for Link {
-    async fn register(&self, request: &RegisterRequest) -> Result<Bootstrap, ClientError> {
-        let fate = self.network.fate(self.node);
-        tokio::time::sleep(fate.there).await;
-        if fate.lost {
-            return Err(unreachable("the request is lost"));
-        }
-        let request = request.clone();
-        let answer = self.network.controller.ask(self.network.now_millis(), |running, _| async move {
-            running.dispatch.register(request).await
-        });
-        self.network.something_new();
-        tokio::time::sleep(fate.back).await;
-        if fate.answer_lost {
-            return Err(unreachable("the answer is lost"));
-        }
-        match answer {
-            None => Err(unreachable("the controller is down")),
-            Some(Ok((bootstrap, _))) => Ok(bootstrap),
-            Some(Err(error)) => Err(refused(&error)),
-        }
-    }
-
-    async fn configuration(
+    /// A request of an operator: the status and the body; `None` while the controller is down.
+    pub(crate) fn ask_operator(
         &self,
-        _: &Session,
-        after: Option<u64>,
-        wait: Duration,
-    ) -> Result<Option<Value>, ClientError> {
-        let found = self
-            .call("configuration", &after, |dispatch, node, after| async move {
-                dispatch.configuration(&node.name, after.unwrap_or(0), Duration::ZERO).await
-            })
-            .await?;
-        if found.is_none() {
-            tokio::time::sleep(wait).await;
+        method: &str,
+        path: &str,
+        key: Option<&str>,
+        body: &Value,
+    ) -> Option<(u16, Value)> {
+        let answer = self.controller.request(self.now_millis(), method, path, key, body);
+        self.settle();
+        answer
+    }
+
+    /// Looks at what has changed in the store and passes it on.
+    pub(crate) fn settle(&self) {
+        let changes = self.controller.changes();
+        if changes.is_empty() {
+            return;
         }
-        Ok(found.map(|found| serde_json::to_value(found).expect("a configuration is plain data")))
-    }
-
-    async fn acknowledge(&self, _: &Session, ack: &ConfigAck) -> Result<(), ClientError> {
-        self.call(
-            "acknowledge",
-            ack,
-            |dispatch, node, ack| async move { dispatch.acknowledge(&node, ack).await },
-        )
-        .await
-    }
-
-    async fn capability(&self, _: &Session, report: &CapabilityReport) -> Result<(), ClientError> {
-        self.call("capability", report, |dispatch, node, report| async move {
-            dispatch.capability(&node, report).await
-        })
-        .await
-    }
-
-    async fn claim(&self, _: &Session, request: &ClaimRequest) -> Result<ClaimResponse, ClientError> {
-        let deadline = Instant::now() + Duration::from_secs(request.wait_seconds.into());
-        loop {
-            // Enabled before the look, so that nothing falls between the two.
-            let mut news = pin!(self.network.news.notified());
-            news.as_mut().enable();
-            let answer = self
-                .call("claim", request, |dispatch, node, request| async move {
-                    dispatch.claim_once(&node.name, &request).await
-                })
-                .await?;
-            if !answer.assignments.is_empty() || !answer.orders.is_empty() || Instant::now() >= deadline {
-                for assignment in &answer.assignments {
-                    self.network.note(format!("{} claimed {}", self.name, assignment.attempt));
-                }
-                return Ok(answer);
-            }
-            // A pause, so that a busy network does not make every claim look again at once.
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            // Cancel-safe: both only wait.
-            tokio::select! {
-                biased;
-                () = news => {}
-                () = tokio::time::sleep(Duration::from_secs(3)) => {}
+        self.oracle.examine(self, &changes);
+        // One after the other, so that what the polls do next does not depend on the order of the changes.
+        let state = self.state();
+        for poll in &state.polls {
+            let concerns = |change: &Change| match change {
+                Change::Queued => poll.wants_work,
+                Change::Node { name } => *name == poll.node,
+                Change::Job { uid } => poll.held.contains(uid),
+                Change::Records { .. } | Change::Event { .. } | Change::Template { .. } => false,
+            };
+            if changes.iter().any(concerns) {
+                poll.news.notify_one();
             }
         }
     }
 
-    async fn heartbeat(
-        &self,
-        _: &Session,
-        request: &HeartbeatRequest,
-    ) -> Result<HeartbeatResponse, ClientError> {
-        self.call("heartbeat", request, |dispatch, node, request| async move {
-            dispatch.heartbeat(&node, request).await
-        })
-        .await
+    /// Everybody who waits looks again: the controller has come, gone, or is about to go.
+    pub(crate) fn wake_polls(&self) {
+        for poll in &self.state().polls {
+            poll.news.notify_one();
+        }
     }
 
-    async fn report(&self, _: &Session, request: &ReportRequest) -> Result<ReportResponse, ClientError> {
-        self.call("report", request, |dispatch, node, request| async move {
-            dispatch.report(&node, request).await
-        })
-        .await
+    /// Waits for news from now on; [`Network::end_poll`] ends it.
+    pub(crate) fn begin_poll(&self, node: &str, wants_work: bool, held: Vec<String>) -> (u64, Arc<Notify>) {
+        let mut state = self.state();
+        let number = state.polls.last().map_or(0, |poll| poll.number + 1);
+        let news = Arc::new(Notify::new());
+        state.polls.push(Poll { number, node: node.to_owned(), wants_work, held, news: Arc::clone(&news) });
+        (number, news)
     }
 
-    async fn input(&self, _: &Session, _: &str) -> Result<InputStream, ClientError> {
-        Err(unreachable("no job of the simulation has inputs"))
+    pub(crate) fn end_poll(&self, number: u64) {
+        self.state().polls.retain(|poll| poll.number != number);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,29 +1,36 @@
 //! A host of the simulation: what outlives its agent, and the agent.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use windlass_agent::plugins::Registry;
-use windlass_agent::testing::{FakeSandbox, FixedHost, MemoryFs, SeededIds, VirtualClock, capability};
-use windlass_agent::{Agent, AgentParts, Identity, JoinSecret, KeeperHost, Settings, Stop};
+use windlass_agent::testing::{Crash, FakeSandbox, MemoryFs, SeededIds, VirtualClock, capability};
+use windlass_agent::{
+    Agent, AgentParts, HostFacts, HostProbe, Identity, JoinSecret, KeeperHost, Settings, Stop,
+};
+use windlass_crds::protocol::{Compute, Platform};
 
 use super::controller::JOIN_SECRET;
-use super::network::{Link, Network};
-
-/// How many attempts a node runs at once.
-pub(crate) const SLOTS: u32 = 2;
+use super::link::Link;
+use super::network::Network;
+use super::plan::{NodePlan, Plan};
+use super::wire::Wire;
 
 /// A host: its disk and its sandbox live on when its agent crashes.
 pub(crate) struct Node {
     pub(crate) name: String,
+    number: usize,
+    plan: NodePlan,
     seed: u64,
     runs: u64,
+    boots: u64,
     link: Link,
-    clock: Arc<VirtualClock>,
-    fs: Arc<MemoryFs>,
+    pub(crate) clock: Arc<VirtualClock>,
+    pub(crate) fs: Arc<MemoryFs>,
     pub(crate) sandbox: FakeSandbox,
     agent: Option<Running>,
 }
@@ -35,14 +42,27 @@ struct Running {
 }
 
 impl Node {
-    pub(crate) fn new(network: &Arc<Network>, number: usize, seed: u64) -> Self {
+    pub(crate) fn new(network: &Arc<Network>, number: usize, plan: &Plan) -> Self {
         let name = format!("n{number}");
         let clock = Arc::new(VirtualClock::new());
+        let sandbox = FakeSandbox::new(clock.clone());
+        let weak = Arc::downgrade(network);
+        sandbox.on_start(Arc::new(move |unit| {
+            if let Some(network) = Weak::upgrade(&weak) {
+                network.oracle.started(&network, number, unit.as_str());
+            }
+        }));
+        network.oracle.watch(sandbox.clone());
+        let node = plan.nodes[number].clone();
+        let wire = Wire { peer: node.peer, newer_controller: plan.newer_controller };
         Self {
-            link: Link { network: network.clone(), node: number, name: name.clone() },
-            seed: seed.wrapping_mul(31).wrapping_add(number as u64),
+            link: Link { network: network.clone(), node: number, name: name.clone(), wire },
+            number,
+            plan: node,
+            seed: plan.seed.wrapping_mul(31).wrapping_add(number as u64),
             runs: 0,
-            sandbox: FakeSandbox::new(clock.clone()),
+            boots: 1,
+            sandbox,
             fs: Arc::new(MemoryFs::default()),
             clock,
             agent: None,
@@ -66,14 +86,14 @@ impl Node {
             clock: self.clock.clone(),
             ids: Arc::new(SeededIds::new(self.seed ^ (self.runs << 32))),
             fs: self.fs.clone(),
-            host: Arc::new(FixedHost),
+            host: Arc::new(Host(self.plan.clone())),
             driver: Arc::new(self.sandbox.clone()),
             sandbox: capability(),
             workspaces: Arc::new(self.sandbox.clone()),
             plugins: Registry::built_in(),
             settings: Settings {
                 labels: BTreeMap::new(),
-                concurrency: SLOTS,
+                concurrency: self.plan.slots,
                 least_free_bytes: 0,
                 inputs: "/nowhere".into(),
                 input_cache_bytes: 0,
@@ -86,7 +106,7 @@ impl Node {
     }
 
     /// kill -9, at once or in the middle of one of the next writes to the disk.
-    pub(crate) async fn crash(&mut self, within: Option<(u64, windlass_agent::testing::Crash)>) {
+    pub(crate) async fn crash(&mut self, within: Option<(u64, Crash)>) {
         let Some(Running { agent, stop }) = self.agent.take() else { return };
         if let Some((writes, how)) = within {
             self.fs.crash_at(self.fs.operations() + writes, how);
@@ -105,16 +125,58 @@ impl Node {
         self.link.network.note(format!("{} agent crashes", self.name));
     }
 
+    /// The host loses power and comes up again, without its agent for now.
+    pub(crate) async fn reboot(&mut self) {
+        self.crash(None).await;
+        self.boots += 1;
+        self.sandbox.reboot();
+        self.clock.reboot_now(&format!("boot-{}", self.boots));
+        self.link.network.note(format!("{} was booted", self.name));
+    }
+
+    /// Tells the agent to stop.
+    pub(crate) fn tell(&self, stop: Stop) {
+        if let Some(running) = &self.agent {
+            running.stop.send_replace(stop);
+        }
+    }
+
     pub(crate) fn is_up(&self) -> bool {
         self.agent.as_ref().is_some_and(|running| !running.agent.is_finished())
     }
 
-    /// What the agent ended with, if it ended by itself.
-    pub(crate) async fn gave_up(&mut self) -> Option<String> {
+    /// What the agent ended with, if it ended by itself; the flag says whether it was told to.
+    pub(crate) async fn ended(&mut self) -> Option<(bool, String)> {
         if !self.agent.as_ref().is_some_and(|running| running.agent.is_finished()) {
             return None;
         }
-        let Running { agent, stop: _ } = self.agent.take()?;
-        Some(format!("{:?}", agent.await))
+        let Running { agent, stop } = self.agent.take()?;
+        let ended = agent.await;
+        let told = *stop.borrow() != Stop::Run && matches!(ended, Ok(Ok(())));
+        Some((told, format!("agent n{} has ended: {ended:?}", self.number)))
+    }
+}
+
+/// The hardware of a host.
+struct Host(NodePlan);
+
+#[async_trait]
+impl HostProbe for Host {
+    async fn look(&self) -> HostFacts {
+        HostFacts {
+            platform: Platform {
+                os: "linux".to_owned(),
+                distro: None,
+                arch: "amd64".to_owned(),
+                kernel_version: None,
+            },
+            compute: Compute {
+                cpu_model: None,
+                cpu_cores: self.0.cores,
+                ram_mb: self.0.ram_mb,
+                storage_free_mb: None,
+            },
+            gpu: None,
+        }
     }
 }

@@ -1,105 +1,38 @@
-//! One simulation: what is submitted, what goes wrong, what must hold.
+//! One simulation: carries a plan out in virtual time and looks at what comes of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
-use serde_json::json;
+use jiff::SignedDuration;
+use serde_json::Value;
 use tokio::time::Instant;
-use windlass_agent::testing::Crash;
+use windlass_agent::Stop;
 use windlass_crds::JobPhase;
-use windlass_store::{AttemptPhase, JobRow, LogFilter, RecordStore};
+use windlass_store::{AttemptPhase, AttemptRow, LogFilter, RecordStore};
 
 use super::controller::Controller;
 use super::network::{EPOCH_MILLIS, Network};
-use super::nodes::{Node, SLOTS};
+use super::nodes::Node;
+use super::operator::Operator;
+use super::oracle::{CANCEL, Invariant, KnownJob};
+use super::plan::{JobPlan, Plan, STORM, Suspended, Trouble};
 
-const NODES: usize = 3;
-const JOBS: usize = 10;
-/// How long things go wrong.
-const STORM: Duration = Duration::from_secs(120);
-/// How long everything may take to end after that.
-const CALM: Duration = Duration::from_secs(1800);
-
-/// What a seed decides beforehand.
-pub(crate) struct Plan {
-    seed: u64,
-    jobs: Vec<Job>,
-    troubles: Vec<(Duration, Trouble)>,
-}
-
-struct Job {
-    name: String,
-    at: Duration,
-    runs_millis: u64,
-    code: i32,
-    failures: u32,
-    patient: bool,
-    cancel_at: Option<Duration>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Trouble {
-    /// An agent crashes and comes back after a while.
-    Crash { node: usize, away: Duration, within: Option<(u64, Crash)> },
-    /// The controller crashes and comes back after a while.
-    Controller { away: Duration },
-    /// A node reaches nobody for a while.
-    Cut { node: usize, away: Duration },
-}
+/// How long everything may take to end after the storm.
+const CALM: Duration = Duration::from_secs(1200);
+/// How long a fleet may take to clean up after its last job.
+const CLEAN_UP: Duration = Duration::from_secs(120);
+/// How often the world is looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// How long a controller that was told to stop still answers: its notice and its drain.
+const DRAIN: Duration = Duration::from_millis(5_500);
 
 /// What became of a simulation.
 pub(crate) struct Outcome {
     pub(crate) violations: Vec<String>,
     pub(crate) trace: Vec<String>,
-}
-
-impl Plan {
-    pub(crate) fn of(seed: u64) -> Self {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let storm = u64::try_from(STORM.as_millis()).expect("a storm is short");
-        let some_time = |rng: &mut StdRng| Duration::from_millis(rng.random_range(0..storm));
-        let jobs = (0..JOBS).map(|number| {
-            let at = Duration::from_millis(rng.random_range(0..60_000));
-            Job {
-                name: format!("job-{number}"),
-                at,
-                // From at once to longer than a lease.
-                runs_millis: if rng.random_bool(0.7) {
-                    rng.random_range(0..3_000)
-                } else {
-                    rng.random_range(0..70_000)
-                },
-                code: if rng.random_bool(0.25) { 3 } else { 0 },
-                failures: rng.random_range(0..2),
-                patient: rng.random_bool(0.2),
-                cancel_at: rng
-                    .random_bool(0.15)
-                    .then(|| at + Duration::from_millis(rng.random_range(0..30_000))),
-            }
-        });
-        let jobs: Vec<_> = jobs.collect();
-        let troubles = (0..rng.random_range(4..12)).map(|_| {
-            let at = some_time(&mut rng);
-            let node = rng.random_range(0..NODES);
-            let away = Duration::from_millis(rng.random_range(100..50_000));
-            let trouble = match rng.random_range(0..5) {
-                0 => Trouble::Controller { away },
-                1 => Trouble::Cut { node, away },
-                _ => {
-                    let how = [Crash::Before, Crash::Within, Crash::After][rng.random_range(0..3)];
-                    let within = rng.random_bool(0.7).then(|| (rng.random_range(1..12), how));
-                    Trouble::Crash { node, away, within }
-                }
-            };
-            (at, trouble)
-        });
-        let mut troubles: Vec<_> = troubles.collect();
-        troubles.sort_by_key(|(at, _)| *at);
-        Self { seed, jobs, troubles }
-    }
+    /// A hash of everything that happened.
+    pub(crate) digest: u64,
 }
 
 /// Runs a plan in virtual time.
@@ -116,42 +49,45 @@ pub(crate) fn simulate(plan: &Plan) -> Outcome {
 struct World<'a> {
     plan: &'a Plan,
     network: Arc<Network>,
+    operator: Operator<'a>,
     nodes: Vec<Node>,
-    began: Instant,
-    violations: Vec<String>,
-    /// When what is down comes back.
+    /// When agents that are down come back.
     returns: BTreeMap<usize, Instant>,
+    /// When full disks have room again.
+    room_at: BTreeMap<usize, Instant>,
+    /// When a controller that stops is gone.
+    controller_goes: Option<(Instant, Duration)>,
     controller_returns: Option<Instant>,
-    submitted: BTreeSet<usize>,
-    cancelled: BTreeSet<usize>,
 }
 
 impl<'a> World<'a> {
     fn new(plan: &'a Plan, controller: Controller) -> Self {
-        let network = Network::new(controller, plan.seed, NODES);
-        let nodes = (0..NODES).map(|number| Node::new(&network, number, plan.seed)).collect();
+        let network = Arc::new(Network::new(controller, plan));
+        network.oracle.controller_came(network.controller.wall_at(EPOCH_MILLIS));
+        let nodes = (0..plan.nodes.len()).map(|number| Node::new(&network, number, plan)).collect();
         Self {
             plan,
+            operator: Operator::new(plan, &network),
             network,
             nodes,
-            began: Instant::now(),
-            violations: Vec::new(),
             returns: BTreeMap::new(),
+            room_at: BTreeMap::new(),
+            controller_goes: None,
             controller_returns: None,
-            submitted: BTreeSet::new(),
-            cancelled: BTreeSet::new(),
         }
     }
 
     async fn run(mut self) -> Outcome {
+        self.operator.declare_nodes();
         for node in &mut self.nodes {
             node.start();
         }
         let mut troubles = self.plan.troubles.iter().copied().peekable();
-        let mut next_sweep = Duration::from_secs(1);
+        let mut tick = 0_u32;
         loop {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            let at = self.began.elapsed();
+            tokio::time::sleep(TICK).await;
+            tick += 1;
+            let at = self.network.elapsed();
             while let Some((_, trouble)) = troubles.next_if(|(due, _)| *due <= at && at < STORM) {
                 self.afflict(trouble).await;
             }
@@ -159,27 +95,25 @@ impl<'a> World<'a> {
                 self.network.heal();
             }
             self.bring_back(at).await;
-            self.submit_and_cancel(at);
-            if at >= next_sweep {
-                next_sweep = at + Duration::from_secs(1);
+            self.operator.act(at);
+            if tick.is_multiple_of(2) {
                 self.network.controller.sweep(self.network.now_millis());
-                self.network.something_new();
+                self.network.settle();
+                self.network.oracle.swept(&self.network);
+                self.check_cancels(at);
             }
-            self.check_now();
-            if !self.violations.is_empty() || (at > STORM && self.all_ended()) {
+            if self.network.oracle.has_violations() || (at > STORM && self.all_ended()) {
                 break;
             }
             if at > STORM + CALM {
-                self.violations.push(format!("not every job has ended: {}", self.still_open()));
+                self.tell_what_waits();
                 break;
             }
         }
-        if self.violations.is_empty() {
+        if !self.network.oracle.has_violations() {
             // Logs may still be on their way, and nodes clean up.
-            for _ in 0..60 {
-                if self.is_settled() {
-                    break;
-                }
+            let give_up = self.network.elapsed() + CLEAN_UP;
+            while !self.is_settled() && self.network.elapsed() < give_up {
                 tokio::time::sleep(Duration::from_secs(2)).await;
             }
             self.check_end();
@@ -187,37 +121,99 @@ impl<'a> World<'a> {
         for node in &mut self.nodes {
             node.crash(None).await;
         }
-        Outcome { violations: self.violations, trace: self.network.take_trace() }
+        let (trace, digest) = self.network.take_trace();
+        Outcome { violations: self.network.oracle.violations(), trace, digest }
     }
 
     async fn afflict(&mut self, trouble: Trouble) {
-        self.network.note(format!("trouble: {trouble:?}"));
+        let network = Arc::clone(&self.network);
+        network.note(format!("trouble: {trouble:?}"));
+        let now = Instant::now();
         match trouble {
             Trouble::Crash { node, away, within } => {
                 self.nodes[node].crash(within).await;
                 self.returns.insert(node, Instant::now() + away);
             }
-            Trouble::Controller { away } => {
-                self.network.controller.kill();
-                self.controller_returns = Some(Instant::now() + away);
+            Trouble::Reboot { node, away } => {
+                self.nodes[node].reboot().await;
+                self.returns.insert(node, now + away);
             }
-            Trouble::Cut { node, away } => self.network.cut(node, away),
+            Trouble::Stop { node, cancel, away } => {
+                self.nodes[node].tell(if cancel { Stop::Cancel } else { Stop::Drain });
+                self.returns.insert(node, now + away);
+            }
+            Trouble::Controller { away } => {
+                self.controller_goes = None;
+                self.controller_gone(now + away);
+            }
+            Trouble::PlannedStop { away } => {
+                if self.controller_goes.is_none() && network.controller.is_up() {
+                    network.controller.begin_stop();
+                    network.wake_polls();
+                    self.controller_goes = Some((now + DRAIN, away));
+                }
+            }
+            Trouble::Cut { node, requests, answers, away } => network.cut(node, requests, answers, away),
+            Trouble::DiskFull { node, away } => {
+                self.nodes[node].fs.set_full(true);
+                self.room_at.insert(node, now + away);
+            }
+            Trouble::Wall { node, seconds } => {
+                self.nodes[node].clock.jump(SignedDuration::from_secs(seconds));
+            }
+            Trouble::Slept { node, asleep } => {
+                self.nodes[node].clock.wake_after(asleep);
+                self.nodes[node].sandbox.clock_moved();
+            }
+            // What was moved while it was down it cannot know.
+            Trouble::ControllerWall { .. } if !network.controller.is_up() => {}
+            Trouble::ControllerWall { seconds } => {
+                network.controller.jump(seconds);
+                network.oracle.controller_jumped(network.controller.wall_at(network.now_millis()));
+            }
+            Trouble::SlowStore { away } => network.slow_store(away),
         }
+    }
+
+    /// The controller is gone until then.
+    fn controller_gone(&mut self, until: Instant) {
+        let network = &self.network;
+        if network.controller.is_up() {
+            network.oracle.controller_went(network.controller.wall_at(network.now_millis()));
+        }
+        network.controller.kill();
+        network.wake_polls();
+        self.controller_returns = Some(until);
     }
 
     async fn bring_back(&mut self, at: Duration) {
         let now = Instant::now();
-        if self.controller_returns.is_some_and(|due| due <= now || at >= STORM) {
-            self.controller_returns = None;
-            self.network.controller.clock.set_millis(self.network.now_millis());
-            self.network.controller.start();
-            self.network.note("controller starts");
+        let calm = at >= STORM;
+        if let Some((_, away)) = self.controller_goes.take_if(|(due, _)| *due <= now) {
+            self.network.controller.end_stop(self.network.now_millis());
+            self.network.settle();
+            self.network.note("controller has stopped");
+            self.controller_gone(now + away);
         }
-        for (number, node) in self.nodes.iter_mut().enumerate() {
-            if let Some(end) = node.gave_up().await {
-                self.violations.push(format!("agent {number} gave up: {end}"));
+        if self.controller_returns.take_if(|due| *due <= now || calm).is_some() {
+            let network = &self.network;
+            network.controller.start(network.now_millis());
+            network.oracle.controller_came(network.controller.wall_at(network.now_millis()));
+            network.note("controller starts");
+        }
+        for number in 0..self.nodes.len() {
+            let node = &mut self.nodes[number];
+            if self.room_at.get(&number).is_some_and(|due| *due <= now || calm) {
+                self.room_at.remove(&number);
+                node.fs.set_full(false);
             }
-            let due = self.returns.get(&number).is_some_and(|due| *due <= now || at >= STORM);
+            if let Some((told, end)) = node.ended().await {
+                self.network.note(&end);
+                if !told {
+                    self.network.oracle.violated(Invariant::AgentGaveUp, end);
+                }
+            }
+            let due = self.returns.get(&number).is_some_and(|due| *due <= now || calm);
             if due && !node.is_up() {
                 self.returns.remove(&number);
                 node.start();
@@ -225,153 +221,182 @@ impl<'a> World<'a> {
         }
     }
 
-    fn submit_and_cancel(&mut self, at: Duration) {
-        let now = self.network.now_millis();
-        for (number, job) in self.plan.jobs.iter().enumerate() {
-            if job.at <= at && !self.submitted.contains(&number) {
-                let manifest = json!({
-                    "apiVersion": "windlass.dev/v1alpha1", "kind": "SandboxJob", "metadata": {"name": job.name},
-                    "spec": {
-                        "command": [
-                            format!("out begin {number};"), format!("sleep {}", job.runs_millis),
-                            format!("out end {number};"), format!("exit {}", job.code),
-                        ],
-                        "retry": {"lostAttempts": 100, "failures": job.failures},
-                        "offline": if job.patient { "continue" } else { "stop" },
-                    },
-                });
-                let path = format!("/v1/namespaces/default/jobs/{}", job.name);
-                if let Some((status, body)) = self.network.controller.request(now, "PUT", &path, &manifest) {
-                    assert!(matches!(status, 200 | 201), "{body}");
-                    self.submitted.insert(number);
-                    self.network.note(format!("submitted {}", job.name));
-                    self.network.something_new();
-                }
-            }
-            let due = job.cancel_at.is_some_and(|due| due <= at);
-            if due && self.submitted.contains(&number) && !self.cancelled.contains(&number) {
-                let path = format!("/v1/namespaces/default/jobs/{}/cancel", job.name);
-                if self.network.controller.request(now, "POST", &path, &json!({})).is_some() {
-                    self.cancelled.insert(number);
-                    self.network.note(format!("cancel asked for {}", job.name));
-                    self.network.something_new();
-                }
+    /// Once nothing is in the way, a job that somebody cancelled ends soon.
+    fn check_cancels(&self, at: Duration) {
+        if at < STORM + CANCEL {
+            return;
+        }
+        let running: Vec<String> =
+            self.nodes.iter().flat_map(|node| node.sandbox.running()).map(|unit| unit.to_string()).collect();
+        let now = self.network.controller.wall_at(self.network.now_millis());
+        let limit = SignedDuration::try_from(CANCEL).expect("half a minute is in range");
+        for job in self.network.oracle.jobs() {
+            let row = &job.row;
+            // An attempt that its node has never heard of ends with its lease.
+            let runs = running.iter().any(|unit| unit.starts_with(&format!("{}-{}-", row.uid, row.epoch)));
+            if row.phase.is_held()
+                && runs
+                && job.cancel_seen.is_some_and(|seen| now.duration_since(seen) > limit)
+            {
+                self.network.oracle.violated(
+                    Invariant::Cancel,
+                    format_args!("{} is {} long after it was cancelled", row.name, row.phase),
+                );
             }
         }
     }
 
-    /// What must hold at every moment.
-    fn check_now(&mut self) {
-        let mut live: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for node in &self.nodes {
-            let running = node.sandbox.running();
-            if running.len() > SLOTS as usize {
-                self.violations.push(format!("{} runs {} units in {SLOTS} slots", node.name, running.len()));
-            }
-            for unit in running {
-                // `<job uid>-<epoch>-<step>`
-                let job = unit.as_str().rsplitn(3, '-').nth(2).expect("units are named after attempts");
-                live.entry(job.to_owned()).or_default().push(format!("{} on {}", unit, node.name));
-            }
-        }
-        for (job, units) in live {
-            if units.len() > 1 {
-                self.violations.push(format!("job {job} runs twice at once: {}", units.join(", ")));
-            }
-        }
-    }
-
-    fn rows(&self) -> Vec<JobRow> {
-        self.network.controller.inspect(|store, _| async move {
-            let page = windlass_store::Page { limit: 500, cursor: None };
-            store.list_jobs(windlass_store::JobFilter::default(), page).await.expect("the store works").0
-        })
-    }
-
+    /// Whether every job has ended or waits for good.
     fn all_ended(&self) -> bool {
-        self.submitted.len() == JOBS && self.rows().iter().all(|row| row.phase.is_terminal())
+        let jobs = self.network.oracle.jobs();
+        self.operator.is_done()
+            && jobs.iter().all(|job| job.row.phase.is_terminal() || self.waits_for_good(job))
+    }
+
+    /// Whether a job waits for a reason that does not go by itself.
+    fn waits_for_good(&self, job: &KnownJob) -> bool {
+        if job.row.phase != JobPhase::Queued {
+            return false;
+        }
+        let Some(number) = self.operator.number_of(&job.row.uid) else { return false };
+        let plan = &self.plan.jobs[number];
+        plan.suspended == Suspended::ForEver || !self.plan.nodes.iter().any(|node| node.could_run(plan))
     }
 
     /// Whether every node has cleaned up and sent what it had.
     fn is_settled(&self) -> bool {
         let clean = |node: &Node| node.sandbox.units().is_empty() && node.sandbox.homes().is_empty();
-        let told = |row: &JobRow| row.logs_complete || row.phase == JobPhase::Cancelled;
-        self.nodes.iter().all(clean) && self.rows().iter().all(told)
+        let told = |job: &KnownJob| {
+            job.row.logs_complete || !matches!(job.row.phase, JobPhase::Succeeded | JobPhase::Failed)
+        };
+        self.nodes.iter().all(clean) && self.network.oracle.jobs().iter().all(told)
     }
 
-    fn still_open(&self) -> String {
-        let open = self.rows().into_iter().filter(|row| !row.phase.is_terminal());
-        open.map(|row| format!("{} is {} ({:?})", row.name, row.phase, row.reason))
-            .collect::<Vec<_>>()
-            .join("; ")
+    /// Nothing should be open any more.
+    fn tell_what_waits(&self) {
+        for job in self.network.oracle.jobs() {
+            if !job.row.phase.is_terminal() && !self.waits_for_good(&job) {
+                let why = self.explanation(&job);
+                self.network.oracle.violated(
+                    Invariant::Outcome,
+                    format_args!("{} is still {} ({:?}): {why}", job.row.name, job.row.phase, job.row.reason),
+                );
+            }
+        }
+    }
+
+    /// What the controller says about why a job does not run.
+    fn explanation(&self, job: &KnownJob) -> Value {
+        let path = format!("/v1/namespaces/default/jobs/{}/placement", job.row.name);
+        let answer = self.network.ask_operator("GET", &path, None, &Value::Null);
+        answer.map_or(Value::Null, |(_, body)| body)
     }
 
     /// What must hold once everything has ended.
-    fn check_end(&mut self) {
-        let mut starts = BTreeSet::new();
+    fn check_end(&self) {
+        let oracle = &self.network.oracle;
         for node in &self.nodes {
-            for (unit, _) in node.sandbox.starts() {
-                if !starts.insert(unit.clone()) {
-                    self.violations.push(format!("unit {unit} was started twice"));
-                }
-            }
-            if !node.sandbox.units().is_empty() || !node.sandbox.homes().is_empty() {
-                let units = node.sandbox.units();
-                self.violations.push(format!("{} keeps what nobody needs: {units:?}", node.name));
+            let (units, homes) = (node.sandbox.units(), node.sandbox.homes());
+            if !units.is_empty() || !homes.is_empty() {
+                oracle.violated(
+                    Invariant::Leftovers,
+                    format_args!("{} keeps what nobody needs: {units:?} {:?}", node.name, homes.keys()),
+                );
             }
         }
-        for row in self.rows() {
-            let number =
-                self.plan.jobs.iter().position(|job| job.name == row.name).expect("it was submitted here");
-            let problems = self.check_job(number, &row);
-            self.violations.extend(problems.into_iter().map(|problem| format!("{}: {problem}", row.name)));
+        let jobs = oracle.jobs();
+        if jobs.len() != self.plan.jobs.len() {
+            let names: Vec<_> = jobs.iter().map(|job| job.row.name.as_str()).collect();
+            oracle.violated(
+                Invariant::Idempotency,
+                format_args!("{} jobs became {names:?}", self.plan.jobs.len()),
+            );
+        }
+        for job in &jobs {
+            let Some(number) = self.operator.number_of(&job.row.uid) else { continue };
+            let plan = &self.plan.jobs[number];
+            if let Some(problem) = self.problem_of(plan, job) {
+                oracle.violated(Invariant::Outcome, format_args!("{}: {problem}", job.row.name));
+            }
+            for attempt in job.attempts.values() {
+                if let Some(problem) = self.problem_of_logs(plan, attempt) {
+                    oracle.violated(Invariant::Logs, format_args!("{}: {problem}", attempt.id()));
+                }
+            }
         }
     }
 
-    fn check_job(&self, number: usize, row: &JobRow) -> Vec<String> {
-        let mut problems = Vec::new();
-        let job = &self.plan.jobs[number];
-        let may_be_cancelled = self.cancelled.contains(&number);
-        let expected = if job.code == 0 { JobPhase::Succeeded } else { JobPhase::Failed };
-        if row.phase != expected && !(may_be_cancelled && row.phase == JobPhase::Cancelled) {
-            problems.push(format!("it is {} ({:?}), not {expected}", row.phase, row.reason));
-        }
-        let uid = row.uid.clone();
-        let attempts = self
-            .network
-            .controller
-            .inspect(|store, _| async move { store.attempts(&uid).await.expect("the store works") });
-        let count = |phase| attempts.iter().filter(|attempt| attempt.phase == phase).count();
-        if count(AttemptPhase::Succeeded) > 1 {
-            problems.push("it succeeded twice".to_owned());
-        }
-        if attempts.iter().any(|attempt| attempt.phase.is_live()) {
-            problems.push("it has ended and has a live attempt".to_owned());
-        }
-        let failed = count(AttemptPhase::Failed);
-        let allowed = usize::try_from(job.failures).expect("small") + 1;
-        if failed > allowed {
-            problems.push(format!("it failed {failed} times, and {allowed} were allowed"));
-        }
-        if row.phase == JobPhase::Succeeded || (row.phase == JobPhase::Failed && row.exit_code.is_some()) {
-            if !row.logs_complete {
-                problems.push("its log is not complete".to_owned());
+    /// What is wrong with how a job has ended, or with why it waits.
+    fn problem_of(&self, plan: &JobPlan, job: &KnownJob) -> Option<String> {
+        let row = &job.row;
+        let what = format!("it is {} ({:?}: {:?})", row.phase, row.reason, row.message);
+        let exhausted = row.reason.as_deref() == Some("AttemptsExhausted");
+        let failed = job.attempts.values().filter(|attempt| attempt.phase == AttemptPhase::Failed).count();
+        let timed_out = job.attempts.values().any(|attempt| attempt.phase == AttemptPhase::TimedOut);
+        let jumps = self
+            .plan
+            .troubles
+            .iter()
+            .any(|(_, trouble)| matches!(trouble, Trouble::Wall { .. } | Trouble::Slept { .. }));
+        let total: u64 = plan.steps.iter().sum();
+        let too_long = plan.timeout.is_some_and(|timeout| Duration::from_millis(total) >= timeout);
+        let right = match row.phase {
+            // A clock that was moved while the agent was away takes from the job's time, or gives to it.
+            JobPhase::Succeeded => plan.code == 0 && (!too_long || jumps),
+            JobPhase::Cancelled => self.operator.has_cancelled(plan.number),
+            JobPhase::TimedOut => too_long || (plan.timeout.is_some() && jumps),
+            JobPhase::Failed if exhausted => {
+                (row.lost_attempts >= plan.lost_attempts)
+                    || (row.failures > plan.failures && (failed > 0 || timed_out))
             }
-            let (uid, epoch) = (row.uid.clone(), row.epoch);
-            let log = self.network.controller.inspect(move |store, _| async move {
-                let filter = LogFilter { epoch: Some(epoch), step: None, stream: None };
-                let rows = store.logs(&uid, filter, None, 1000).await.expect("the store works");
-                let bytes = rows.into_iter().flat_map(|row| match row.body {
-                    RecordStore::Inline(bytes) => bytes,
-                    RecordStore::Object { .. } | RecordStore::Json(_) | RecordStore::None => Vec::new(),
-                });
-                String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned()
-            });
-            let wanted = format!("begin {number};end {number};");
-            if log != wanted {
-                problems.push(format!("its log is {log:?}, not {wanted:?}"));
+            JobPhase::Failed => plan.code != 0 && plan.failures == 0 && (!too_long || jumps),
+            JobPhase::Queued => {
+                let explanation = self.explanation(job);
+                let told = !explanation["job"].is_null();
+                let items = explanation["items"].as_array().cloned().unwrap_or_default();
+                let excluded =
+                    items.iter().all(|item| item["fits"] == Value::Bool(false) && !item["message"].is_null());
+                if !(told || (excluded && items.len() == self.plan.nodes.len())) {
+                    return Some(format!("{what} and nobody can say why: {explanation}"));
+                }
+                true
+            }
+            JobPhase::PendingApproval | JobPhase::Claimed | JobPhase::Running | JobPhase::Waiting => false,
+        };
+        (!right).then_some(what)
+    }
+
+    /// What is wrong with the output of an attempt.
+    fn problem_of_logs(&self, plan: &JobPlan, attempt: &AttemptRow) -> Option<String> {
+        let (uid, epoch) = (attempt.job.clone(), attempt.epoch);
+        let rows = self.network.controller.inspect(move |store| async move {
+            let filter = LogFilter { epoch: Some(epoch), step: None, stream: None };
+            store.logs(&uid, filter, None, 1000).await.expect("the store works")
+        });
+        let mut log = Vec::new();
+        for row in rows {
+            match row.body {
+                RecordStore::Inline(bytes) => log.extend(bytes),
+                RecordStore::Object { .. } | RecordStore::Json(_) | RecordStore::None => {}
             }
         }
-        problems
+        let log = String::from_utf8_lossy(&log);
+        let wanted = plan.output();
+        let whole = match attempt.phase {
+            AttemptPhase::Succeeded => true,
+            AttemptPhase::Failed => attempt.reason.as_deref() == Some("StepFailed") && plan.code != 0,
+            AttemptPhase::Claimed
+            | AttemptPhase::Running
+            | AttemptPhase::Cancelled
+            | AttemptPhase::TimedOut
+            | AttemptPhase::Lost
+            | AttemptPhase::Released => false,
+        };
+        if attempt.last_sequence.is_some_and(|last| last != attempt.received) {
+            return Some(format!("{} of {:?} records are there", attempt.received, attempt.last_sequence));
+        }
+        // What a fenced or rebooted node has not sent may be missing, at the end only.
+        let right = if whole { log == wanted } else { wanted.starts_with(&*log) };
+        (!right).then(|| format!("it wrote {log:?}, not {wanted:?}"))
     }
 }
