@@ -2,7 +2,7 @@
 //!
 //! # Flow
 //! Operations wait in a bounded queue. The task takes all that wait, opens one transaction, runs each inside a savepoint,
-//! commits once, and only then answers all of them and sends their wake-ups. While one group is being committed the next
+//! commits once, and only then sends their wake-ups and answers all of them. While one group is being committed the next
 //! one gathers, so that under load one flush to disk serves many callers and an idle store answers at once.
 //!
 //! # Guarantees
@@ -149,19 +149,15 @@ pub(crate) async fn serve(
 ) -> Result<(), Error> {
     let mut group = Vec::with_capacity(GROUP);
     while queue.recv_many(&mut group, GROUP).await > 0 {
-        let changes = commit(&mut tx, std::mem::take(&mut group)).await;
-        for change in changes {
-            // An error means that nobody listens just now.
-            wake_ups.send(change).ok();
-        }
+        commit(&mut tx, std::mem::take(&mut group), &wake_ups).await;
     }
     let closed = tx.conn.close().await;
     drop(lock);
     closed
 }
 
-/// Runs a group in one transaction, answers all of it, and yields the wake-ups to send.
-async fn commit(tx: &mut Tx, group: Vec<Box<dyn Operation>>) -> HashSet<Change> {
+/// Runs a group in one transaction, sends its wake-ups and answers all of it.
+async fn commit(tx: &mut Tx, group: Vec<Box<dyn Operation>>, wake_ups: &broadcast::Sender<Change>) {
     let mut done: Vec<Box<dyn Operation>> = Vec::with_capacity(group.len());
     let mut changes = HashSet::new();
     let mut savepoint = if group.len() > 1 { Savepoint::First } else { Savepoint::None };
@@ -203,10 +199,14 @@ async fn commit(tx: &mut Tx, group: Vec<Box<dyn Operation>>) -> HashSet<Change> 
         tracing::warn!(kind = error.kind(), operations = done.len(), "a group of writes was taken back");
     }
     tx.caches.committed();
+    // Before the answers, so that whoever has one need not wonder whether others have heard of it yet.
+    for change in changes {
+        // An error means that nobody listens just now.
+        wake_ups.send(change).ok();
+    }
     for operation in done {
         operation.answer(failure.as_ref());
     }
-    changes
 }
 
 async fn begin(tx: &mut Tx) -> Result<(), Error> {
