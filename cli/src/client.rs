@@ -30,7 +30,7 @@ pub(crate) use stream::{Followed, Stream};
 
 use crate::kind::Kind;
 use crate::settings::{Origin, Resolved, Settings, is_loopback};
-use model::{CreatedJoinToken, Items, Job, JoinToken, LogPage, NewJoinToken, Outcome, Page, Version};
+use model::{CreatedJoinToken, Items, Job, JoinToken, LogPage, NewJoinToken, Node, Outcome, Page, Version};
 
 /// How long the server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -199,6 +199,31 @@ impl Client {
     async fn act(&self, namespace: &str, name: &str, action: &str) -> Result<Job, Error> {
         let url = self.job_part(namespace, name, action);
         self.json(self.request(Method::POST, url), "an action").await
+    }
+
+    /// Asks something of a node: `cordon`, `uncordon`, `drain`.
+    pub(crate) async fn act_on_node(
+        &self,
+        name: &str,
+        verb: &str,
+        body: &impl Serialize,
+    ) -> Result<Node, Error> {
+        let url = self.url(&["nodes", name, verb]);
+        self.json(self.request(Method::POST, url).json(body), "a node").await
+    }
+
+    /// Something that belongs to a node: `attempts`, `history`.
+    pub(crate) async fn node_detail<T: DeserializeOwned>(&self, name: &str, part: &str) -> Result<T, Error> {
+        self.json(self.request(Method::GET, self.url(&["nodes", name, part])), "a part of a node").await
+    }
+
+    /// Forgets a node; with `force` also one that holds attempts. Yields it as it was.
+    pub(crate) async fn deregister(&self, name: &str, force: bool) -> Result<Node, Error> {
+        let mut url = self.url(&["nodes", name]);
+        if force {
+            url.query_pairs_mut().append_pair("force", "true");
+        }
+        self.json(self.request(Method::DELETE, url), "a node").await
     }
 
     /// Deletes an object.

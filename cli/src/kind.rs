@@ -184,10 +184,19 @@ pub(crate) fn target(text: &str) -> Result<Target, Error> {
 
 /// The name of the job that `NAME` or `job/NAME` points at.
 pub(crate) fn job_name(text: &str) -> Result<&str, Error> {
+    name_of(Kind::Job, text)
+}
+
+/// The name of the node that `NAME` or `node/NAME` points at.
+pub(crate) fn node_name(text: &str) -> Result<&str, Error> {
+    name_of(Kind::Node, text)
+}
+
+fn name_of(kind: Kind, text: &str) -> Result<&str, Error> {
     match text.split_once('/') {
         None if !text.is_empty() => Ok(text),
-        Some((word, name)) if Kind::from_word(word) == Some(Kind::Job) && !name.is_empty() => Ok(name),
-        Some(_) | None => Err(Error::WrongKind { text: text.to_owned(), expected: "job" }),
+        Some((word, name)) if Kind::from_word(word) == Some(kind) && !name.is_empty() => Ok(name),
+        Some(_) | None => Err(Error::WrongKind { text: text.to_owned(), expected: kind.word() }),
     }
 }
 

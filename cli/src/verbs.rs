@@ -6,10 +6,13 @@ pub(crate) mod cancel;
 pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod controller;
+pub(crate) mod cordon;
 pub(crate) mod delete;
+pub(crate) mod deregister;
 pub(crate) mod describe;
 pub(crate) mod dev;
 pub(crate) mod doctor;
+pub(crate) mod drain;
 pub(crate) mod explain;
 pub(crate) mod get;
 pub(crate) mod join_token;
@@ -86,6 +89,10 @@ pub(crate) async fn perform(line: CommandLine, console: Console) -> Result<Exit,
         Verb::Why(args) => why::perform(&context, &args).await,
         Verb::Cancel(args) => cancel::perform(&context, &args).await,
         Verb::Retry(args) => retry::perform(&context, &args).await,
+        Verb::Cordon(args) => cordon::cordon(&context, &args).await,
+        Verb::Uncordon(args) => cordon::uncordon(&context, &args).await,
+        Verb::Drain(args) => drain::perform(&context, &args).await,
+        Verb::Deregister(args) => deregister::perform(&context, &args).await,
         Verb::Delete(args) => delete::perform(&context, &args).await,
         Verb::Validate(args) => validate::perform(&context, &args),
         Verb::JoinToken(args) => join_token::perform(&context, args).await,

@@ -1,7 +1,7 @@
 //! How objects look: the row of a table for each kind, from what the server said.
 
 pub(crate) mod job;
-mod node;
+pub(crate) mod node;
 mod queue;
 mod template;
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use windlass_crds::protocol;
-use windlass_store::{NodeRow, Store};
+use windlass_store::{NewNodeEvent, NodeEventKind, NodeRow, Store};
 
 use crate::auth::NodeTokens;
 use crate::bodies::Bodies;
@@ -102,6 +102,17 @@ impl Dispatch {
         let node = self.parts.store.get_node(&name).await?;
         node.filter(|node| node.uid == uid)
             .ok_or_else(|| refused(format!("node `{name}` is not known any more; register again")))
+    }
+
+    /// Refuses what comes from another run of the agent than the one that registered last, and remembers that it came.
+    async fn check_boot(&self, node: &NodeRow, boot_id: &str) -> Result<(), ApiError> {
+        let refused = check_boot(node, boot_id);
+        if refused.is_err() && node.registered_at.is_some() {
+            let message = "a second instance of the agent was refused; stop it, or give it another name";
+            let event = NewNodeEvent { kind: NodeEventKind::Fenced, message: message.to_owned() };
+            self.parts.store.note_node(self.now(), &node.name, event).await?;
+        }
+        refused
     }
 
     fn now(&self) -> Timestamp {

@@ -21,6 +21,8 @@ use crate::error::{ApiError, chain};
 use std::sync::Arc;
 use windlass_store::{Change, Store};
 
+pub use nodes::Nodes;
+pub(crate) use nodes::hold_phase;
 pub(crate) use pruner::remove_bodies;
 pub use sweeper::Sweeper;
 
@@ -41,7 +43,7 @@ pub fn start(
     clock: &Arc<dyn Clock>,
 ) {
     let sweeper = Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone());
-    let nodes = nodes::Nodes::new(dispatch, store.clone(), clock.clone());
+    let nodes = Nodes::new(dispatch, store.clone(), clock.clone());
     let pruner = pruner::Pruner::new(store.clone(), bodies.clone(), clock.clone());
     tasks.spawn(every(SWEEP, std::future::pending::<()>, stop.clone(), "sweep", move || {
         let sweeper = sweeper.clone();

@@ -88,6 +88,11 @@ pub fn router(app: App) -> Router {
         .route("/v1/namespaces/{namespace}/jobs/{name}/result", get(jobs::result))
         .route("/v1/namespaces/{namespace}/jobs/{name}/placement", get(jobs::placement))
         .route("/v1/nodes/{name}", get(nodes::get).put(nodes::apply).delete(nodes::remove))
+        .route("/v1/nodes/{name}/cordon", post(nodes::cordon))
+        .route("/v1/nodes/{name}/uncordon", post(nodes::uncordon))
+        .route("/v1/nodes/{name}/drain", post(nodes::drain))
+        .route("/v1/nodes/{name}/attempts", get(nodes::attempts))
+        .route("/v1/nodes/{name}/history", get(nodes::history))
         .route("/v1/templates", get(templates::list_all))
         .route("/v1/namespaces/{namespace}/templates", get(templates::list))
         .route(

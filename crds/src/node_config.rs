@@ -21,6 +21,7 @@ use crate::sandbox_job::{HostPath, Network, OfflinePolicy, Resources, Runtime, i
     derive = "PartialEq",
     shortname = "nc",
     category = "windlass",
+    printcolumn = r#"{"name":"State","type":"string","jsonPath":".status.state"}"#,
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
     printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].reason"}"#,
     printcolumn = r#"{"name":"Version","type":"string","jsonPath":".status.agentVersion"}"#,
@@ -104,10 +105,111 @@ pub struct SandboxPolicy {
     pub output_cap: Option<crate::quantity::Bytes>,
 }
 
+/// How a node is, in one word.
+#[derive(
+    Serialize,
+    Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Default,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::Display,
+)]
+pub enum NodeState {
+    /// Its agent has never registered, or the controller has not judged it yet.
+    #[default]
+    Pending,
+    /// It lives and can take jobs.
+    Online,
+    /// It lives, and something about it does not work: it does not ask for work, its sandbox or a runtime does not
+    /// work, or its configuration is not in force.
+    Degraded,
+    /// Nothing is heard from it.
+    Offline,
+}
+
+/// What an operator has asked of a node by a command. It lasts until `windlass uncordon`, whatever the manifest says.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeHold {
+    /// How far it is.
+    pub phase: HoldPhase,
+    /// Since when new jobs are kept away.
+    pub since: Timestamp,
+    /// When a drain stops what is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Timestamp>,
+    /// What then becomes of the jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_deadline: Option<AtDeadline>,
+    /// When the node was empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained_at: Option<Timestamp>,
+}
+
+/// How far it is with what an operator has asked.
+#[derive(
+    Serialize,
+    Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::Display,
+)]
+pub enum HoldPhase {
+    /// New jobs are kept away.
+    Cordoned,
+    /// New jobs are kept away, and running ones are waited for.
+    Draining,
+    /// The deadline has passed, and what is left is stopped.
+    Stopping,
+    /// New jobs are kept away, and the node was emptied.
+    Drained,
+}
+
+/// What becomes of jobs that are left when a drain's deadline passes.
+#[derive(
+    Serialize,
+    Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Default,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::Display,
+)]
+pub enum AtDeadline {
+    /// Those that may be started again (`retry.lostAttempts` above 1) are stopped and go back to their queue; nothing is
+    /// charged for it. Others are waited for.
+    #[default]
+    Requeue,
+    /// They are cancelled.
+    Cancel,
+}
+
 /// What has become of a node.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeConfigStatus {
+    /// How the node is, in one word.
+    #[serde(default)]
+    pub state: NodeState,
+
+    /// What an operator has asked by a command; the manifest does not change it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<NodeHold>,
+
     /// `Registered`, `Ready`, `ConfigApplied`, `Schedulable`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

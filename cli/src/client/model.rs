@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use windlass_crds::node_config::AtDeadline;
 use windlass_crds::protocol::{LogBody, Stream};
 use windlass_crds::{JobPhase, NodeConfigStatus, Priority, SandboxJobStatus, Span};
 
@@ -258,6 +259,46 @@ pub(crate) struct AttemptItem {
     /// When it ended.
     #[serde(default)]
     pub(crate) ended_at: Option<Timestamp>,
+}
+
+/// An attempt that a node holds.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct HeldItem {
+    /// The job's namespace.
+    pub(crate) namespace: String,
+    /// The job's name.
+    pub(crate) job: String,
+    /// When the node took it.
+    pub(crate) claimed_at: Timestamp,
+    /// Whether the job may be started again elsewhere.
+    #[serde(default)]
+    pub(crate) interruptible: bool,
+    /// Whether the job is being cancelled.
+    #[serde(default)]
+    pub(crate) cancelling: bool,
+}
+
+/// Something that happened to a node.
+#[derive(Deserialize, Clone, Debug)]
+pub(crate) struct HistoryItem {
+    /// When.
+    pub(crate) at: Timestamp,
+    /// As one word.
+    pub(crate) kind: String,
+    /// As a sentence.
+    pub(crate) message: String,
+}
+
+/// How a node is to be emptied.
+#[derive(Serialize, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct NewDrain {
+    /// How long running jobs are waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) deadline: Option<Span>,
+    /// What then becomes of those that are left.
+    pub(crate) at_deadline: AtDeadline,
 }
 
 /// The attempts of a job.

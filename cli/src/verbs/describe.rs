@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use windlass_crds::JobPhase;
 
 use super::Context;
-use crate::client::model::{AttemptItem, EventItem, EventPage, Items, Job, Node, Placement, Queue, Template};
+use crate::client::model::{
+    AttemptItem, EventItem, EventPage, HistoryItem, Items, Job, Node, Placement, Queue, Template,
+};
 use crate::client::{Client, Error, Filter};
 use crate::clock;
 use crate::exit::Exit;
@@ -107,8 +109,10 @@ impl Describer<'_> {
         let node: Node = self.client.get(Kind::Node, self.namespace, name).await?;
         let events = self.events(None, &[("node", name.to_owned())]).await?;
         let mut text = Text::new(self.now, self.width);
+        let history: Items<HistoryItem> = self.client.node_detail(name, "history").await?;
         text.node(&node);
         text.conditions(&node.status.conditions);
+        text.history(&history.items);
         text.events(&events);
         Ok(text.finish())
     }

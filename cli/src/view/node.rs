@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use windlass_crds::conditions::{Condition, ConditionStatus};
+use windlass_crds::node_config::{AtDeadline, HoldPhase, NodeHold, NodeState};
 
 use super::{Width, age_or_dash, labels, or_dash};
 use crate::client::model::Node;
@@ -11,7 +12,7 @@ use crate::output::table::{Cell, Column, column, flexible};
 pub(super) fn columns(width: Width) -> Vec<Column> {
     let mut columns = vec![
         column("NAME").with_room(12),
-        flexible("STATUS").with_room("NotReady (NoHeartbeat)".len()),
+        flexible("STATUS").with_room("Offline (HeartbeatStale)".len()),
         column("JOBS"),
         column("CONFIG").with_room("10 of 11".len()),
         column("VERSION"),
@@ -62,16 +63,50 @@ fn condition<'a>(node: &'a Node, name: &str) -> Option<&'a Condition> {
     node.status.conditions.iter().find(|condition| condition.condition_type == name)
 }
 
-/// Whether the node takes jobs, and if not the reason.
+/// How the node is, with the reason where it is not well, and what keeps jobs away.
 fn status_cell(node: &Node) -> Cell {
-    let held_back = if node.spec.unschedulable { ", unschedulable" } else { "" };
-    match condition(node, "Ready") {
-        Some(ready) if ready.status == ConditionStatus::True && held_back.is_empty() => Cell::good("Ready"),
-        Some(ready) if ready.status == ConditionStatus::True => Cell::notable(format!("Ready{held_back}")),
-        Some(ready) => Cell::bad(format!("NotReady ({}){held_back}", ready.reason)),
-        // The controller judges a node a moment after it has heard of it.
-        None => Cell::notable(format!("Pending{held_back}")),
+    let mut text = node.status.state.to_string();
+    if let Some(reason) = trouble(node) {
+        text = format!("{text} ({reason})");
     }
+    let hold = node.status.hold.as_ref();
+    if let Some(hold) = hold {
+        text = format!("{text}, {}", hold.phase.to_string().to_lowercase());
+    } else if node.spec.unschedulable {
+        text.push_str(", unschedulable");
+    }
+    match node.status.state {
+        NodeState::Online if hold.is_none() && !node.spec.unschedulable => Cell::good(text),
+        NodeState::Online | NodeState::Pending | NodeState::Degraded => Cell::notable(text),
+        NodeState::Offline => Cell::bad(text),
+    }
+}
+
+/// The reason of the condition that makes the node what it is.
+fn trouble(node: &Node) -> Option<&str> {
+    match node.status.state {
+        NodeState::Pending | NodeState::Online => None,
+        NodeState::Offline | NodeState::Degraded => ["Ready", "ConfigApplied"]
+            .into_iter()
+            .filter_map(|name| condition(node, name))
+            .find(|condition| condition.status != ConditionStatus::True)
+            .map(|condition| condition.reason.as_str()),
+    }
+}
+
+/// What an operator has asked of a node, in words.
+pub(crate) fn hold_text(hold: &NodeHold, now: Timestamp) -> String {
+    let NodeHold { phase, since, deadline, at_deadline, drained_at: _ } = hold;
+    let mut text = format!("{phase} for {}", human::age(now, *since));
+    if let (HoldPhase::Draining, Some(deadline)) = (phase, deadline) {
+        let what = match at_deadline.unwrap_or_default() {
+            AtDeadline::Requeue => "requeued",
+            AtDeadline::Cancel => "cancelled",
+        };
+        // The age of now at that time is the time until then.
+        text.push_str(&format!("; what is left in {} is {what}", human::age(*deadline, now)));
+    }
+    text
 }
 
 /// The configuration's version in force, and the wanted one where it is another.

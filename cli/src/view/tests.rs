@@ -58,6 +58,7 @@ fn nodes_show_why_they_are_not_ready_and_which_configuration_is_in_force() {
             "metadata": {"name": "n1", "creationTimestamp": "2026-02-01T12:00:00Z"},
             "spec": {},
             "status": {
+                "state": "Online",
                 "conditions": [{"type": "Ready", "status": "True", "reason": "Healthy", "lastTransitionTime": "2026-03-01T11:00:00Z"}],
                 "configVersion": 10, "acknowledgedVersion": 10, "appliedVersion": 10, "agentVersion": "0.1.0",
                 "lastSeenAt": "2026-03-01T11:59:58Z", "runningJobs": 1, "slots": 2,
@@ -69,26 +70,33 @@ fn nodes_show_why_they_are_not_ready_and_which_configuration_is_in_force() {
             "metadata": {"name": "n2", "creationTimestamp": "2026-02-01T12:00:00Z"},
             "spec": {"unschedulable": true},
             "status": {
+                "state": "Degraded",
                 "conditions": [
-                    {"type": "Ready", "status": "False", "reason": "NoHeartbeat", "lastTransitionTime": "2026-03-01T11:00:00Z"},
+                    {"type": "Ready", "status": "False", "reason": "ClaimChannelSilent", "lastTransitionTime": "2026-03-01T11:00:00Z"},
                     {"type": "ConfigApplied", "status": "False", "reason": "RuntimeUnavailable", "lastTransitionTime": "2026-03-01T11:00:00Z"},
                 ],
                 "configVersion": 10, "appliedVersion": 9,
             },
         }),
         json!({"metadata": {"name": "declared"}, "spec": {}, "status": {"configVersion": 1}}),
+        json!({"metadata": {"name": "held"}, "spec": {"unschedulable": true}, "status": {
+            "state": "Offline", "configVersion": 1, "appliedVersion": 1, "hold": {"phase": "Draining", "since": "2026-03-01T11:00:00Z"},
+            "conditions": [{"type": "Ready", "status": "Unknown", "reason": "HeartbeatStale", "lastTransitionTime": "2026-03-01T11:00:00Z"}],
+        }}),
     ];
     insta::assert_snapshot!(table(Kind::Node, &nodes, NARROW), @r"
-    NAME      STATUS                                 JOBS  CONFIG   VERSION  LAST SEEN  AGE
-    n1        Ready                                  1/2   10       0.1.0    2s         28d
-    n2        NotReady (NoHeartbeat), unschedulable  0/0   9 of 10  -        -          28d
-    declared  Pending                                0/0   - of 1   -        -          -
+    NAME      STATUS                                        JOBS  CONFIG   VERSION  LAST SEEN  AGE
+    n1        Online                                        1/2   10       0.1.0    2s         28d
+    n2        Degraded (ClaimChannelSilent), unschedulable  0/0   9 of 10  -        -          28d
+    declared  Pending                                       0/0   - of 1   -        -          -
+    held      Offline (HeartbeatStale), draining            0/0   1        -        -          -
     ");
     insta::assert_snapshot!(table(Kind::Node, &nodes, WIDE), @r"
-    NAME      STATUS                                 JOBS  CONFIG   VERSION  LAST SEEN  AGE  OS         ARCH   CPUS  MEMORY     RUNTIMES  LABELS
-    n1        Ready                                  1/2   10       0.1.0    2s         28d  debian 12  amd64  4     16.00 GiB  native    disk=ssd
-    n2        NotReady (NoHeartbeat), unschedulable  0/0   9 of 10  -        -          28d  -          -      -     -          -         -
-    declared  Pending                                0/0   - of 1   -        -          -    -          -      -     -          -         -
+    NAME      STATUS                                        JOBS  CONFIG   VERSION  LAST SEEN  AGE  OS         ARCH   CPUS  MEMORY     RUNTIMES  LABELS
+    n1        Online                                        1/2   10       0.1.0    2s         28d  debian 12  amd64  4     16.00 GiB  native    disk=ssd
+    n2        Degraded (ClaimChannelSilent), unschedulable  0/0   9 of 10  -        -          28d  -          -      -     -          -         -
+    declared  Pending                                       0/0   - of 1   -        -          -    -          -      -     -          -         -
+    held      Offline (HeartbeatStale), draining            0/0   1        -        -          -    -          -      -     -          -         -
     ");
 }
 

@@ -3,6 +3,7 @@
 
 mod errors;
 mod fake;
+mod fleet;
 mod follow;
 mod local;
 mod nodes;

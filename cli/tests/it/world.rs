@@ -171,8 +171,8 @@ impl Node<'_> {
         if text.is_empty() { Value::Null } else { serde_json::from_str(&text).expect("the answer is JSON") }
     }
 
-    /// Takes the next job and does all of this, as its only step.
-    pub(crate) async fn perform(&mut self, acts: &[Act]) {
+    /// Takes the next job and does nothing with it.
+    pub(crate) async fn take(&mut self) -> Value {
         let claimed = tokio::time::timeout(BOUND, async {
             loop {
                 let claimed = self.claim(1, &[]).await;
@@ -181,7 +181,12 @@ impl Node<'_> {
                 }
             }
         });
-        let assignment = claimed.await.expect("there is a job");
+        claimed.await.expect("there is a job")
+    }
+
+    /// Takes the next job and does all of this, as its only step.
+    pub(crate) async fn perform(&mut self, acts: &[Act]) {
+        let assignment = self.take().await;
         let attempt = &assignment["attempt"];
         let mut sequence = 0;
         let mut offsets = [0, 0];

@@ -7,9 +7,11 @@
 //! - [`requirement`] and [`placement`]: which nodes a job fits, and the first reason why one does not;
 //! - [`life`]: what follows when an attempt ends;
 //! - [`progress`]: how the records of an attempt change the job's picture;
+//! - [`drain`]: how a node is emptied;
 //! - [`node`]: the conditions of a node;
 //! - [`why`]: why a job is not running.
 
+pub mod drain;
 pub mod life;
 pub mod node;
 pub mod placement;

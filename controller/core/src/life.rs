@@ -1,8 +1,8 @@
 //! What follows when an attempt ends: the job is done, or goes back to its queue.
 //!
 //! Two budgets count separately. `retry.lostAttempts` bounds attempts that were lost with their node;
-//! `retry.failures` allows runs after a failure. An attempt that never started, or was lost while the controller
-//! itself was away, is charged to neither.
+//! `retry.failures` allows runs after a failure. An attempt that never started, was lost while the controller
+//! itself was away, or was stopped to empty its node, is charged to neither.
 
 use jiff::{SignedDuration, Timestamp};
 use windlass_crds::JobPhase;
@@ -82,7 +82,7 @@ pub fn next(job: JobView<'_>, ending: &Ending, now: Timestamp, jitter: f64) -> N
     };
     match ending.phase {
         TerminalPhase::Succeeded => done(JobPhase::Succeeded),
-        TerminalPhase::Cancelled => done(JobPhase::Cancelled),
+        TerminalPhase::Cancelled if job.cancel_requested => done(JobPhase::Cancelled),
         TerminalPhase::Failed | TerminalPhase::TimedOut => {
             let phase =
                 if ending.phase == TerminalPhase::Failed { JobPhase::Failed } else { JobPhase::TimedOut };
@@ -133,7 +133,8 @@ pub fn next(job: JobView<'_>, ending: &Ending, now: Timestamp, jitter: f64) -> N
             };
             Next { lost_attempts, ..requeued(job, ending, now, wait) }
         }
-        TerminalPhase::Lost | TerminalPhase::Released => {
+        // A cancelled attempt of a job that nobody has cancelled was stopped to empty its node.
+        TerminalPhase::Lost | TerminalPhase::Released | TerminalPhase::Cancelled => {
             if job.cancel_requested {
                 return cancelled(job, ending);
             }
@@ -272,6 +273,8 @@ mod tests {
             |ending: &mut Ending| ending.controller_was_away = true,
             |ending: &mut Ending| ending.started = false,
             |ending: &mut Ending| ending.phase = TerminalPhase::Released,
+            // Stopped to empty its node: nobody has cancelled the job.
+            |ending: &mut Ending| ending.phase = TerminalPhase::Cancelled,
         ] {
             let mut ended = ending(TerminalPhase::Lost);
             change(&mut ended);

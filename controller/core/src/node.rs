@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use windlass_crds::conditions::{self, Condition, ConditionStatus};
+use windlass_crds::node_config::{HoldPhase, NodeState};
 use windlass_crds::protocol::AckStatus;
 
 /// What the conditions are drawn from.
@@ -23,8 +24,10 @@ pub struct NodeView<'a> {
     pub not_ready: Option<&'a str>,
     /// Why the sandbox does not work there at all.
     pub sandbox_lack: Option<&'a str>,
-    /// Whether an operator keeps jobs away.
+    /// Whether the manifest keeps jobs away.
     pub unschedulable: bool,
+    /// What an operator has asked by a command.
+    pub hold: Option<HoldPhase>,
     /// The configuration that it should run.
     pub config_version: u64,
     /// The configuration that it last acknowledged, how, and the error.
@@ -46,15 +49,23 @@ pub fn conditions(node: &NodeView<'_>, now: Timestamp, staleness: Staleness) -> 
         Some(_) => (ConditionStatus::True, "Registered", String::new()),
         None => (
             ConditionStatus::False,
-            "NeverRegistered",
+            NEVER_REGISTERED,
             "no agent has registered under this name; `windlass join-token create` prints a token for it"
                 .to_owned(),
         ),
     };
-    let config_applied = config_applied(node);
+    let config_applied = config_applied(node, now);
     let ready = ready(node, now, staleness);
-    let schedulable = if node.unschedulable {
-        (ConditionStatus::False, "Cordoned", "spec.unschedulable is true".to_owned())
+    let schedulable = if let Some(hold) = node.hold {
+        let message = match hold {
+            HoldPhase::Cordoned => "an operator keeps new jobs away; `windlass uncordon` lifts that",
+            HoldPhase::Draining => "the node is being drained",
+            HoldPhase::Stopping => "the node is being drained, and the deadline has passed",
+            HoldPhase::Drained => "the node was drained; `windlass uncordon` lifts that",
+        };
+        (ConditionStatus::False, hold.into(), message.to_owned())
+    } else if node.unschedulable {
+        (ConditionStatus::False, "Unschedulable", "spec.unschedulable is true".to_owned())
     } else if ready.0 != ConditionStatus::True {
         (ConditionStatus::False, "NotReady", "the node is not Ready".to_owned())
     } else {
@@ -80,7 +91,66 @@ pub fn conditions(node: &NodeView<'_>, now: Timestamp, staleness: Staleness) -> 
     all
 }
 
-fn config_applied(node: &NodeView<'_>) -> (ConditionStatus, &'static str, String) {
+/// How long a node that lives may take to acknowledge a configuration before something is wrong with it: far more than
+/// a long poll and the start of a container.
+const ACKNOWLEDGEMENT: SignedDuration = SignedDuration::from_secs(60);
+
+/// How a node with these conditions is, in one word.
+pub fn state(conditions: &[Condition]) -> NodeState {
+    let find = |name: &str| conditions.iter().find(|condition| condition.condition_type == name);
+    let Some(ready) = find("Ready") else { return NodeState::Pending };
+    let config_is_wrong = find("ConfigApplied")
+        .is_some_and(|config| config.status == ConditionStatus::False || config.reason == OVERDUE);
+    match ready.status {
+        ConditionStatus::Unknown => NodeState::Offline,
+        ConditionStatus::False if ready.reason == NEVER_REGISTERED => NodeState::Pending,
+        ConditionStatus::False => NodeState::Degraded,
+        ConditionStatus::True if config_is_wrong => NodeState::Degraded,
+        ConditionStatus::True => NodeState::Online,
+    }
+}
+
+/// Why a node with these conditions is in its state, as a sentence without a period.
+pub fn state_message(conditions: &[Condition]) -> String {
+    let find = |name: &str| conditions.iter().find(|condition| condition.condition_type == name);
+    let told = match find("Ready") {
+        Some(ready) if ready.status != ConditionStatus::True => Some(ready),
+        Some(_) => find("ConfigApplied").filter(|config| config.status != ConditionStatus::True),
+        None => None,
+    };
+    told.map_or_else(
+        || "it can take jobs".to_owned(),
+        |condition| {
+            if condition.message.is_empty() {
+                condition.reason.clone()
+            } else {
+                format!("{}: {}", condition.reason, condition.message)
+            }
+        },
+    )
+}
+
+const OVERDUE: &str = "Overdue";
+const NEVER_REGISTERED: &str = "NeverRegistered";
+
+fn config_applied(node: &NodeView<'_>, now: Timestamp) -> (ConditionStatus, &'static str, String) {
+    let (status, reason, message) = acknowledged(node);
+    let pending = node.conditions.iter().find(|condition| {
+        condition.condition_type == "ConfigApplied" && condition.status == ConditionStatus::Unknown
+    });
+    let waits_since = pending.map(|pending| pending.last_transition_time).max(node.registered_at);
+    let waits_too_long = |since: Timestamp| now.duration_since(since) >= ACKNOWLEDGEMENT;
+    if status == ConditionStatus::Unknown
+        && pending.is_some()
+        && node.registered_at.is_some()
+        && waits_since.is_some_and(waits_too_long)
+    {
+        return (status, OVERDUE, message);
+    }
+    (status, reason, message)
+}
+
+fn acknowledged(node: &NodeView<'_>) -> (ConditionStatus, &'static str, String) {
     let wanted = node.config_version;
     match node.acknowledged {
         Some((version, AckStatus::Applied, _)) if version >= wanted => {
@@ -111,15 +181,16 @@ fn ready(
     if node.registered_at.is_none() {
         return (
             ConditionStatus::False,
-            "NeverRegistered",
+            NEVER_REGISTERED,
             "no agent has registered under this name".to_owned(),
         );
     }
     let heartbeat = age(node.last_seen_at);
     if stale(heartbeat, staleness.heartbeat) {
-        let message = heartbeat.map_or("no heartbeat yet".to_owned(), |age| {
-            format!("the last heartbeat came {} s ago", age.as_secs())
-        });
+        // Not its age: a message that changed with each second would be written anew each second.
+        let last = node.last_seen_at;
+        let message =
+            last.map_or("no heartbeat yet".to_owned(), |at| format!("the last heartbeat came at {at:.0}"));
         return (ConditionStatus::Unknown, "HeartbeatStale", message);
     }
     if let Some(lack) = node.sandbox_lack {
@@ -157,6 +228,7 @@ mod tests {
             not_ready: None,
             sandbox_lack: None,
             unschedulable: false,
+            hold: None,
             config_version: 10,
             acknowledged: Some((10, AckStatus::Applied, None)),
         }
@@ -191,8 +263,76 @@ mod tests {
     #[test]
     fn a_node_is_schedulable_when_it_is_ready_and_not_cordoned() {
         assert_eq!(state(&healthy(), "Schedulable"), "True Schedulable");
-        assert_eq!(state(&NodeView { unschedulable: true, ..healthy() }, "Schedulable"), "False Cordoned");
+        assert_eq!(
+            state(&NodeView { unschedulable: true, ..healthy() }, "Schedulable"),
+            "False Unschedulable"
+        );
+        let held = |hold| NodeView { hold: Some(hold), unschedulable: true, ..healthy() };
+        assert_eq!(state(&held(HoldPhase::Cordoned), "Schedulable"), "False Cordoned");
+        assert_eq!(state(&held(HoldPhase::Draining), "Schedulable"), "False Draining");
+        assert_eq!(state(&held(HoldPhase::Cordoned), "Ready"), "True Healthy", "it could, if it were let");
         assert_eq!(state(&NodeView { last_seen_at: None, ..healthy() }, "Schedulable"), "False NotReady");
+    }
+
+    #[test]
+    fn an_offline_node_is_written_down_once() {
+        let stale = NodeView { last_seen_at: Some(at(10)), ..healthy() };
+        let first = conditions(&stale, at(101), STALENESS);
+        let again = NodeView { conditions: &first, ..stale };
+        assert_eq!(conditions(&again, at(500), STALENESS), first);
+    }
+
+    #[test]
+    fn a_word_says_how_the_node_is() {
+        let stale = NodeView { last_seen_at: Some(at(10)), ..healthy() };
+        let silent = NodeView { last_claim_at: Some(at(10)), ..healthy() };
+        let failed = NodeView { acknowledged: Some((10, AckStatus::Failed, Some("no podman"))), ..healthy() };
+        let pending = NodeView { acknowledged: Some((9, AckStatus::Applied, None)), ..healthy() };
+        for (node, expected, message) in [
+            (NodeView { registered_at: None, ..healthy() }, NodeState::Pending, None),
+            (healthy(), NodeState::Online, Some("it can take jobs")),
+            (
+                stale,
+                NodeState::Offline,
+                Some("HeartbeatStale: the last heartbeat came at 1970-01-01T00:00:10Z"),
+            ),
+            (
+                silent,
+                NodeState::Degraded,
+                Some(
+                    "ClaimChannelSilent: heartbeats arrive but the agent does not ask for work; see the agent's log",
+                ),
+            ),
+            (failed, NodeState::Degraded, Some("Failed: version 10 could not be applied: no podman")),
+            (pending, NodeState::Online, None),
+        ] {
+            let conditions = conditions(&node, at(101), STALENESS);
+            assert_eq!(super::state(&conditions), expected, "{conditions:?}");
+            if let Some(message) = message {
+                assert_eq!(state_message(&conditions), message);
+            }
+        }
+        assert_eq!(super::state(&[]), NodeState::Pending, "nobody has judged it yet");
+    }
+
+    #[test]
+    fn a_configuration_that_is_not_acknowledged_in_a_minute_degrades_the_node() {
+        let mut node = NodeView { acknowledged: Some((9, AckStatus::Applied, None)), ..healthy() };
+        let since = conditions(&node, at(101), STALENESS);
+        node.conditions = &since;
+        node.last_seen_at = Some(at(159));
+        node.last_claim_at = Some(at(159));
+        let soon = conditions(&node, at(160), STALENESS);
+        assert_eq!(super::state(&soon), NodeState::Online);
+        let late = conditions(&node, at(161), STALENESS);
+        assert_eq!(super::state(&late), NodeState::Degraded);
+        assert!(state_message(&late).starts_with("Overdue: version 10 waits"), "{}", state_message(&late));
+        // A node that was declared long ago and joins now has its minute too.
+        let joined = NodeView { registered_at: Some(at(150)), ..node.clone() };
+        assert_eq!(super::state(&conditions(&joined, at(161), STALENESS)), NodeState::Online);
+        node.conditions = &late;
+        node.acknowledged = Some((10, AckStatus::Applied, None));
+        assert_eq!(super::state(&conditions(&node, at(162), STALENESS)), NodeState::Online);
     }
 
     #[test]

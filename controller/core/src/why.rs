@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use windlass_crds::conditions::{Condition, ConditionStatus};
+use windlass_crds::node_config::HoldPhase;
 use windlass_crds::{Bytes, Cpu, JobPhase};
 
 use crate::placement::{self, Exclusion, Offer};
@@ -41,6 +42,8 @@ pub struct NodeView<'a> {
     pub conditions: &'a [Condition],
     /// Whether its manifest keeps jobs away.
     pub unschedulable: bool,
+    /// What an operator has asked by a command.
+    pub hold: Option<HoldPhase>,
     /// Whether any configuration is in force on it.
     pub configured: bool,
     /// The queues that it serves; empty for all.
@@ -141,6 +144,12 @@ pub enum Obstacle {
         /// Its message.
         message: String,
     },
+    /// An operator keeps jobs away.
+    #[error("{}", held_back(*hold))]
+    Held {
+        /// In which way.
+        hold: HoldPhase,
+    },
     /// Its manifest keeps jobs away.
     #[error("the node's manifest says `unschedulable: true`")]
     Unschedulable,
@@ -167,6 +176,14 @@ pub enum Obstacle {
     },
 }
 
+const fn held_back(hold: HoldPhase) -> &'static str {
+    match hold {
+        HoldPhase::Cordoned => "the node is cordoned; `windlass uncordon` lifts that",
+        HoldPhase::Draining | HoldPhase::Stopping => "the node is being drained",
+        HoldPhase::Drained => "the node was drained; `windlass uncordon` lifts that",
+    }
+}
+
 impl Obstacle {
     /// As one stable word.
     pub fn reason(&self) -> &str {
@@ -175,6 +192,7 @@ impl Obstacle {
             Self::Queue { .. } => "Queue",
             Self::Offline { .. } => "Offline",
             Self::NotReady { reason, .. } => reason,
+            Self::Held { hold } => (*hold).into(),
             Self::Unschedulable => "Unschedulable",
             Self::Unconfigured => "Unconfigured",
             Self::Full { .. } => "Full",
@@ -191,6 +209,7 @@ impl Obstacle {
             | Self::Queue { .. }
             | Self::Offline { .. }
             | Self::NotReady { .. }
+            | Self::Held { .. }
             | Self::Unschedulable
             | Self::Unconfigured => None,
         }
@@ -203,6 +222,7 @@ impl Obstacle {
             Self::Lasting(_) | Self::Queue { .. } => true,
             Self::Offline { .. }
             | Self::NotReady { .. }
+            | Self::Held { .. }
             | Self::Unschedulable
             | Self::Unconfigured
             | Self::Full { .. }
@@ -247,6 +267,9 @@ pub fn obstacle(job: &JobView<'_>, node: &NodeView<'_>) -> Option<Obstacle> {
         }
         // Without the condition the controller has not judged the node yet, and the node may well claim before it has.
         Some((ConditionStatus::True, _)) | None => {}
+    }
+    if let Some(hold) = node.hold {
+        return Some(Obstacle::Held { hold });
     }
     if node.unschedulable {
         return Some(Obstacle::Unschedulable);

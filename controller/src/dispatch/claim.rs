@@ -6,11 +6,12 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::Instant;
+use windlass_core::drain;
 use windlass_core::placement::Offer;
 use windlass_crds::protocol::{self, Assignment, AttemptId, ClaimRequest, ClaimResponse, Order};
-use windlass_store::{Change, ClaimSpec, ClaimedJob, NodeRow, Reserve};
+use windlass_store::{Change, ClaimSpec, ClaimedJob, NodeRow, Overdue, Reserve};
 
-use super::{Dispatch, check_boot, check_version};
+use super::{Dispatch, check_version};
 use crate::error::{ApiError, Code};
 
 /// The longest long poll; below the 60 s after which many middleboxes drop a silent connection.
@@ -59,8 +60,8 @@ impl Dispatch {
     pub async fn claim_once(&self, name: &str, request: &ClaimRequest) -> Result<ClaimResponse, ApiError> {
         let node = self.parts.store.get_node(name).await?;
         let node = node.ok_or_else(|| ApiError::not_found("node", name))?;
-        check_boot(&node, &request.boot_id)?;
-        let orders = self.orders(name, &request.held).await?;
+        self.check_boot(&node, &request.boot_id).await?;
+        let orders = self.orders(&node, &request.held).await?;
         let assignments = self.assign(&node, request).await?;
         Ok(ClaimResponse { version: protocol::VERSION, assignments, orders, stopping: false })
     }
@@ -69,7 +70,10 @@ impl Dispatch {
         let Some(capability) = &node.capability else { return Ok(Vec::new()) };
         let offer = Offer::new(&node.name, capability, &node.spec);
         // A node that must not take jobs still shows that its claim channel is alive.
-        let closed = node.spec.unschedulable || node.applied_version.is_none() || node.not_ready.is_some();
+        let closed = node.spec.unschedulable
+            || node.hold.is_some()
+            || node.applied_version.is_none()
+            || node.not_ready.is_some();
         let max = if closed { 0 } else { request.max.min(MAX_BATCH) };
         let classes = self.fits.fitting(&self.parts.store, &offer).await?;
         let own_slots = capability.sandbox.as_ref().and_then(|sandbox| sandbox.max_concurrency);
@@ -111,18 +115,27 @@ impl Dispatch {
     }
 
     /// What to do with the attempts that a node says it holds.
-    async fn orders(&self, node: &str, held: &[AttemptId]) -> Result<Vec<Order>, ApiError> {
+    async fn orders(&self, node: &NodeRow, held: &[AttemptId]) -> Result<Vec<Order>, ApiError> {
         if held.is_empty() {
             return Ok(Vec::new());
         }
         let uids: Vec<_> = held.iter().map(|attempt| attempt.job.clone()).collect();
         let jobs = self.parts.store.get_jobs(&uids).await?;
         let jobs: HashMap<_, _> = jobs.into_iter().map(|job| (job.uid.clone(), job)).collect();
+        let drain = node.hold.and_then(|hold| hold.drain);
+        let requeues =
+            drain.is_some_and(|drain| drain.stopping_at.is_some() && drain.overdue == Overdue::Requeue);
         let order = |attempt: &AttemptId| match jobs.get(&attempt.job) {
             Some(job)
-                if job.epoch == attempt.epoch && job.phase.is_held() && job.node.as_deref() == Some(node) =>
+                if job.epoch == attempt.epoch
+                    && job.phase.is_held()
+                    && job.node.as_deref() == Some(&node.name) =>
             {
-                job.cancel_requested_at.map(|_| Order::Cancel { attempt: attempt.clone() })
+                // An agent stops an attempt in one way, whether the job is cancelled or the node is emptied; what
+                // becomes of the job is decided here when the attempt has ended.
+                let stop = job.cancel_requested_at.is_some()
+                    || (requeues && drain::is_interruptible(&job.spec.retry));
+                stop.then(|| Order::Cancel { attempt: attempt.clone() })
             }
             Some(_) | None => Some(Order::Fenced { attempt: attempt.clone() }),
         };

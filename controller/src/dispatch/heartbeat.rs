@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 use windlass_crds::protocol::{self, HeartbeatRequest, HeartbeatResponse, Order, Renewal};
 use windlass_store::{Beat, BeatOutcome, NodeRow, Store};
 
-use super::{Dispatch, check_boot, check_version};
+use super::{Dispatch, check_version};
 use crate::clock::Clock;
 use crate::error::{ApiError, Code};
 
@@ -74,7 +74,7 @@ impl Dispatch {
         request: HeartbeatRequest,
     ) -> Result<HeartbeatResponse, ApiError> {
         check_version(request.version)?;
-        check_boot(node, &request.boot_id)?;
+        self.check_boot(node, &request.boot_id).await?;
         let leases = &self.parts.leases;
         // A controller that is about to stop grants what outlasts its absence.
         let stopping = self.parts.stopping.is_cancelled();

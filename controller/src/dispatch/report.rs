@@ -201,10 +201,17 @@ impl Dispatch {
         let started = progress.started_at.is_some();
         if let Some(terminal) = &progress.terminal {
             let lease_until = job.lease_until.unwrap_or_else(|| self.now());
+            // Nobody has cancelled the job: the attempt was stopped to empty the node.
+            let drained = terminal.phase == TerminalPhase::Cancelled && job.cancel_requested_at.is_none();
+            let (reason, message) = if drained {
+                ("Drained".to_owned(), Some("its node was drained".to_owned()))
+            } else {
+                (terminal.reason.clone(), terminal.message.clone())
+            };
             let ending = Ending {
                 phase: terminal.phase,
-                reason: terminal.reason.clone(),
-                message: terminal.message.clone(),
+                reason,
+                message,
                 exit_code: terminal.exit_code,
                 controller_was_away: self.was_away(lease_until),
                 started,

@@ -1,5 +1,7 @@
 //! Nodes, as operators see them.
 
+mod operate;
+
 use std::collections::HashMap;
 
 use axum::Json;
@@ -12,12 +14,14 @@ use tokio::sync::broadcast::error::RecvError;
 use windlass_core::validate;
 use windlass_crds::NodeConfig;
 use windlass_crds::protocol::FieldError;
-use windlass_store::{Change, NewNodeConfig, Put};
+use windlass_store::{Change, EventLevel, LiveAttempts, NewEvent, NewNodeConfig, Put};
+
+pub(super) use operate::{DrainRequest, attempts, cordon, drain, history, uncordon};
 
 use super::App;
 use super::extract::{Body, Operator, Query};
 use super::{present, sse};
-use crate::error::ApiError;
+use crate::error::{ApiError, Code};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -100,13 +104,45 @@ pub(super) async fn apply(
     Ok((status, [("windlass-outcome", word)], Json(present::node(&row))).into_response())
 }
 
+#[derive(Deserialize)]
+pub(super) struct RemoveQuery {
+    #[serde(default)]
+    force: bool,
+}
+
 pub(super) async fn remove(
     State(app): State<App>,
     _: Operator,
     Path(name): Path<String>,
+    Query(query): Query<RemoveQuery>,
 ) -> Result<Json<NodeConfig>, ApiError> {
-    let row = app.store.delete_node(app.clock.now(), &name).await?;
-    row.map(|row| Json(present::node(&row))).ok_or_else(|| ApiError::not_found("node", &name))
+    let attempts = if query.force { LiveAttempts::Abandon } else { LiveAttempts::Refuse };
+    let now = app.clock.now();
+    let row = match app.store.delete_node(now, &name, attempts).await {
+        Err(windlass_store::Error::InUse { by, .. }) => {
+            let detail = format!(
+                "node `{name}` has {by}; `windlass drain {name} --wait` empties it first, and `--force` lets its \
+                 attempts end with their leases"
+            );
+            return Err(ApiError::new(Code::InUse, detail));
+        }
+        result => result?.ok_or_else(|| ApiError::not_found("node", &name))?,
+    };
+    tracing::info!(node.name = %name, node.running = row.running, "node deregistered by request");
+    let event = NewEvent {
+        job: None,
+        node: Some(name),
+        level: if row.running > 0 { EventLevel::Warn } else { EventLevel::Info },
+        source: "nodes".to_owned(),
+        reason: "Deregistered".to_owned(),
+        message: match row.running {
+            0 => "the node was deregistered".to_owned(),
+            count => format!("the node was deregistered; {count} attempts end with their leases"),
+        },
+        data: None,
+    };
+    app.store.append_event(now, event).await?;
+    Ok(Json(present::node(&row)))
 }
 
 /// Sends every node, then each change.

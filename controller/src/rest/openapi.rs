@@ -9,6 +9,8 @@ use windlass_crds::protocol::{
 };
 use windlass_crds::{JobTemplate, NodeConfig, SandboxJob};
 
+use super::nodes::DrainRequest;
+
 /// Who may call an operation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Caller {
@@ -44,6 +46,10 @@ const WATCH: &[(&str, &str)] = &[
     ("name", "Only the node of this name."),
     ("watch", "Stream every object and then each change as server-sent events."),
 ];
+const DEREGISTER: &[(&str, &str)] = &[(
+    "force",
+    "Also a node that holds attempts: they end with their leases, and their jobs go on elsewhere.",
+)];
 const LOGS: &[(&str, &str)] = &[
     ("step", "Only this step."),
     ("stream", "`stdout` or `stderr`."),
@@ -221,11 +227,61 @@ const OPERATIONS: &[Operation] = &[
         "delete",
         "/v1/nodes/{name}",
         "nodes",
-        "Deregister a node that holds no attempt.",
+        "Deregister a node; its key and tokens work no more.",
+        Operator,
+        DEREGISTER,
+        None,
+        &[(200, Some("NodeConfig"))],
+    ),
+    op(
+        "post",
+        "/v1/nodes/{name}/cordon",
+        "nodes",
+        "Keep new jobs away from a node until it is uncordoned.",
         Operator,
         NO_QUERY,
         None,
         &[(200, Some("NodeConfig"))],
+    ),
+    op(
+        "post",
+        "/v1/nodes/{name}/uncordon",
+        "nodes",
+        "Lift a cordon or a drain.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, Some("NodeConfig"))],
+    ),
+    op(
+        "post",
+        "/v1/nodes/{name}/drain",
+        "nodes",
+        "Keep new jobs away from a node and have it emptied.",
+        Operator,
+        NO_QUERY,
+        Some("DrainRequest"),
+        &[(200, Some("NodeConfig"))],
+    ),
+    op(
+        "get",
+        "/v1/nodes/{name}/attempts",
+        "nodes",
+        "List what a node holds.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, None)],
+    ),
+    op(
+        "get",
+        "/v1/nodes/{name}/history",
+        "nodes",
+        "Tell what happened to a node, newest first.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, None)],
     ),
     op(
         "get",
@@ -476,6 +532,7 @@ pub fn build() -> Value {
         add::<HeartbeatResponse>,
         add::<ReportRequest>,
         add::<ReportResponse>,
+        add::<DrainRequest>,
     ] {
         add(generator);
     }

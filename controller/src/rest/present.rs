@@ -9,12 +9,14 @@ use serde_json::{Value, json};
 use windlass_core::placement::Offer;
 use windlass_crds::conditions::{Condition, ConditionStatus};
 use windlass_crds::job_template::JobTemplate;
-use windlass_crds::node_config::HostSummary;
+use windlass_crds::node_config::{AtDeadline, HostSummary, NodeHold};
 use windlass_crds::protocol::CapabilityReport;
 use windlass_crds::{
     API_VERSION, JobPhase, NodeConfig, NodeConfigStatus, Priority, SandboxJob, SandboxJobStatus,
 };
-use windlass_store::{AttemptRow, EventRow, JobRow, NodeRow, TemplateRow};
+use windlass_store::{AttemptRow, EventRow, JobRow, NodeRow, Overdue, TemplateRow};
+
+use crate::reconcile::hold_phase;
 
 /// A job as a manifest with its status.
 pub(super) fn job(row: &JobRow) -> SandboxJob {
@@ -87,6 +89,8 @@ pub(super) fn node(row: &NodeRow) -> NodeConfig {
         .map(|capability| Offer::new(&row.name, capability, &row.spec).labels)
         .unwrap_or_default();
     let status = NodeConfigStatus {
+        state: windlass_core::node::state(&row.conditions),
+        hold: row.hold.as_ref().map(hold),
         conditions: row.conditions.clone(),
         config_version: row.config_version,
         acknowledged_version: row.acked_version,
@@ -112,6 +116,20 @@ pub(super) fn node(row: &NodeRow) -> NodeConfig {
         }),
         spec: row.spec.clone(),
         status: Some(status),
+    }
+}
+
+/// What an operator has asked of a node.
+fn hold(row: &windlass_store::NodeHold) -> NodeHold {
+    NodeHold {
+        phase: hold_phase(row),
+        since: row.since,
+        deadline: row.drain.and_then(|drain| drain.deadline_at),
+        at_deadline: row.drain.filter(|drain| drain.deadline_at.is_some()).map(|drain| match drain.overdue {
+            Overdue::Requeue => AtDeadline::Requeue,
+            Overdue::Cancel => AtDeadline::Cancel,
+        }),
+        drained_at: row.drain.and_then(|drain| drain.drained_at),
     }
 }
 

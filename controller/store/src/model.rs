@@ -3,6 +3,7 @@
 mod change;
 mod claim;
 mod event;
+mod fleet;
 mod input;
 mod job;
 mod node;
@@ -16,6 +17,9 @@ mod token;
 pub use change::Change;
 pub use claim::{AttemptPhase, AttemptRow, Beat, BeatOutcome, ClaimSpec, ClaimedJob, ClassRow};
 pub use event::{EventLevel, EventRow, NewEvent};
+pub use fleet::{
+    DrainRow, DrainStep, LiveAttempts, NewDrain, NewNodeEvent, NodeEventKind, NodeEventRow, NodeHold, Overdue,
+};
 pub use input::InputRow;
 pub use job::{
     CancelOutcome, CreateOutcome, Cursor, DeleteOutcome, IdempotencyKey, InvalidCursor, JobFilter, JobPatch,

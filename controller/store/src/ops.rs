@@ -5,6 +5,7 @@ mod change;
 mod claim;
 mod create;
 mod events;
+mod fleet;
 mod inputs;
 pub(crate) mod job_rows;
 mod leases;

@@ -7,6 +7,7 @@
 )]
 
 mod agents;
+mod fleet;
 mod generated;
 mod inputs;
 mod jobs;

@@ -16,7 +16,7 @@ use windlass_controller::bodies::Bodies;
 use windlass_controller::clock::{Clock, ManualClock, RandomIds};
 use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings};
 use windlass_controller::metrics::Metrics;
-use windlass_controller::reconcile::Sweeper;
+use windlass_controller::reconcile::{Nodes, Sweeper};
 use windlass_controller::rest::{AppParts, router};
 use windlass_store::{ApiTokenRow, Store, StoreOptions, StoreUrl};
 
@@ -28,6 +28,7 @@ pub(crate) struct World {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) store: Store,
     pub(crate) sweeper: Sweeper,
+    pub(crate) nodes: Nodes,
     pub(crate) stopping: CancellationToken,
 }
 
@@ -68,6 +69,7 @@ impl World {
             stopping: stopping.clone(),
         });
         let sweeper = Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone());
+        let nodes = Nodes::new(&dispatch, store.clone(), clock.clone());
         let app = AppParts {
             store: store.clone(),
             bodies,
@@ -79,7 +81,7 @@ impl World {
             ca_fingerprint: "00".repeat(32),
             stopping: stopping.clone(),
         };
-        Self { router: router(Arc::new(app)), clock, store, sweeper, stopping }
+        Self { router: router(Arc::new(app)), clock, store, sweeper, nodes, stopping }
     }
 
     /// A world whose controller has been up long enough to judge leases.

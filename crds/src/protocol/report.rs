@@ -187,7 +187,7 @@ pub enum TerminalPhase {
     Succeeded,
     /// A step failed, or the job could not be run here.
     Failed,
-    /// It was cancelled.
+    /// It was stopped by an order of the controller, because the job was cancelled or the node is to be emptied.
     Cancelled,
     /// It took longer than the job's timeout.
     TimedOut,

@@ -6,12 +6,15 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use windlass_crds::conditions::Condition;
 
-use crate::client::model::{AttemptItem, EventItem, Job, Node, Placement, Queue, Template};
+use crate::client::model::{AttemptItem, EventItem, HistoryItem, Job, Node, Placement, Queue, Template};
 use crate::follow::why_queued;
 use crate::output::human::{self, printable};
 use crate::output::table::{self, Cell, Column, column, flexible};
 use crate::output::yaml;
 use crate::view;
+
+/// How many entries of a node's history are shown; the API has more.
+const HISTORY: usize = 20;
 
 fn indented(text: &str) -> String {
     text.lines().fold(String::new(), |mut indented, line| {
@@ -177,7 +180,9 @@ impl Text {
         self.field("Name", Some(&metadata.name));
         self.labels("Labels", &status.labels);
         self.labels("Annotations", &metadata.annotations);
-        self.field("Unschedulable", spec.unschedulable.then_some("yes"));
+        self.field("State", Some(status.state.to_string()));
+        self.field("Unschedulable", spec.unschedulable.then_some("yes, by its manifest"));
+        self.field("Held", status.hold.as_ref().map(|hold| view::node::hold_text(hold, self.now)));
         self.field("Queues", Some(spec.queues.join(", ")));
         self.field("Jobs", Some(format!("{} of {}", status.running_jobs, status.slots)));
         let version =
@@ -279,6 +284,18 @@ impl Text {
         let columns =
             [column("TYPE"), column("STATUS"), column("REASON"), column("SINCE"), flexible("MESSAGE")];
         self.table("Conditions", &columns, &rows);
+    }
+
+    /// The last of what happened to a node, the oldest first.
+    pub(super) fn history(&mut self, newest_first: &[HistoryItem]) {
+        let shown = newest_first.iter().take(HISTORY).rev();
+        let rows: Vec<Vec<Cell>> = shown
+            .map(|event| {
+                let age = Cell::from(human::age(self.now, event.at));
+                vec![age, Cell::from(&event.kind), Cell::from(&event.message)]
+            })
+            .collect();
+        self.table("History", &[column("AGE"), column("KIND"), flexible("MESSAGE")], &rows);
     }
 
     /// What happened.

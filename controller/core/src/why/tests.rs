@@ -38,6 +38,7 @@ fn node(offer: &Offer) -> NodeView<'_> {
         offer: Some(offer),
         conditions: &[],
         unschedulable: false,
+        hold: None,
         configured: true,
         queues: &[],
         slots: 2,
@@ -75,7 +76,7 @@ fn the_first_reason_of_a_node_is_named() {
         slots,
         room: Room { cpu_millis, memory_bytes: gib << 30, gpus: 0 },
     };
-    let rows: [(NodeView<'_>, Option<(&str, &str)>); 11] = [
+    let rows: [(NodeView<'_>, Option<(&str, &str)>); 13] = [
         (NodeView { conditions: &healthy, ..free }, None),
         (NodeView { offer: None, ..free }, Some(("NotRegistered", "the node has not registered yet"))),
         (
@@ -89,6 +90,14 @@ fn the_first_reason_of_a_node_is_named() {
         (
             NodeView { conditions: &silent, unschedulable: true, ..free },
             Some(("ClaimChannelSilent", "the node is not ready: it does not ask for work")),
+        ),
+        (
+            NodeView { hold: Some(HoldPhase::Cordoned), unschedulable: true, ..free },
+            Some(("Cordoned", "the node is cordoned; `windlass uncordon` lifts that")),
+        ),
+        (
+            NodeView { hold: Some(HoldPhase::Stopping), ..free },
+            Some(("Stopping", "the node is being drained")),
         ),
         (
             NodeView { unschedulable: true, configured: false, ..free },

@@ -15,6 +15,7 @@ use super::super::extract::Operator;
 use super::super::present;
 use super::find;
 use crate::error::ApiError;
+use crate::reconcile::hold_phase;
 
 /// The most jobs that are read to name those that hold what is short.
 const HOLDERS: u32 = 1000;
@@ -93,6 +94,7 @@ async fn verdicts(
             offer: offer.as_ref(),
             conditions: &node.conditions,
             unschedulable: node.spec.unschedulable,
+            hold: node.hold.as_ref().map(hold_phase),
             configured: node.applied_version.is_some(),
             queues: &node.spec.queues,
             slots: present::slots(node),

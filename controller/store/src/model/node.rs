@@ -7,6 +7,8 @@ use windlass_crds::NodeConfigSpec;
 use windlass_crds::conditions::Condition;
 use windlass_crds::protocol::{AckError, AckStatus, CapabilityReport};
 
+use super::NodeHold;
+
 /// A node that wants to register.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeRegistration {
@@ -191,4 +193,6 @@ pub struct NodeRow {
     pub created_at: Timestamp,
     /// How many live attempts it holds.
     pub running: u32,
+    /// What an operator has asked by a command; lasts until it is lifted.
+    pub hold: Option<NodeHold>,
 }

@@ -5,10 +5,14 @@ use windlass_crds::NodeConfigSpec;
 use windlass_crds::conditions::Condition;
 use windlass_crds::protocol::AckStatus;
 
+use super::fleet::{self, hold_columns};
 use crate::engine::conn::Conn;
 use crate::engine::value::{Row, args, int, json, ms, truncated, word};
 use crate::engine::writer::Tx;
-use crate::{Ack, CapabilitySnapshot, CapabilityUpdate, Change, Error, NewNodeConfig, NodeRow, Put, Store};
+use crate::{
+    Ack, CapabilitySnapshot, CapabilityUpdate, Change, Error, LiveAttempts, NewNodeConfig, NewNodeEvent,
+    NodeEventKind, NodeRow, Put, Store,
+};
 
 /// How many capability reports are kept of a node, to see what changed on a host.
 const SNAPSHOTS: i64 = 20;
@@ -20,8 +24,19 @@ macro_rules! node_columns {
          n.resource_version, n.registered_at, n.public_key, n.boot_id, n.capability, n.capability_hash, \
          n.agent_labels, n.agent_version, n.acked_version, n.applied_version, n.ack_status, n.ack_error, \
          n.effective_hash, n.conditions, n.created_at, l.last_seen_at, l.last_claim_at, l.slots, l.not_ready, \
-         (SELECT count(*) FROM attempts AS a WHERE a.node = n.name AND a.ended_at IS NULL) AS running \
-         FROM nodes AS n JOIN node_liveness AS l ON l.name = n.name"
+         (SELECT count(*) FROM attempts AS a WHERE a.node = n.name AND a.ended_at IS NULL) AS running, "
+    };
+}
+
+/// A node with its liveness and its hold.
+macro_rules! select_node {
+    () => {
+        concat!(
+            node_columns!(),
+            hold_columns!(),
+            " FROM nodes AS n JOIN node_liveness AS l ON l.name = n.name",
+            " LEFT JOIN node_holds AS h ON h.node = n.name"
+        )
     };
 }
 
@@ -55,23 +70,29 @@ impl Store {
     pub async fn list_nodes(&self) -> Result<Vec<NodeRow>, Error> {
         self.read("list_nodes", move |conn| {
             Box::pin(async move {
-                let rows = conn.rows(concat!(node_columns!(), " ORDER BY n.name"), args![]).await?;
+                let rows = conn.rows(concat!(select_node!(), " ORDER BY n.name"), args![]).await?;
                 rows.iter().map(read).collect()
             })
         })
         .await
     }
 
-    /// Forgets a node; yields it where it was there. It may register again only with a token that admits new nodes.
+    /// Forgets a node; yields it where it was there. Its key and its token work no more; it may register again only with
+    /// a token that admits new nodes. Attempts that are abandoned end with their leases.
     ///
     /// # Errors
-    /// [`Error::InUse`] while it holds attempts.
-    pub async fn delete_node(&self, now: Timestamp, name: &str) -> Result<Option<NodeRow>, Error> {
+    /// [`Error::InUse`] while it holds attempts that are not to be abandoned.
+    pub async fn delete_node(
+        &self,
+        now: Timestamp,
+        name: &str,
+        attempts: LiveAttempts,
+    ) -> Result<Option<NodeRow>, Error> {
         let name = name.to_owned();
         self.write("delete_node", move |tx| {
             Box::pin(async move {
                 let Some(row) = get(&mut tx.conn, &name).await? else { return Ok(None) };
-                if row.running > 0 {
+                if row.running > 0 && attempts == LiveAttempts::Refuse {
                     let by = format!("{} running attempts", row.running);
                     return Err(Error::InUse { object: "node", key: name, by });
                 }
@@ -96,6 +117,15 @@ impl Store {
                 require(tx, &name).await?;
                 seen(tx, now, &name).await?;
                 let version = tx.draw_version();
+                let (kind, message) = match (ack.status, &ack.error) {
+                    (AckStatus::Applied, _) => {
+                        (NodeEventKind::ConfigApplied, format!("version {} is in force", ack.version))
+                    }
+                    (AckStatus::Failed, error) => {
+                        let why = error.as_ref().map_or("the node gave no reason", |error| &error.message);
+                        (NodeEventKind::ConfigFailed, format!("version {}: {why}", ack.version))
+                    }
+                };
                 let sql = "
                     UPDATE nodes SET acked_version = $2, ack_status = $3, ack_error = $4, effective_hash = $5,
                         applied_version = CASE $3 WHEN 'applied' THEN $2 ELSE applied_version END,
@@ -112,6 +142,7 @@ impl Store {
                     version
                 ];
                 if tx.conn.execute(sql, args).await? > 0 {
+                    fleet::note(tx, now, &name, kind, &message).await?;
                     tx.changed(Change::Node { name });
                 }
                 Ok(())
@@ -186,7 +217,7 @@ impl Store {
         .await
     }
 
-    /// Sets a node's conditions; those that it has already change nothing.
+    /// Sets a node's conditions, and notes what that means for it; those that it has already change nothing.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Conflict`] when the node is not at `expected_version`.
@@ -195,6 +226,7 @@ impl Store {
         now: Timestamp,
         name: &str,
         conditions: Vec<Condition>,
+        event: Option<NewNodeEvent>,
         expected_version: i64,
     ) -> Result<(), Error> {
         let name = name.to_owned();
@@ -215,7 +247,9 @@ impl Store {
                 if tx.conn.execute(sql, args).await? != 1 {
                     return Err(Error::Conflict { object: "node", key: name, expected, found });
                 }
-                tracing::trace!(node.name = %name, node.conditions_at = ms(now), "conditions were set");
+                if let Some(event) = event {
+                    fleet::note(tx, now, &name, event.kind, &event.message).await?;
+                }
                 tx.changed(Change::Node { name });
                 Ok(())
             })
@@ -254,11 +288,12 @@ pub(crate) fn read(row: &Row) -> Result<NodeRow, Error> {
         slots: cells.number("slots")?,
         not_ready: cells.opt_text("not_ready")?,
         running: cells.number("running")?,
+        hold: fleet::read_hold(&mut cells)?,
     })
 }
 
 pub(crate) async fn get(conn: &mut Conn, name: &str) -> Result<Option<NodeRow>, Error> {
-    let row = conn.row(concat!(node_columns!(), " WHERE n.name = $1"), args![name]).await?;
+    let row = conn.row(concat!(select_node!(), " WHERE n.name = $1"), args![name]).await?;
     row.map(|row| read(&row)).transpose()
 }
 
@@ -338,6 +373,10 @@ async fn put_config(tx: &mut Tx, now: Timestamp, config: NewNodeConfig) -> Resul
         args![name.as_str(), json(&spec), json(&labels), json(&annotations), i64::from(respecified), version];
     tx.conn.execute(sql, args).await?;
     let row = require(tx, &name).await?;
+    if respecified || before.is_none() {
+        let message = format!("version {} waits for the node", row.config_version);
+        fleet::note(tx, now, &name, NodeEventKind::ConfigDeclared, &message).await?;
+    }
     tx.changed(Change::Node { name });
     Ok(if before.is_some() { Put::Updated(row) } else { Put::Created(row) })
 }

@@ -16,10 +16,10 @@
 use jiff::Timestamp;
 use windlass_crds::NodeConfigSpec;
 
-use super::nodes;
+use super::{fleet, nodes};
 use crate::engine::value::{args, json, ms, truncated};
 use crate::engine::writer::Tx;
-use crate::{Change, Error, NodeRegistration, NodeRow, RedeemedToken, RegisterOutcome, Store};
+use crate::{Change, Error, NodeEventKind, NodeRegistration, NodeRow, RedeemedToken, RegisterOutcome, Store};
 
 impl Store {
     /// Registers a node, or refuses to: see the outcomes. The token is checked and its use counted in the same
@@ -110,9 +110,34 @@ async fn register(tx: &mut Tx, now: Timestamp, new: NodeRegistration) -> Result<
         nodes::snapshot(tx, now, &new.name, version, hash, agent, report).await?;
     }
     let row = nodes::require(tx, &new.name).await?;
+    let known = before.filter(|row| row.registered_at.is_some());
+    note(tx, now, known.as_ref(), &row).await?;
     tx.changed(Change::Node { name: new.name });
-    let was_known = before.is_some_and(|row| row.registered_at.is_some());
+    let was_known = known.is_some();
     Ok(if was_known { RegisterOutcome::Known(row) } else { RegisterOutcome::Created(row) })
+}
+
+/// Notes what a registration means for the node.
+async fn note(tx: &mut Tx, now: Timestamp, before: Option<&NodeRow>, after: &NodeRow) -> Result<(), Error> {
+    let version = after.agent_version.as_deref().unwrap_or_default();
+    let Some(before) = before else {
+        let message = format!("the agent of version {version} has joined");
+        return fleet::note(tx, now, &after.name, NodeEventKind::Registered, &message).await;
+    };
+    if before.public_key != after.public_key {
+        let message = "a token has given the name to another key; the former one works no more";
+        fleet::note(tx, now, &after.name, NodeEventKind::Replaced, message).await?;
+    }
+    if before.agent_version != after.agent_version {
+        let old = before.agent_version.as_deref().unwrap_or_default();
+        let message = format!("from version {old} to {version}");
+        fleet::note(tx, now, &after.name, NodeEventKind::AgentVersion, &message).await?;
+    }
+    if before.boot_id != after.boot_id {
+        let message = "the agent was started again and has registered";
+        fleet::note(tx, now, &after.name, NodeEventKind::Returned, message).await?;
+    }
+    Ok(())
 }
 
 /// Counts a use of a token, where it still has one and is for this node.

@@ -183,6 +183,18 @@ contract! {
         a_position_counts_the_ready_jobs_of_the_queue_that_are_before
         counting_a_position_ends_somewhere
     }
+    fleet {
+        a_cordon_is_set_once_and_lifted_once
+        a_manifest_and_a_cordon_leave_each_other_alone
+        a_drain_takes_the_place_of_a_cordon_and_of_an_earlier_drain
+        a_drain_goes_on_once_and_on_the_version_it_was_judged_on
+        what_is_asked_of_an_unknown_node_is_refused
+        a_node_that_goes_takes_its_cordon_and_history_with_it
+        a_node_is_forced_out_and_its_attempts_end_with_their_leases
+        the_history_tells_the_life_of_a_node
+        the_history_keeps_only_the_last_of_it
+        a_note_that_repeats_the_last_one_is_not_kept
+    }
     keeping {
         tokens_are_found_by_their_secret
         a_token_that_is_known_is_not_created_again

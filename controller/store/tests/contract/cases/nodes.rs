@@ -6,8 +6,8 @@ use windlass_crds::NodeConfigSpec;
 use windlass_crds::conditions::{Condition, ConditionStatus};
 use windlass_crds::protocol::{AckError, AckStatus};
 use windlass_store::{
-    Ack, Beat, CapabilityUpdate, Error, NewNodeConfig, NodeRegistration, NodeRow, Put, RedeemedToken,
-    RegisterOutcome, Store,
+    Ack, Beat, CapabilityUpdate, Error, LiveAttempts, NewNodeConfig, NodeRegistration, NodeRow, Put,
+    RedeemedToken, RegisterOutcome, Store,
 };
 
 use crate::fixtures::{at, capability, claimed, finish, join_token, redeemed, register, registration};
@@ -291,8 +291,8 @@ pub(crate) async fn an_acknowledgement_of_an_unknown_node_is_refused(store: Stor
         agent_version: "1".into(),
     };
     assert_eq!(store.record_capability(at(1), "n", update).await.unwrap_err().kind(), "NotFound");
-    assert_eq!(store.set_node_conditions(at(1), "n", vec![], 0).await.unwrap_err().kind(), "NotFound");
-    assert_eq!(store.delete_node(at(1), "n").await.unwrap(), None);
+    assert_eq!(store.set_node_conditions(at(1), "n", vec![], None, 0).await.unwrap_err().kind(), "NotFound");
+    assert_eq!(store.delete_node(at(1), "n", LiveAttempts::Refuse).await.unwrap(), None);
 }
 
 pub(crate) async fn capability_reports_replace_each_other(store: Store) {
@@ -329,28 +329,28 @@ pub(crate) async fn conditions_are_set_on_the_version_they_were_judged_on(store:
         last_transition_time: at(1),
         observed_generation: Some(1),
     };
-    store.set_node_conditions(at(1), "n", vec![ready.clone()], version).await.unwrap();
-    let refused = store.set_node_conditions(at(1), "n", vec![], version).await.unwrap_err();
+    store.set_node_conditions(at(1), "n", vec![ready.clone()], None, version).await.unwrap();
+    let refused = store.set_node_conditions(at(1), "n", vec![], None, version).await.unwrap_err();
     assert_eq!(refused.kind(), "Conflict");
     let row = node(&store, "n").await;
     assert_eq!(row.conditions, std::slice::from_ref(&ready));
-    store.set_node_conditions(at(1), "n", vec![ready], row.resource_version).await.unwrap();
+    store.set_node_conditions(at(1), "n", vec![ready], None, row.resource_version).await.unwrap();
     assert_eq!(node(&store, "n").await.resource_version, row.resource_version, "they were so before");
 }
 
 pub(crate) async fn a_node_with_attempts_is_not_deleted(store: Store) {
     let got = claimed(&store, "n", "a", at(0)).await;
-    let refused = store.delete_node(at(1), "n").await.unwrap_err();
+    let refused = store.delete_node(at(1), "n", LiveAttempts::Refuse).await.unwrap_err();
     assert!(matches!(refused, Error::InUse { object: "node", .. }), "{refused}");
     finish(&store, &got, at(2)).await;
-    assert_eq!(store.delete_node(at(3), "n").await.unwrap().unwrap().name, "n");
+    assert_eq!(store.delete_node(at(3), "n", LiveAttempts::Refuse).await.unwrap().unwrap().name, "n");
     assert_eq!(store.get_node("n").await.unwrap(), None);
     assert_eq!(store.attempts(&got.job.uid).await.unwrap()[0].node, "n", "what it did stays known");
 }
 
 pub(crate) async fn a_deleted_node_needs_a_token_again(store: Store) {
     register(&store, &["n"]).await;
-    store.delete_node(at(1), "n").await.unwrap();
+    store.delete_node(at(1), "n", LiveAttempts::Refuse).await.unwrap();
     assert_eq!(try_register(&store, 2, without_token("n")).await, RegisterOutcome::TokenInvalid);
     let again = NodeRegistration { token: Some(redeemed("token")), ..registration("n") };
     assert!(matches!(try_register(&store, 2, again).await, RegisterOutcome::Created(_)));

@@ -1,0 +1,21 @@
+-- What operators have asked of nodes by a command, apart from what is declared for them: to get no new jobs, or to be
+-- emptied. Both last until they are lifted.
+CREATE TABLE node_holds (
+    node        TEXT PRIMARY KEY REFERENCES nodes (name) ON DELETE CASCADE,
+    since       BIGINT NOT NULL,
+    drain       BIGINT NOT NULL,
+    deadline_at BIGINT,
+    overdue     TEXT NOT NULL,
+    stopping_at BIGINT,
+    drained_at  BIGINT
+);
+
+-- What happened to a node, only the last of it. The number grows with each entry.
+CREATE TABLE node_history (
+    node    TEXT NOT NULL REFERENCES nodes (name) ON DELETE CASCADE,
+    number  BIGINT NOT NULL,
+    at      BIGINT NOT NULL,
+    kind    TEXT NOT NULL,
+    message TEXT NOT NULL,
+    PRIMARY KEY (node, number)
+);
