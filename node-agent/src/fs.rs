@@ -1,24 +1,32 @@
 //! The files that must survive a crash: what the ledger and the outbox ask of a file system.
 //!
-//! Every operation is durable when it returns, so that what follows it may rely on it after a loss of power. Paths are
-//! relative to the state folder. The real one does its blocking work on tokio's blocking threads; a simulation keeps
-//! files in memory and loses what was not finished.
+//! ```text
+//! AgentFs (durable operations) ──► Durable (in which order what is written and flushed) ──► Volume (what a kernel does)
+//! ```
+//!
+//! Every operation is durable when it returns, so that what follows it may rely on it after a loss of power; what is
+//! read is durable too, for an earlier agent may have been killed between writing and flushing it. Paths are relative to
+//! the state folder. The real volume is the host's, used on tokio's blocking threads; a simulation keeps files in memory
+//! and loses what was not flushed.
 
-use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+mod host;
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+
+use self::host::HostVolume;
 
 /// Durable files under the state folder.
 #[async_trait]
 pub trait AgentFs: Send + Sync + 'static {
-    /// The names of the files in a folder, sorted; none where the folder is missing.
+    /// The names of the files in a folder, sorted; none where the folder is missing. From then on a crash does not bring
+    /// back what was removed.
     async fn list(&self, folder: &str) -> io::Result<Vec<String>>;
 
-    /// A file's content, `None` where it is missing.
+    /// A file's content, `None` where it is missing. From then on a crash does not change it.
     async fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>>;
 
     /// Makes a new file; fails with `AlreadyExists` where there is one. A crash leaves all of it or none.
@@ -40,64 +48,92 @@ pub trait AgentFs: Send + Sync + 'static {
     async fn free_bytes(&self) -> io::Result<u64>;
 }
 
-/// The host's file system.
-#[derive(Clone, Debug)]
-pub struct DiskFs {
-    inner: Arc<Disk>,
+/// What a kernel does with files. Nothing is durable before it was flushed: of a file's content any part may be lost,
+/// and of a folder's entries any that was made, moved or removed since.
+pub trait Volume: Send + Sync + 'static {
+    /// The names of the files in a folder, sorted, without those that begin with a dot; none where it is missing.
+    fn list(&self, folder: &str) -> io::Result<Vec<String>>;
+    /// A file's content, `None` where it is missing.
+    fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>>;
+    /// Makes a file with this content, in place of what it had. An error may leave a part.
+    fn write(&self, path: &str, content: &[u8]) -> io::Result<()>;
+    /// Adds to the end of a file, which it makes where it is missing. An error may leave a part.
+    fn append(&self, path: &str, content: &[u8]) -> io::Result<()>;
+    /// Cuts a file to a length. A missing one is an error.
+    fn truncate(&self, path: &str, length: u64) -> io::Result<()>;
+    /// Gives a file a second name; fails with `AlreadyExists` where there is one of that name.
+    fn link(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Moves a file in place of another.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Takes a name away; a missing one is an error.
+    fn unlink(&self, path: &str) -> io::Result<()>;
+    /// Flushes the content of a file.
+    fn flush(&self, path: &str) -> io::Result<()>;
+    /// Flushes the entries of a folder.
+    fn flush_folder(&self, folder: &str) -> io::Result<()>;
+    /// Bytes that are free for the agent.
+    fn free_bytes(&self) -> io::Result<u64>;
 }
 
+/// Durable operations on a volume: the order in which things are written and flushed.
 #[derive(Debug)]
-struct Disk {
-    root: PathBuf,
-    /// Files that are appended to, kept open: opening one anew for every record would double the cost of a record.
-    /// The lock protects the map only; a file is written by one caller at a time because the outbox has one writer.
-    open: Mutex<HashMap<String, Arc<File>>>,
+pub struct Durable<V> {
+    volume: V,
+    /// The files that were appended to in this run, whose entries are flushed. The lock protects the set only; a file is
+    /// written by one caller at a time because the outbox has one writer.
+    appended: Mutex<HashSet<String>>,
 }
 
-impl DiskFs {
-    /// Keeps files under `root`, an existing folder.
-    pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { inner: Arc::new(Disk { root: root.into(), open: Mutex::new(HashMap::new()) }) }
+impl<V: Volume> Durable<V> {
+    /// Works on a volume.
+    pub fn new(volume: V) -> Self {
+        Self { volume, appended: Mutex::new(HashSet::new()) }
     }
 
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Disk) -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
-        let inner = Arc::clone(&self.inner);
-        tokio::task::spawn_blocking(move || work(&inner)).await.map_err(io::Error::other)?
-    }
-}
-
-impl Disk {
-    fn path(&self, relative: &str) -> PathBuf {
-        self.root.join(relative)
-    }
-
-    fn open(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<File>>> {
-        self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// [`AgentFs::list`].
+    ///
+    /// # Errors
+    /// What the volume reports.
+    pub fn list(&self, folder: &str) -> io::Result<Vec<String>> {
+        let names = self.volume.list(folder)?;
+        match self.volume.flush_folder(folder) {
+            Ok(()) => Ok(names),
+            // There never was one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(names),
+            Err(error) => Err(error),
+        }
     }
 
-    fn append(&self, path: &str, content: &[u8]) -> io::Result<()> {
-        let known = self.open().get(path).cloned();
-        let file = match known {
-            Some(file) => file,
-            None => {
-                let full = self.path(path);
-                let folder = parent(&full)?;
-                make_folder(folder)?;
-                let fresh = !full.exists();
-                let file = Arc::new(private().append(true).create(true).open(&full)?);
-                if fresh {
-                    file.sync_all()?;
-                    sync_folder(folder)?;
-                }
-                self.open().insert(path.to_owned(), Arc::clone(&file));
-                file
-            }
-        };
-        (&*file).write_all(content)?;
-        file.sync_data()
+    /// [`AgentFs::read`].
+    ///
+    /// # Errors
+    /// What the volume reports.
+    pub fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
+        let Some(content) = self.volume.read(path)? else { return Ok(None) };
+        self.volume.flush(path)?;
+        self.volume.flush_folder(parent(path))?;
+        Ok(Some(content))
+    }
+
+    /// [`AgentFs::create_new`].
+    ///
+    /// # Errors
+    /// What the volume reports.
+    pub fn create_new(&self, path: &str, content: &[u8]) -> io::Result<()> {
+        self.place(path, content, |beside| {
+            // A link, unlike a rename, refuses to replace what is there; and unlike writing in place it never shows a
+            // half-written file.
+            self.volume.link(beside, path)?;
+            self.volume.unlink(beside)
+        })
+    }
+
+    /// [`AgentFs::replace`].
+    ///
+    /// # Errors
+    /// What the volume reports.
+    pub fn replace(&self, path: &str, content: &[u8]) -> io::Result<()> {
+        self.place(path, content, |beside| self.volume.rename(beside, path))
     }
 
     /// Writes a file beside its place, makes it durable, and moves it there by `place`.
@@ -105,100 +141,118 @@ impl Disk {
         &self,
         path: &str,
         content: &[u8],
-        place: impl FnOnce(&Path, &Path) -> io::Result<()>,
+        place: impl FnOnce(&str) -> io::Result<()>,
     ) -> io::Result<()> {
-        let full = self.path(path);
-        let folder = parent(&full)?;
-        make_folder(folder)?;
-        let name = full.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let folder = parent(path);
+        let name = path.strip_prefix(folder).unwrap_or(path).trim_start_matches('/');
+        let slash = if folder.is_empty() { "" } else { "/" };
         // A leading dot keeps a leftover of a crash out of `list`.
-        let beside = folder.join(format!(".{}.tmp", name.to_string_lossy()));
-        let mut file = private().write(true).create(true).truncate(true).open(&beside)?;
-        let written =
-            file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| place(&beside, &full));
+        let beside = format!("{folder}{slash}.{name}.tmp");
+        let written = self
+            .volume
+            .write(&beside, content)
+            .and_then(|()| self.volume.flush(&beside))
+            .and_then(|()| place(&beside));
         if let Err(error) = written {
             // The write has failed already; a leftover is truncated by the next try.
-            drop(std::fs::remove_file(&beside));
+            drop(self.volume.unlink(&beside));
             return Err(error);
         }
-        sync_folder(folder)
+        self.volume.flush_folder(folder)
+    }
+
+    /// [`AgentFs::append`].
+    ///
+    /// # Errors
+    /// What the volume reports.
+    pub fn append(&self, path: &str, content: &[u8]) -> io::Result<()> {
+        self.volume.append(path, content)?;
+        self.volume.flush(path)?;
+        if !self.appended().contains(path) {
+            self.volume.flush_folder(parent(path))?;
+            self.appended().insert(path.to_owned());
+        }
+        Ok(())
+    }
+
+    /// [`AgentFs::truncate`].
+    ///
+    /// # Errors
+    /// What the volume reports.
+    pub fn truncate(&self, path: &str, length: u64) -> io::Result<()> {
+        self.volume.truncate(path, length)?;
+        self.volume.flush(path)
+    }
+
+    /// [`AgentFs::remove`].
+    ///
+    /// # Errors
+    /// What the volume reports.
+    pub fn remove(&self, path: &str) -> io::Result<()> {
+        self.appended().remove(path);
+        match self.volume.unlink(path) {
+            Ok(()) => self.volume.flush_folder(parent(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The volume.
+    pub const fn volume(&self) -> &V {
+        &self.volume
+    }
+
+    fn appended(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.appended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Files of the agent are for nobody else to read.
-fn private() -> OpenOptions {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut options = OpenOptions::new();
-    options.mode(0o600);
-    options
+/// The folder of a path; empty for the state folder itself.
+pub(crate) fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
-fn make_folder(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+/// The host's file system.
+#[derive(Clone, Debug)]
+pub struct DiskFs {
+    inner: Arc<Durable<HostVolume>>,
 }
 
-fn parent(path: &Path) -> io::Result<&Path> {
-    path.parent().ok_or_else(|| io::ErrorKind::InvalidInput.into())
-}
+impl DiskFs {
+    /// Keeps files under `root`, an existing folder.
+    pub fn new(root: impl Into<std::path::PathBuf>) -> Self {
+        Self { inner: Arc::new(Durable::new(HostVolume::new(root.into()))) }
+    }
 
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Durable<HostVolume>) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || work(&inner)).await.map_err(io::Error::other)?
+    }
 }
 
 #[async_trait]
 impl AgentFs for DiskFs {
     async fn list(&self, folder: &str) -> io::Result<Vec<String>> {
         let folder = folder.to_owned();
-        self.blocking(move |disk| {
-            let entries = match std::fs::read_dir(disk.path(&folder)) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-                Err(error) => return Err(error),
-            };
-            let mut names = Vec::new();
-            for entry in entries {
-                let entry = entry?;
-                if let Ok(name) = entry.file_name().into_string()
-                    && !name.starts_with('.')
-                    && entry.file_type()?.is_file()
-                {
-                    names.push(name);
-                }
-            }
-            names.sort();
-            Ok(names)
-        })
-        .await
+        self.blocking(move |disk| disk.list(&folder)).await
     }
 
     async fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
         let path = path.to_owned();
-        self.blocking(move |disk| match std::fs::read(disk.path(&path)) {
-            Ok(content) => Ok(Some(content)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        })
-        .await
+        self.blocking(move |disk| disk.read(&path)).await
     }
 
     async fn create_new(&self, path: &str, content: Vec<u8>) -> io::Result<()> {
         let path = path.to_owned();
-        self.blocking(move |disk| {
-            disk.place(&path, &content, |beside, full| {
-                // A link, unlike a rename, refuses to replace what is there; and unlike writing in place it never
-                // shows a half-written file.
-                std::fs::hard_link(beside, full)?;
-                std::fs::remove_file(beside)
-            })
-        })
-        .await
+        self.blocking(move |disk| disk.create_new(&path, &content)).await
     }
 
     async fn replace(&self, path: &str, content: Vec<u8>) -> io::Result<()> {
         let path = path.to_owned();
-        self.blocking(move |disk| disk.place(&path, &content, |beside, full| std::fs::rename(beside, full)))
-            .await
+        self.blocking(move |disk| disk.replace(&path, &content)).await
     }
 
     async fn append(&self, path: &str, content: Vec<u8>) -> io::Result<()> {
@@ -208,34 +262,16 @@ impl AgentFs for DiskFs {
 
     async fn truncate(&self, path: &str, length: u64) -> io::Result<()> {
         let path = path.to_owned();
-        self.blocking(move |disk| {
-            let file = OpenOptions::new().write(true).open(disk.path(&path))?;
-            file.set_len(length)?;
-            file.sync_all()
-        })
-        .await
+        self.blocking(move |disk| disk.truncate(&path, length)).await
     }
 
     async fn remove(&self, path: &str) -> io::Result<()> {
         let path = path.to_owned();
-        self.blocking(move |disk| {
-            disk.open().remove(&path);
-            let full = disk.path(&path);
-            match std::fs::remove_file(&full) {
-                Ok(()) => sync_folder(parent(&full)?),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                Err(error) => Err(error),
-            }
-        })
-        .await
+        self.blocking(move |disk| disk.remove(&path)).await
     }
 
     async fn free_bytes(&self) -> io::Result<u64> {
-        self.blocking(|disk| {
-            let stat = rustix::fs::statvfs(&disk.root)?;
-            Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-        })
-        .await
+        self.blocking(|disk| disk.volume().free_bytes()).await
     }
 }
 

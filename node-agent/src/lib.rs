@@ -48,7 +48,7 @@ pub use client::{
 };
 pub use clock::{Clock, SystemClock};
 pub use config_sync::Error as ConfigurationError;
-pub use fs::{AgentFs, DiskFs};
+pub use fs::{AgentFs, DiskFs, Durable, Volume};
 pub use heartbeat::Superseded;
 pub use identity::{Enrolment, Error as IdentityError, Identity};
 pub use ids::{IdSource, SystemIds};

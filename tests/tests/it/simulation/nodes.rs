@@ -125,10 +125,12 @@ impl Node {
         self.link.network.note(format!("{} agent crashes", self.name));
     }
 
-    /// The host loses power and comes up again, without its agent for now.
-    pub(crate) async fn reboot(&mut self) {
-        self.crash(None).await;
+    /// The host loses power, at once or in the middle of one of the next writes, and comes up again, without its agent
+    /// for now.
+    pub(crate) async fn reboot(&mut self, within: Option<(u64, Crash)>) {
+        self.crash(within).await;
         self.boots += 1;
+        self.fs.lose_power(self.seed ^ (self.boots << 16));
         self.sandbox.reboot();
         self.clock.reboot_now(&format!("boot-{}", self.boots));
         self.link.network.note(format!("{} was booted", self.name));

@@ -94,8 +94,8 @@ pub(crate) enum Suspended {
 pub(crate) enum Trouble {
     /// kill -9 of an agent, at once or in the middle of a write; its supervisors and programs live on.
     Crash { node: usize, away: Duration, within: Option<(u64, Crash)> },
-    /// The host loses power.
-    Reboot { node: usize, away: Duration },
+    /// The host loses power, at once or in the middle of a write.
+    Reboot { node: usize, away: Duration, within: Option<(u64, Crash)> },
     /// The agent is told to stop, and to cancel what runs or to let it finish.
     Stop { node: usize, cancel: bool, away: Duration },
     /// kill -9 of the controller.
@@ -280,13 +280,11 @@ impl Trouble {
         let node = rng.random_range(0..nodes);
         let away = millis(rng, 100..50_000);
         let sign = if rng.random_bool(0.5) { 1 } else { -1 };
-        match weighted(rng, &[0.25, 0.08, 0.06, 0.12, 0.06, 0.22, 0.04, 0.05, 0.04, 0.04, 0.04]) {
-            0 => {
-                let how = [Crash::Before, Crash::Within, Crash::After][rng.random_range(0..3)];
-                let within = rng.random_bool(0.7).then(|| (rng.random_range(1..6), how));
-                Self::Crash { node, away, within }
-            }
-            1 => Self::Reboot { node, away },
+        let how = [Crash::Before, Crash::Within, Crash::After][rng.random_range(0..3)];
+        let within = rng.random_bool(0.7).then(|| (rng.random_range(1..8), how));
+        match weighted(rng, &[0.2, 0.13, 0.06, 0.12, 0.06, 0.22, 0.04, 0.05, 0.04, 0.04, 0.04]) {
+            0 => Self::Crash { node, away, within },
+            1 => Self::Reboot { node, away, within },
             2 => Self::Stop { node, cancel: rng.random_bool(0.5), away },
             3 => Self::Controller { away },
             4 => Self::PlannedStop { away: away * 3 },

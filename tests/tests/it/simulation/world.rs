@@ -134,9 +134,9 @@ impl<'a> World<'a> {
                 self.nodes[node].crash(within).await;
                 self.returns.insert(node, Instant::now() + away);
             }
-            Trouble::Reboot { node, away } => {
-                self.nodes[node].reboot().await;
-                self.returns.insert(node, now + away);
+            Trouble::Reboot { node, away, within } => {
+                self.nodes[node].reboot(within).await;
+                self.returns.insert(node, Instant::now() + away);
             }
             Trouble::Stop { node, cancel, away } => {
                 self.nodes[node].tell(if cancel { Stop::Cancel } else { Stop::Drain });
