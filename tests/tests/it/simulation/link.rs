@@ -139,7 +139,8 @@ impl Link {
             let handle = |dispatch: Dispatch, node: NodeRow, request: ClaimRequest| async move {
                 dispatch.claim_once(&node.name, &request).await
             };
-            let mut answer = self.serve(request.clone(), handle, |_| {})?;
+            let heard = |_: &ClaimResponse| self.network.oracle.served(&self.name, &request.boot_id);
+            let mut answer = self.serve(request.clone(), handle, heard)?;
             for assignment in &mut answer.assignments {
                 assignment.lease_seconds += received.elapsed().as_secs();
                 self.network.note(format!("{} is given {}", self.name, assignment.attempt));
@@ -182,10 +183,16 @@ impl Drop for EndPoll {
 impl ControllerClient for Link {
     async fn register(&self, request: &RegisterRequest) -> Result<Bootstrap, ClientError> {
         self.call("register", request, |link, request: RegisterRequest| async move {
+            let agent = request.capability.agent.clone().unwrap_or_default();
             let ask = |running: super::controller::Running, _| async move {
                 running.dispatch.register(request).await
             };
-            match link.network.ask(ask, |_| {}) {
+            let heard = |answer: &Result<(Bootstrap, bool), ApiError>| {
+                if answer.is_ok() {
+                    link.network.oracle.registered(&link.name, &agent.boot_id);
+                }
+            };
+            match link.network.ask(ask, heard) {
                 None => Err(unreachable("the controller is down")),
                 Some(Ok((bootstrap, _))) => Ok(bootstrap),
                 Some(Err(error)) => Err(refused(&error)),
@@ -246,7 +253,9 @@ impl ControllerClient for Link {
             let handle = |dispatch: Dispatch, node: NodeRow, request| async move {
                 dispatch.heartbeat(&node, request).await
             };
-            link.serve(request, handle, |_| {})
+            let (network, boot) = (Arc::clone(&link.network), request.boot_id.clone());
+            let heard = |_: &HeartbeatResponse| network.oracle.served(&link.name, &boot);
+            link.serve(request, handle, heard)
         })
         .await
     }

@@ -50,6 +50,8 @@ pub(crate) enum Invariant {
     Capacity,
     /// A retry is used up only by an attempt that started, and was not lost while the controller was away.
     Retries,
+    /// Only the run of an agent that has registered last is served.
+    SecondBoot,
     /// Nobody is judged before the lease has ended, nor by a controller that has just come up.
     Patience,
     /// What nobody holds is taken back in time.
@@ -83,6 +85,8 @@ struct State {
     /// A hash of each record that was acknowledged.
     acknowledged: BTreeMap<AttemptId, BTreeMap<u64, u64>>,
     controller: Presence,
+    /// The run of each node's agent that has registered last.
+    registered: BTreeMap<String, String>,
 }
 
 /// When the controller was there, by its own clock.
@@ -139,6 +143,23 @@ impl Oracle {
 
     pub(crate) fn controller_jumped(&self, now: Timestamp) {
         self.state().controller.jumped = Some(now);
+    }
+
+    /// The controller has registered a run of an agent.
+    pub(crate) fn registered(&self, node: &str, boot: &str) {
+        self.state().registered.insert(node.to_owned(), boot.to_owned());
+    }
+
+    /// The controller has answered a claim or a heartbeat.
+    pub(crate) fn served(&self, node: &str, boot: &str) {
+        let mut state = self.state();
+        let registered = state.registered.get(node).cloned();
+        if registered.as_deref() != Some(boot) {
+            state.violated(
+                Invariant::SecondBoot,
+                format_args!("run {boot} of {node} is served, and {registered:?} has registered"),
+            );
+        }
     }
 
     /// A program has begun to run on a node.
