@@ -7,7 +7,9 @@
 //!
 //! What could not be applied is tried again after each poll: the disk may have room again, a missing path be there.
 //!
-//! Versions are numbers that only grow: an older one is ignored, `10` is newer than `9`.
+//! Versions are numbers that only grow: an older one is ignored, `10` is newer than `9`. They grow within one object of the
+//! node: one that was deleted and made again begins anew, and so does a controller that was taken back to a backup. Such a
+//! version is applied in the first case, and in the second acknowledged as failed, so that somebody sees it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -48,6 +50,19 @@ pub(crate) struct InForce {
 pub(crate) struct Applied {
     pub(crate) number: u64,
     pub(crate) configuration: Configuration,
+}
+
+impl Applied {
+    /// Whether a configuration is for the same object of the node, so that the versions can be compared.
+    fn is_of(&self, payload: &serde_json::Value) -> bool {
+        let uid = payload.get("node_uid").and_then(serde_json::Value::as_str);
+        uid == self.configuration.node_uid.as_deref()
+    }
+
+    /// Whether a configuration is this one, but for the time at which it was issued.
+    fn is(&self, payload: &serde_json::Value) -> bool {
+        read(payload).is_ok_and(|other| configuration_hash(&other) == configuration_hash(&self.configuration))
+    }
 }
 
 impl InForce {
@@ -145,8 +160,14 @@ impl ConfigSync {
         let mut seen = None;
         // The newest one, where it could not be applied. The host may change so that it can, as by making room.
         let mut refused: Option<serde_json::Value> = None;
+        let mut node_uid = None;
         loop {
             let session = self.session.ready().await;
+            if node_uid != session.node_uid {
+                // Another object of the node, whose versions have nothing to do with those seen.
+                node_uid.clone_from(&session.node_uid);
+                (seen, refused) = (None, None);
+            }
             let wait = if seen.is_some() { POLL } else { Duration::ZERO };
             let asked = Instant::now();
             let polled = {
@@ -214,7 +235,7 @@ impl ConfigSync {
     async fn try_again(&self, payload: &serde_json::Value) -> bool {
         let version = payload.get("config_version").and_then(serde_json::Value::as_str);
         let Some(number) = version.and_then(parse_config_version) else { return true };
-        if self.apply(number, payload).await.is_err() {
+        if self.put_through(number, payload).await.is_err() {
             // It was said why when it failed at first.
             return false;
         }
@@ -234,20 +255,7 @@ impl ConfigSync {
             tracing::debug!(config.version = number, "an old configuration was ignored");
             return None;
         }
-        let in_force = self.in_force.get();
-        let outcome = match &in_force {
-            Some(applied) if number < applied.number => {
-                tracing::warn!(
-                    config.version = number,
-                    in_force = applied.number,
-                    "the controller has an older configuration than this node, which was ignored"
-                );
-                return Some((number, AckStatus::Applied));
-            }
-            Some(applied) if number == applied.number => Ok(()),
-            Some(_) | None => self.apply(number, payload).await,
-        };
-        let (status, error) = match outcome {
+        let (status, error) = match self.put_through(number, payload).await {
             Ok(()) => {
                 tracing::info!(config.version = number, "configuration applied");
                 (AckStatus::Applied, None)
@@ -269,6 +277,22 @@ impl ConfigSync {
         };
         self.tell(number, status, error).await;
         Some((number, status))
+    }
+
+    /// Applies a configuration unless it is in force or out of date.
+    async fn put_through(&self, number: u64, payload: &serde_json::Value) -> Result<(), AckError> {
+        match self.in_force.get().as_deref() {
+            Some(applied) if applied.is_of(payload) && number < applied.number => Err(AckError {
+                error_type: "OlderVersion".to_owned(),
+                message: format!(
+                    "config_version: {number} is older than {}, which this node has in force; change the NodeConfig until \
+                     its version is higher, or delete the node and let it join again",
+                    applied.number
+                ),
+            }),
+            Some(applied) if applied.is(payload) => Ok(()),
+            Some(_) | None => self.apply(number, payload).await,
+        }
     }
 
     /// Acknowledges a version.

@@ -120,6 +120,7 @@ impl Registration {
                 on_registered(&bootstrap)?;
             }
             let session = Session {
+                node_uid: bootstrap.node_uid,
                 token: bootstrap.auth.node_jwt,
                 issued_at: bootstrap.issued_at,
                 expires_at: bootstrap.auth.expires_at,

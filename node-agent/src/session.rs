@@ -9,6 +9,8 @@ use windlass_crds::protocol::Endpoints;
 /// What a registration yielded.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Session {
+    /// The uid of the node's object, where the controller tells it.
+    pub node_uid: Option<String>,
     /// The node's token for the `Authorization` header.
     pub token: String,
     /// When the token was issued, by the controller's clock.
@@ -22,6 +24,7 @@ pub struct Session {
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
+            .field("node_uid", &self.node_uid)
             .field("token", &"…")
             .field("expires_at", &self.expires_at)
             .field("endpoints", &self.endpoints)

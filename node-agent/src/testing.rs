@@ -67,6 +67,7 @@ pub fn configuration(node: &str, version: u64) -> Configuration {
         config_version: version.to_string(),
         issued_at: Timestamp::UNIX_EPOCH,
         node_slug: node.to_owned(),
+        node_uid: Some("uid-1".to_owned()),
         orchestrator: ConfigOrchestrator {
             base_url: "https://controller".to_owned(),
             endpoints: ConfigEndpoints {

@@ -59,6 +59,7 @@ impl Dispatch {
             config_version: node.config_version.to_string(),
             issued_at: self.now(),
             node_slug: node.name.clone(),
+            node_uid: Some(node.uid.clone()),
             orchestrator: ConfigOrchestrator {
                 endpoints: ConfigEndpoints { node_report_url: format!("{base_url}/v1/nodes/capability") },
                 base_url,

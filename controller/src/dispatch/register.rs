@@ -122,6 +122,7 @@ impl Dispatch {
         Bootstrap {
             version: protocol::VERSION,
             issued_at: now,
+            node_uid: Some(node.uid.clone()),
             orchestrator: Orchestrator {
                 endpoints: Endpoints {
                     worker_registration_url: url("register"),

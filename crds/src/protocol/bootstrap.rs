@@ -52,6 +52,10 @@ pub struct Bootstrap {
     pub version: u32,
     /// When the answer was made.
     pub issued_at: Timestamp,
+    /// The uid of the node's object. A node that was deleted and joins again has another one, and what it knew of the one
+    /// before counts no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_uid: Option<String>,
     /// Where the controller is.
     pub orchestrator: Orchestrator,
     /// The node's token.

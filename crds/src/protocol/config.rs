@@ -17,6 +17,9 @@ pub struct Configuration {
     pub issued_at: Timestamp,
     /// The node that it is for.
     pub node_slug: String,
+    /// The uid of the node's object, within which versions grow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_uid: Option<String>,
     /// Where the controller is.
     pub orchestrator: ConfigOrchestrator,
     /// Settings of the node as a whole.

@@ -526,7 +526,7 @@ async fn a_configuration_changes_slots_while_the_agent_runs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn version_10_is_newer_than_9_and_an_older_one_is_ignored() {
+async fn version_10_is_newer_than_9_and_an_older_one_is_refused() {
     let world = World::new();
     let run = world.start();
     let acked = |version: &'static str| {
@@ -547,8 +547,53 @@ async fn version_10_is_newer_than_9_and_an_older_one_is_ignored() {
     let run = world.start();
     let mut status = run.status.clone();
     status.wait_for(|status| status.up).await.unwrap();
+    let ack = acked("9").await;
+    assert_eq!(
+        ack.status,
+        AckStatus::Failed,
+        "a controller with an old database must not pass for one that is obeyed"
+    );
+    assert_eq!(ack.error.unwrap().error_type, "OlderVersion");
     assert_eq!(status.borrow().config_version, Some(10));
-    assert_eq!(world.controller.state().acks, []);
+    run.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_of_another_object_or_with_other_content_is_not_taken_for_the_one_in_force() {
+    let world = World::new();
+    let run = world.start();
+    let mut status = run.status.clone();
+    status.wait_for(|status| status.config_version == Some(1) && status.slots == 4).await.unwrap();
+    run.crash().await;
+
+    // The same version of a node that was made anew while the agent was away.
+    let with = |version: u64, uid: &str, slots: u32| {
+        let mut made = configuration(NODE, version);
+        made.node_uid = Some(uid.to_owned());
+        made.node.concurrency = Some(slots);
+        made
+    };
+    world.controller.configure(&with(1, "uid-2", 2));
+    let run = world.start();
+    let mut status = run.status.clone();
+    status.wait_for(|status| status.slots == 2).await.unwrap();
+    world.controller.configure(&with(3, "uid-2", 3));
+    status.wait_for(|status| status.slots == 3 && status.config_version == Some(3)).await.unwrap();
+
+    // Deleted and made anew while the agent runs: its token works no more, and versions begin again.
+    world.controller.change(|state| {
+        state.configuration = Some(serde_json::to_value(with(1, "uid-3", 5)).unwrap());
+        let issued = state.registrations.len();
+        state.expired_tokens.insert(format!("token-{issued}"));
+    });
+    status.wait_for(|status| status.slots == 5 && status.config_version == Some(1)).await.unwrap();
+
+    // A controller that was taken back to a backup issues a version a second time.
+    run.crash().await;
+    world.controller.configure(&with(1, "uid-3", 6));
+    let run = world.start();
+    let mut status = run.status.clone();
+    status.wait_for(|status| status.slots == 6).await.unwrap();
     run.drain().await;
 }
 

@@ -237,6 +237,7 @@ mod tests {
     fn session() -> Session {
         let url = String::new;
         Session {
+            node_uid: None,
             token: "token".to_owned(),
             issued_at: Timestamp::UNIX_EPOCH,
             expires_at: Timestamp::MAX,

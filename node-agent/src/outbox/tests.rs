@@ -68,6 +68,7 @@ fn session() -> crate::session::SessionHandle {
     let handle = crate::session::SessionHandle::new();
     let url = String::new;
     handle.renewed(crate::session::Session {
+        node_uid: None,
         token: "token".to_owned(),
         issued_at: Timestamp::UNIX_EPOCH,
         expires_at: Timestamp::MAX,

@@ -142,6 +142,11 @@ impl FakeController {
 }
 
 impl State {
+    /// The uid of the node's object, which the configuration names.
+    fn node_uid(&self) -> Option<String> {
+        Some(self.configuration.as_ref()?.get("node_uid")?.as_str()?.to_owned())
+    }
+
     pub(crate) fn terminal(&self, job: &str) -> Option<Terminal> {
         self.records.iter().find_map(|((attempt, _), record)| match &record.body {
             RecordBody::Terminal(terminal) if attempt.job == job => Some(terminal.clone()),
@@ -252,6 +257,7 @@ impl ControllerClient for FakeController {
         Ok(Bootstrap {
             version: VERSION,
             issued_at: Timestamp::UNIX_EPOCH,
+            node_uid: self.state().node_uid(),
             orchestrator: Orchestrator {
                 base_url: "https://controller".to_owned(),
                 endpoints: Endpoints {

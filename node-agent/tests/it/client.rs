@@ -38,6 +38,7 @@ fn request(psk: Option<&str>) -> RegisterRequest {
 
 fn session(bootstrap: Bootstrap) -> Session {
     Session {
+        node_uid: bootstrap.node_uid,
         token: bootstrap.auth.node_jwt,
         issued_at: bootstrap.issued_at,
         expires_at: bootstrap.auth.expires_at,

@@ -234,6 +234,7 @@ async fn register(AxumState(this): AxumState<Controller>, Json(request): Json<Re
     let bootstrap = Bootstrap {
         version: VERSION,
         issued_at: now,
+        node_uid: Some("uid".to_owned()),
         orchestrator: Orchestrator {
             base_url: this.inner.url.clone(),
             endpoints: Endpoints {
