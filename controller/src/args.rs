@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use windlass_crds::Span;
+use windlass_store::{PostgresUrl, StoreUrl};
 
 use crate::dispatch::LeaseSettings;
 
@@ -20,6 +21,19 @@ pub struct ControllerArgs {
         value_name = "DIR"
     )]
     pub state_dir: PathBuf,
+
+    /// The database. Without it a file in the state folder, for one controller. With
+    /// `postgres://USER@HOST[:PORT]/DATABASE[?sslmode=MODE&sslrootcert=FILE]` several controllers may share it.
+    #[arg(long, env = "WINDLASS_STORE", hide_env_values = true, value_name = "URL")]
+    pub store: Option<StoreText>,
+
+    /// A file with the password for the database, in place of one in its URL.
+    #[arg(long, env = "WINDLASS_STORE_PASSWORD_FILE", value_name = "FILE", requires = "store")]
+    pub store_password_file: Option<PathBuf>,
+
+    /// How long to wait at start for a database that cannot be reached.
+    #[arg(long, env = "WINDLASS_STORE_WAIT", default_value = "30s", value_name = "SPAN")]
+    pub store_wait: Span,
 
     /// The address to listen on; port 0 takes a free one.
     #[arg(long, env = "WINDLASS_LISTEN", default_value = "127.0.0.1:12082", value_name = "ADDRESS")]
@@ -47,8 +61,26 @@ pub struct ControllerArgs {
     pub offline_grace: Span,
 }
 
-/// Settings that contradict each other.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+/// Where the database is, as it was given: it may hold a password, so it shows nothing of itself.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoreText(String);
+
+impl std::str::FromStr for StoreText {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl std::fmt::Debug for StoreText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StoreText(…)")
+    }
+}
+
+/// Settings that contradict each other, or cannot be read.
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The lease does not outlast two heartbeats.
     #[error(
@@ -74,6 +106,18 @@ pub enum Error {
         /// What was given.
         heartbeat: Span,
     },
+    /// Not a URL of a database.
+    #[error("--store cannot be used")]
+    Store(#[source] windlass_store::Error),
+    /// The password for the database cannot be read.
+    #[error("could not read --store-password-file {}", file.display())]
+    StorePassword {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
     /// Not a URL that nodes can use.
     #[error("--advertise-url {url} must be https://HOST[:PORT] without a path")]
     AdvertiseUrl {
@@ -87,6 +131,9 @@ impl ControllerArgs {
     pub fn new(state_dir: PathBuf, listen: SocketAddr) -> Self {
         Self {
             state_dir,
+            store: None,
+            store_password_file: None,
+            store_wait: Span::from_secs(30),
             listen,
             advertise_url: None,
             tls_san: Vec::new(),
@@ -94,6 +141,21 @@ impl ControllerArgs {
             lease: Span::from_secs(25),
             offline_grace: Span::from_secs(15 * 60),
         }
+    }
+
+    /// Where the database is.
+    pub(crate) fn store_url(&self) -> Result<StoreUrl, Error> {
+        let Some(StoreText(text)) = &self.store else {
+            return Ok(StoreUrl::Sqlite(self.state_dir.join("windlass.db")));
+        };
+        let mut url: PostgresUrl = text.parse().map_err(Error::Store)?;
+        url = url.with_patience(self.store_wait.get());
+        if let Some(file) = &self.store_password_file {
+            let password = std::fs::read_to_string(file)
+                .map_err(|source| Error::StorePassword { file: file.clone(), source })?;
+            url = url.with_password(password.trim_end_matches(['\r', '\n']));
+        }
+        Ok(StoreUrl::Postgres(url))
     }
 
     /// The times of the agent protocol, if they make sense together.
@@ -168,6 +230,24 @@ mod tests {
         assert!(matches!(refused(span(10), span(25), span(20)), Error::ShortGrace { .. }));
         assert!(matches!(refused(Span::from_millis(1500), span(25), span(60)), Error::Heartbeat { .. }));
         assert!(args().leases().is_ok());
+    }
+
+    #[test]
+    fn the_database_is_a_file_unless_told_otherwise() {
+        let file = StoreUrl::Sqlite("/tmp/x/windlass.db".into());
+        assert_eq!(args().store_url().unwrap(), file);
+        let given = |text: &str| ControllerArgs { store: Some(text.parse().unwrap()), ..args() };
+        let folder = tempfile::tempdir().unwrap();
+        let password = folder.path().join("password");
+        std::fs::write(&password, "s3cret\n").unwrap();
+        let by_file =
+            ControllerArgs { store_password_file: Some(password), ..given("postgres://u@127.0.0.1/d") };
+        let by_url = given("postgres://u:s3cret@127.0.0.1/d");
+        assert_eq!(by_file.store_url().unwrap(), by_url.store_url().unwrap());
+        assert!(!format!("{by_url:?}").contains("s3cret"));
+        assert!(matches!(given("mysql://u@h/d").store_url(), Err(Error::Store(_))));
+        let missing = ControllerArgs { store_password_file: Some("/nowhere".into()), ..by_file };
+        assert!(matches!(missing.store_url(), Err(Error::StorePassword { .. })));
     }
 
     #[test]

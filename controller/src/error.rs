@@ -173,14 +173,21 @@ impl From<windlass_store::Error> for ApiError {
             Error::InUse { .. } => Code::InUse,
             Error::OtherBoot { .. } => Code::Fenced,
             Error::Invalid { .. } => Code::Invalid,
-            Error::Unavailable { .. } | Error::DiskFull { .. } | Error::NotWritable { .. } => {
-                Code::Unavailable
-            }
+            Error::Unavailable { .. }
+            | Error::DiskFull { .. }
+            | Error::NotWritable { .. }
+            | Error::NotLeader
+            | Error::Unreachable { .. }
+            | Error::Refused { .. }
+            | Error::NotPermitted { .. }
+            | Error::ReadOnly { .. } => Code::Unavailable,
             Error::Corrupt { .. }
             | Error::Damaged { .. }
             | Error::Locked { .. }
             | Error::NewerSchema { .. }
-            | Error::SchemaBroken { .. } => Code::Internal,
+            | Error::SchemaBroken { .. }
+            | Error::BadUrl { .. }
+            | Error::OldServer { .. } => Code::Internal,
         };
         match code {
             Code::Unavailable | Code::Internal => {

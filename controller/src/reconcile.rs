@@ -68,7 +68,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 async fn node_changed(changes: &mut Receiver<Change>) {
     loop {
         match changes.recv().await {
-            Ok(Change::Node { .. }) | Err(RecvError::Lagged(_)) => return,
+            Ok(Change::Node { .. } | Change::Any) | Err(RecvError::Lagged(_)) => return,
             Ok(_) => {}
             Err(RecvError::Closed) => std::future::pending().await,
         }

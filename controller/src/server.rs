@@ -14,7 +14,7 @@ use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use windlass_crds::Span;
-use windlass_store::{ApiTokenRow, Store, StoreOptions, StoreUrl};
+use windlass_store::{ApiTokenRow, Store, StoreOptions};
 
 use crate::args::{self, ControllerArgs};
 use crate::auth::{self, NodeTokens};
@@ -43,7 +43,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The store could not be opened.
-    #[error("could not open the store")]
+    #[error("could not open the database")]
     Store(#[from] windlass_store::Error),
     /// The folder for bodies could not be opened.
     #[error(transparent)]
@@ -95,12 +95,8 @@ impl Controller {
             .mode(0o700)
             .create(&state)
             .map_err(|source| Error::StateDir { path: state.clone(), source })?;
-        // The store takes the folder's lock, so it comes before anything that writes there.
-        let store = Store::open(StoreOptions {
-            url: StoreUrl::Sqlite(state.join("windlass.db")),
-            read_connections: 4,
-        })
-        .await?;
+        // A database in the folder takes the folder's lock, so it comes before anything that writes there.
+        let store = Store::open(StoreOptions { url: args.store_url()?, read_connections: 4 }).await?;
         let bodies = Bodies::folder(&state.join("bodies"))?;
         let authority = Authority::open(&state)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);

@@ -151,7 +151,7 @@ async fn relevant(changes: &mut Receiver<Change>, node: &str, request: &ClaimReq
             Ok(Change::Node { name }) => name == node,
             Ok(Change::Job { uid }) => request.held.iter().any(|attempt| attempt.job == uid),
             Ok(Change::Records { .. } | Change::Event { .. } | Change::Template { .. }) => false,
-            Err(RecvError::Lagged(_)) => true,
+            Ok(Change::Any) | Err(RecvError::Lagged(_)) => true,
             Err(RecvError::Closed) => return false,
         };
         if concerns {

@@ -36,8 +36,9 @@ impl Dispatch {
                 loop {
                     match changes.recv().await {
                         Ok(windlass_store::Change::Node { name: changed }) if changed == name => break true,
+                        Ok(windlass_store::Change::Any)
+                        | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => break true,
                         Ok(_) => {}
-                        Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => break true,
                         Err(tokio::sync::broadcast::error::RecvError::Closed) => break false,
                     }
                 }

@@ -35,17 +35,19 @@ impl Pruner {
     }
 
     pub(super) async fn prune(&self) -> Result<(), ApiError> {
+        // Of several controllers one does this, and only while it leads.
+        let Some(store) = self.store.as_leader() else { return Ok(()) };
         let now = self.clock.now();
-        let pruned = self.store.prune(now, KEEP, BATCH).await?;
-        remove_bodies(&self.store, &self.bodies, pruned.bodies).await?;
+        let pruned = store.prune(now, KEEP, BATCH).await?;
+        remove_bodies(&store, &self.bodies, pruned.bodies).await?;
         // What a crash has left behind.
-        let pending = self.store.pending_removals(BATCH).await?;
-        remove_bodies(&self.store, &self.bodies, pending).await?;
+        let pending = store.pending_removals(BATCH).await?;
+        remove_bodies(&store, &self.bodies, pending).await?;
         let old = now.checked_sub(UNUSED_INPUT).unwrap_or(jiff::Timestamp::MIN);
-        for input in self.store.unreferenced_inputs(old, BATCH).await? {
+        for input in store.unreferenced_inputs(old, BATCH).await? {
             // None where a job has begun to use it meanwhile.
-            if let Some(key) = self.store.delete_input(now, &input.digest).await? {
-                remove_bodies(&self.store, &self.bodies, vec![key]).await?;
+            if let Some(key) = store.delete_input(now, &input.digest).await? {
+                remove_bodies(&store, &self.bodies, vec![key]).await?;
             }
         }
         Ok(())

@@ -48,20 +48,26 @@ impl Sweeper {
 
     /// One round.
     pub async fn sweep(&self) -> Result<(), ApiError> {
-        self.follow_clock().await?;
+        let store = self.store.as_leader();
+        self.follow_clock(store.as_ref()).await?;
+        // Of several controllers one does this, and only while it leads.
+        let Some(store) = store else { return Ok(()) };
         let now = self.clock.now();
-        self.expire(now).await?;
-        self.collect(now).await
+        self.expire(&store, now).await?;
+        self.collect(&store, now).await
     }
 
     /// Leases are durations, and the store keeps when they end. When somebody has put the clock forward, they end so
     /// much later; else nodes would lose what they hold, and it would run twice. When it was put back, leases end late
-    /// by so much until the next heartbeat: what was granted since must not become shorter.
-    async fn follow_clock(&self) -> Result<(), ApiError> {
+    /// by so much until the next heartbeat: what was granted since must not become shorter. Only the clock of the
+    /// controller that ends leases matters.
+    async fn follow_clock(&self, leading: Option<&Store>) -> Result<(), ApiError> {
         let ahead = ahead(&*self.clock);
         let jump = ahead - *self.ahead();
-        if jump >= JUMP {
-            let moved = self.store.move_leases(jump.unsigned_abs()).await?;
+        if jump >= JUMP
+            && let Some(store) = leading
+        {
+            let moved = store.move_leases(jump.unsigned_abs()).await?;
             tracing::warn!(
                 jump.seconds = jump.as_secs(),
                 leases.moved = moved,
@@ -78,17 +84,17 @@ impl Sweeper {
 
     /// Takes back attempts whose lease has ended. A controller that has just come up waits one lease first, so that
     /// nodes that could not reach it have time to show that they live.
-    async fn expire(&self, now: Timestamp) -> Result<(), ApiError> {
+    async fn expire(&self, store: &Store, now: Timestamp) -> Result<(), ApiError> {
         if self.dispatch.was_away(now) {
             return Ok(());
         }
-        let expired = self.store.expired_leases(now, BATCH).await?;
+        let expired = store.expired_leases(now, BATCH).await?;
         if expired.is_empty() {
             return Ok(());
         }
         let transitions: Vec<Transition> =
             expired.iter().map(|(job, attempt)| self.lost(job, attempt)).collect();
-        let outcomes = self.store.apply_transitions(now, transitions).await?;
+        let outcomes = store.apply_transitions(now, transitions).await?;
         for ((job, attempt), outcome) in expired.iter().zip(outcomes) {
             // A stale one was renewed or reported meanwhile.
             if let TransitionOutcome::Done(after) = outcome {
@@ -142,12 +148,12 @@ impl Sweeper {
     }
 
     /// Removes jobs whose time to live is over.
-    async fn collect(&self, now: Timestamp) -> Result<(), ApiError> {
-        for job in self.store.ttl_due(now, BATCH).await? {
-            match self.store.delete_job(now, &job.uid).await? {
+    async fn collect(&self, store: &Store, now: Timestamp) -> Result<(), ApiError> {
+        for job in store.ttl_due(now, BATCH).await? {
+            match store.delete_job(now, &job.uid).await? {
                 DeleteOutcome::Deleted { bodies } => {
                     tracing::info!(job.id = %job.uid, job.name = %job.name, "job removed");
-                    super::pruner::remove_bodies(&self.store, &self.bodies, bodies).await?;
+                    super::pruner::remove_bodies(store, &self.bodies, bodies).await?;
                 }
                 DeleteOutcome::StillHeld(_) | DeleteOutcome::NotFound => {}
             }

@@ -73,8 +73,8 @@ pub(super) async fn answer(
                         // Cancel-safe: the stream ends with this future.
                         change = changes.recv() => match change {
                             Ok(Change::Event { job: changed }) if job.is_none() || changed == job => break,
+                            Ok(Change::Any) | Err(RecvError::Lagged(_)) => break,
                             Ok(_) => {}
-                            Err(RecvError::Lagged(_)) => break,
                             Err(RecvError::Closed) => return Ok(()),
                         }
                     }

@@ -192,7 +192,7 @@ async fn watch(app: App, only: Option<String>, sender: std::sync::Arc<sse::Sende
                 () = app.stopping.cancelled() => return Ok(()),
                 // Cancel-safe: the stream ends with this future.
                 change = changes.recv() => match change {
-                    Ok(Change::Node { .. }) | Err(RecvError::Lagged(_)) => break,
+                    Ok(Change::Node { .. } | Change::Any) | Err(RecvError::Lagged(_)) => break,
                     Ok(_) => {}
                     Err(RecvError::Closed) => return Ok(()),
                 }

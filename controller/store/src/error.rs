@@ -125,6 +125,62 @@ pub enum Error {
         /// The step.
         version: i64,
     },
+    /// Another controller has taken the lead since.
+    #[error("another controller has taken the lead")]
+    NotLeader,
+    /// The URL of the database cannot be read.
+    #[error("the store's URL has {problem}: it must be postgres://USER@HOST[:PORT]/DATABASE[?OPTION=VALUE]")]
+    BadUrl {
+        /// What is wrong with it, without its password.
+        problem: String,
+    },
+    /// The server cannot be reached.
+    #[error("PostgreSQL cannot be reached as {server}: check that it runs, and host and port")]
+    Unreachable {
+        /// User, host, port and database.
+        server: String,
+        /// What the system or the server said.
+        #[source]
+        source: Arc<sqlx::Error>,
+    },
+    /// The server refuses the login.
+    #[error("PostgreSQL refuses the login as {server}: check user, password, database and its pg_hba.conf")]
+    Refused {
+        /// User, host, port and database.
+        server: String,
+        /// What the server said.
+        #[source]
+        source: Arc<sqlx::Error>,
+    },
+    /// The server lets the user in, but not do this.
+    #[error(
+        "PostgreSQL does not permit {server} to do this: the user must own the database or may create in its schema"
+    )]
+    NotPermitted {
+        /// User, host, port and database.
+        server: String,
+        /// What the server said.
+        #[source]
+        source: Arc<sqlx::Error>,
+    },
+    /// The server is a replica.
+    #[error(
+        "PostgreSQL, reached as {server}, is read-only: it is a replica, or set so; connect to the primary"
+    )]
+    ReadOnly {
+        /// User, host, port and database.
+        server: String,
+    },
+    /// The server is too old.
+    #[error("PostgreSQL, reached as {server}, has version number {found}: {oldest} or newer is needed")]
+    OldServer {
+        /// User, host, port and database.
+        server: String,
+        /// The server's version number.
+        found: i64,
+        /// The oldest that works.
+        oldest: i64,
+    },
     /// Another process has the database open.
     #[error("{} is held by another process: stop it first, or use another folder", path.display())]
     Locked {
@@ -138,4 +194,16 @@ impl Error {
     pub fn kind(&self) -> &'static str {
         self.into()
     }
+}
+
+/// An error and its causes in one line, for the log.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }

@@ -27,6 +27,7 @@ mod model;
 mod ops;
 mod store;
 
+pub use engine::postgres::PostgresUrl;
 pub use error::Error;
 pub use model::*;
 pub use store::{Store, StoreOptions, StoreUrl};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::broadcast;
 
 use crate::engine::conn::Conn;
+use crate::engine::postgres::{self, Postgres, PostgresUrl};
 use crate::engine::sqlite::{self, Sqlite};
 use crate::engine::value::args;
 use crate::engine::writer::{BoxFuture, Queued, Tx};
@@ -21,6 +22,8 @@ pub enum StoreUrl {
     Sqlite(PathBuf),
     /// In memory, for tests: gone with the last handle.
     SqliteMemory,
+    /// On a PostgreSQL server, which several controllers may share.
+    Postgres(PostgresUrl),
 }
 
 /// How to open a store.
@@ -36,6 +39,8 @@ pub struct StoreOptions {
 #[derive(Clone, Debug)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// The term in which this handle may write, where it is a leader's.
+    term: Option<i64>,
 }
 
 #[derive(Debug)]
@@ -47,23 +52,32 @@ struct Inner {
 #[derive(Debug)]
 enum Backend {
     Sqlite(Sqlite),
+    Postgres(Postgres),
 }
 
 impl Store {
-    /// Opens the database and brings its schema up to date.
+    /// Opens the database and brings its schema up to date. Waits for a server that cannot be reached, for a bounded time.
     ///
     /// # Errors
-    /// [`Error::Locked`] while another process has it; [`Error::NewerSchema`] and [`Error::SchemaBroken`] where the
+    /// Of a server [`Error::Unreachable`], [`Error::Refused`], [`Error::NotPermitted`], [`Error::ReadOnly`] and
+    /// [`Error::OldServer`]; of a file [`Error::Locked`] while another process has it; [`Error::NewerSchema`] and [`Error::SchemaBroken`] where the
     /// schema is not one that this program can bring up to date; [`Error::NotWritable`], [`Error::DiskFull`] and
     /// [`Error::Damaged`] where the file system or the file do not permit it.
     pub async fn open(options: StoreOptions) -> Result<Self, Error> {
         let (wake_ups, _) = broadcast::channel(WAKE_UPS);
-        let file = match options.url {
-            StoreUrl::Sqlite(path) => Some(path),
-            StoreUrl::SqliteMemory => None,
+        let StoreOptions { url, read_connections } = options;
+        let backend = match url {
+            StoreUrl::Sqlite(path) => {
+                Backend::Sqlite(sqlite::open(Some(path), read_connections, wake_ups.clone()).await?)
+            }
+            StoreUrl::SqliteMemory => {
+                Backend::Sqlite(sqlite::open(None, read_connections, wake_ups.clone()).await?)
+            }
+            StoreUrl::Postgres(url) => {
+                Backend::Postgres(postgres::open(&url, read_connections, wake_ups.clone()).await?)
+            }
         };
-        let backend = sqlite::open(file, options.read_connections, wake_ups.clone()).await?;
-        Ok(Self { inner: Arc::new(Inner { backend: Backend::Sqlite(backend), wake_ups }) })
+        Ok(Self { inner: Arc::new(Inner { backend, wake_ups }), term: None })
     }
 
     /// Closes the store once every other handle is gone and everything that was handed in is done; then the file can be
@@ -74,7 +88,8 @@ impl Store {
     pub async fn close(self) -> Result<(), Error> {
         let Some(inner) = Arc::into_inner(self.inner) else { return Ok(()) };
         match inner.backend {
-            Backend::Sqlite(Sqlite { queue, readers, closed, path: _ }) => {
+            Backend::Postgres(postgres) => postgres.close().await,
+            Backend::Sqlite(Sqlite { queue, readers, closed, place: _ }) => {
                 if let Some(readers) = readers {
                     readers.close().await;
                 }
@@ -82,6 +97,17 @@ impl Store {
                 closed.await.unwrap_or(Err(stopped("close")))
             }
         }
+    }
+
+    /// A handle for what only one controller does, such as ending leases; `None` while another one does it. What it writes
+    /// fails with [`Error::NotLeader`] once another controller has taken the lead.
+    pub fn as_leader(&self) -> Option<Self> {
+        let term = match &self.inner.backend {
+            // The only process that has the file.
+            Backend::Sqlite(_) => None,
+            Backend::Postgres(postgres) => Some(postgres.term()?),
+        };
+        Some(Self { inner: Arc::clone(&self.inner), term })
     }
 
     /// A round trip that writes, so that it fails when writes would.
@@ -104,32 +130,38 @@ impl Store {
         self.inner.wake_ups.subscribe()
     }
 
-    /// Runs `body` in a transaction of its own or of a group; answers when it is on disk.
+    /// Runs `body` in a transaction of its own or of a group; answers when it is on disk. It may run more than once, and
+    /// then only the last time counts.
     pub(crate) async fn write<T, F>(&self, operation: &'static str, body: F) -> Result<T, Error>
     where
         T: Send + 'static,
-        F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, Error>> + Send + 'static,
+        F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, Error>> + Clone + Send + 'static,
     {
-        let Backend::Sqlite(sqlite) = &self.inner.backend;
-        let (queued, answer) = Queued::new(operation, body);
-        sqlite.queue.send(queued).await.map_err(|_| stopped(operation))?;
+        let queue = match &self.inner.backend {
+            Backend::Sqlite(sqlite) => &sqlite.queue,
+            Backend::Postgres(postgres) => &postgres.queue,
+        };
+        let (queued, answer) = Queued::new(operation, self.term, body);
+        queue.send(queued).await.map_err(|_| stopped(operation))?;
         answer.await.unwrap_or(Err(stopped(operation)))
     }
 
-    /// Runs `body` on a connection that only reads. It sees everything that was answered before.
+    /// Runs `body` on a connection that only reads. It sees everything that was answered before. It may run more than
+    /// once.
     pub(crate) async fn read<T, F>(&self, operation: &'static str, body: F) -> Result<T, Error>
     where
         T: Send + 'static,
-        F: for<'t> FnOnce(&'t mut Conn) -> BoxFuture<'t, Result<T, Error>> + Send + 'static,
+        F: for<'t> FnOnce(&'t mut Conn) -> BoxFuture<'t, Result<T, Error>> + Clone + Send + 'static,
     {
-        let Backend::Sqlite(sqlite) = &self.inner.backend;
+        let sqlite = match &self.inner.backend {
+            Backend::Sqlite(sqlite) => sqlite,
+            Backend::Postgres(postgres) => return postgres.read(operation, body).await,
+        };
         match &sqlite.readers {
             Some(pool) => {
-                let connection = pool
-                    .acquire()
-                    .await
-                    .map_err(|source| crate::engine::conn::engine_error(&sqlite.path, operation, source))?;
-                let mut conn = Conn::pooled(connection, Arc::clone(&sqlite.path), operation);
+                let connection =
+                    pool.acquire().await.map_err(|source| sqlite.place.error(operation, source))?;
+                let mut conn = Conn::pooled_sqlite(connection, sqlite.place.clone(), operation);
                 body(&mut conn).await
             }
             None => self.write(operation, |tx| body(&mut tx.conn)).await,

@@ -132,8 +132,8 @@ pub(in crate::rest) async fn changed(app: &App, changes: &mut Receiver<Change>, 
                     return true;
                 }
                 Ok(Change::Event { job: Some(changed) }) if changed == uid => return true,
+                Ok(Change::Any) | Err(RecvError::Lagged(_)) => return true,
                 Ok(_) => {}
-                Err(RecvError::Lagged(_)) => return true,
                 Err(RecvError::Closed) => return false,
             }
         }

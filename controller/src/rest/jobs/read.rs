@@ -171,8 +171,7 @@ async fn watch(app: App, filter: Filter, sender: std::sync::Arc<sse::Sender>) ->
         };
         let uids = match changed {
             Ok(Change::Job { uid }) => vec![uid],
-            Ok(_) => continue,
-            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
+            Ok(Change::Any) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
                 // Some changes were missed: look at everything that is or was shown.
                 let mut uids: Vec<_> = shown.keys().cloned().collect();
                 uids.extend(all(&app, &filter).await?.into_iter().map(|row| row.uid));
@@ -180,6 +179,7 @@ async fn watch(app: App, filter: Filter, sender: std::sync::Arc<sse::Sender>) ->
                 uids.dedup();
                 uids
             }
+            Ok(_) => continue,
             Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(()),
         };
         let mut rows: HashMap<_, _> = app

@@ -41,7 +41,7 @@ impl Caches {
         self.classes.insert(hash, id);
     }
 
-    /// All lanes; only meaningful once [`Lanes::loaded`].
+    /// All lanes, where none is [missing](Lanes::missing_after).
     pub(crate) fn lanes(&self) -> &Lanes {
         &self.lanes
     }
@@ -52,9 +52,14 @@ impl Caches {
         self.lanes.insert(id, lane);
     }
 
-    /// Notes that every lane in the database has been inserted.
-    pub(crate) fn lanes_are_loaded(&mut self) {
-        self.lanes.loaded = true;
+    /// Notes that every lane in the database has been inserted, up to this id.
+    pub(crate) fn lanes_are_loaded(&mut self, last: i64) {
+        self.lanes.loaded = Some(last);
+    }
+
+    /// Notes that there are lanes up to this id, by whomever they were written. Ids only grow.
+    pub(crate) fn lanes_go_to(&mut self, last: i64) {
+        self.lanes.last = last;
     }
 
     /// What was written so far is on disk.
@@ -67,16 +72,25 @@ impl Caches {
     pub(crate) fn rolled_back(&mut self) {
         if self.uncommitted {
             self.classes.clear();
-            self.lanes = Lanes::default();
+            self.lanes = Lanes { last: self.lanes.last, ..Lanes::default() };
             self.uncommitted = false;
         }
+    }
+
+    /// The whole transaction was taken back, with the versions that were drawn in it: somebody else may draw them again.
+    pub(crate) fn forget_uncommitted(&mut self) {
+        self.rolled_back();
+        self.jobs = Jobs::default();
     }
 }
 
 /// All lanes, once loaded.
 #[derive(Default)]
 pub(crate) struct Lanes {
-    pub(crate) loaded: bool,
+    /// Every lane up to this id is here.
+    loaded: Option<i64>,
+    /// There are lanes up to this id, as far as other writers are concerned.
+    last: i64,
     by_id: HashMap<i64, Lane>,
     by_lane: HashMap<Lane, i64>,
     by_class: HashMap<i64, Vec<i64>>,
@@ -87,6 +101,14 @@ impl Lanes {
         if self.by_id.insert(id, lane.clone()).is_none() {
             self.by_class.entry(lane.class).or_default().push(id);
             self.by_lane.insert(lane, id);
+        }
+    }
+
+    /// The id after which there may be lanes that are not here; `None` where all are.
+    pub(crate) fn missing_after(&self) -> Option<i64> {
+        match self.loaded {
+            Some(loaded) => (self.last > loaded).then_some(loaded),
+            None => Some(0),
         }
     }
 

@@ -2,18 +2,21 @@
 //!
 //! Statements are written once, in what SQLite and PostgreSQL share: numbered parameters, `RETURNING`, `ON CONFLICT`,
 //! `UPDATE … FROM`, `->>`, `FILTER`, `AS MATERIALIZED`, `BIGINT` milliseconds and flags of 0 and 1. Batches travel as one
-//! JSON array that is read by `json_each($n)`; its rows have a column `value`. What is left over is here.
+//! JSON array that is read by `json_each($n)`; its rows have a column `value`; PostgreSQL has it from our first migration.
+//! What is left over is here.
 
-/// Opens a write transaction at once, so that no statement in it can fail for want of the lock.
-pub(crate) const BEGIN: &str = "BEGIN IMMEDIATE";
+/// A statement that may read differently for each database. Most do not, and are made of one text.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sql {
+    pub(crate) sqlite: &'static str,
+    pub(crate) postgres: &'static str,
+}
 
-/// Ends a write transaction.
-pub(crate) const COMMIT: &str = "COMMIT";
-
-/// Ends a write transaction in which versions up to `$1` were drawn: two statements in one message to SQLite's thread.
-/// There is one writer, so the counter lives with it and is written once a commit.
-pub(crate) const COMMIT_VERSIONS: &str =
-    "UPDATE counters SET value = $1 WHERE name = 'resource_version'; COMMIT";
+impl From<&'static str> for Sql {
+    fn from(text: &'static str) -> Self {
+        Self { sqlite: text, postgres: text }
+    }
+}
 
 /// A statement over a table `e` of values, which travel as parameters of their own. For wide rows that is twice as quick
 /// as a document that the database takes apart.
@@ -29,38 +32,54 @@ pub(crate) struct Batch {
 pub(crate) const BATCH_SIZES: [usize; 4] = [1, 8, 32, 128];
 
 impl Batch {
-    /// The statement for `rows` rows. Parameters of the rows come first, in order.
-    pub(crate) fn render(&self, rows: usize) -> String {
+    /// The statement for `rows` rows in SQLite. Parameters of the rows come first, in order.
+    pub(crate) fn render_sqlite(&self, rows: usize) -> String {
         let row = format!("({})", vec!["?"; self.columns.len()].join(","));
-        let mut sql =
+        let table =
             format!("WITH e ({}) AS (VALUES {}) ", self.columns.join(", "), vec![row; rows].join(","));
-        let before = rows * self.columns.len();
+        self.after(table, '?', rows * self.columns.len())
+    }
+
+    /// The statement for any number of rows in PostgreSQL. The columns of the rows come first, an array each.
+    pub(crate) fn render_postgres(&self) -> String {
+        let arrays = (1..=self.columns.len()).map(|n| format!("${n}")).collect::<Vec<_>>().join(",");
+        let table = format!("WITH e ({}) AS (SELECT * FROM unnest({arrays})) ", self.columns.join(", "));
+        self.after(table, '$', self.columns.len())
+    }
+
+    /// `table` and the statement, its parameters numbered on from `before`.
+    fn after(&self, table: String, mark: char, before: usize) -> String {
+        let mut sql = table;
         let mut pieces = self.statement.split('$');
         sql.extend(pieces.next());
         for piece in pieces {
             let digits = piece.bytes().take_while(u8::is_ascii_digit).count();
             let (number, rest) = piece.split_at(digits);
             let number: usize = number.parse().expect("a dollar sign begins a numbered parameter");
-            sql.push_str(&format!("?{}{rest}", before + number));
+            sql.push_str(&format!("{mark}{}{rest}", before + number));
         }
         sql
     }
 }
 
-/// A statement that yields the given columns of the given source as one document, for `Conn::packed`. The order of the
-/// rows is not kept.
+/// A statement that yields the given columns of the given source, from SQLite as one document, for `Conn::packed`. The order
+/// of the rows is not kept.
 macro_rules! packed {
     ($columns:expr, $source:expr) => {
-        concat!("SELECT json_group_array(json_array(", $columns, ")) AS rows FROM ", $source)
+        $crate::engine::dialect::packed!($columns, $source, $source)
+    };
+    ($columns:expr, $sqlite:expr, $postgres:expr) => {
+        $crate::engine::dialect::Sql {
+            sqlite: concat!("SELECT json_group_array(json_array(", $columns, ")) AS rows FROM ", $sqlite),
+            postgres: concat!("SELECT ", $columns, " FROM ", $postgres),
+        }
     };
 }
 pub(crate) use packed;
 
-/// The next ready jobs of the lanes in `$1` after rank `$2`, at most `$3` of each lane and `$4` in all.
-///
-/// The subquery is correlated and limited, which PostgreSQL writes as `CROSS JOIN LATERAL`, with
-/// `FOR UPDATE SKIP LOCKED`.
-pub(crate) const LANE_HEADS: &str = packed!(
+/// The next ready jobs of the lanes in `$1` after rank `$2`, at most `$3` of each lane and `$4` in all: one descent of the
+/// index for each lane. SQLite has no `LATERAL`.
+pub(crate) const LANE_HEADS: Sql = packed!(
     "lane_id, ready_rank",
     "(SELECT j.lane_id, j.ready_rank
     FROM json_each($1) AS l
@@ -68,11 +87,44 @@ pub(crate) const LANE_HEADS: &str = packed!(
         SELECT h.ready_rank FROM jobs AS h
         WHERE h.lane_id = CAST(l.value AS BIGINT) AND h.ready_rank IS NOT NULL AND h.ready_rank > $2
         ORDER BY h.ready_rank LIMIT $3)
-    ORDER BY j.ready_rank LIMIT $4) AS heads"
+    ORDER BY j.ready_rank LIMIT $4) AS heads",
+    "(SELECT h.lane_id, h.ready_rank
+    FROM json_each($1) AS l
+    CROSS JOIN LATERAL (
+        SELECT j.lane_id, j.ready_rank FROM jobs AS j
+        WHERE j.lane_id = CAST(l.value AS BIGINT) AND j.ready_rank IS NOT NULL AND j.ready_rank > $2
+        ORDER BY j.ready_rank LIMIT $3) AS h
+    ORDER BY h.ready_rank LIMIT $4) AS heads"
 );
 
+/// What a claim changes.
+macro_rules! claim {
+    () => {
+        "UPDATE jobs SET phase = 'Claimed', node = $2, epoch = epoch + 1, attempts = attempts + 1,
+            ready_rank = NULL, not_before = NULL, reason = NULL, message = NULL, exit_code = NULL,
+            started_at = NULL, steps = '[]', unenforced = '[]', logs_complete = 0, resource_version = $3
+        WHERE "
+    };
+}
+
+/// Makes the ready jobs among `$1` those of node `$2`, at version `$3`; yields which. On PostgreSQL it leaves out those that
+/// somebody has locked, such as a person in a transaction by hand: a claim never waits for one job where there are others.
+pub(crate) const CLAIM: Sql = Sql {
+    sqlite: concat!(
+        claim!(),
+        "id IN (SELECT CAST(value AS BIGINT) FROM json_each($1)) AND ready_rank IS NOT NULL RETURNING id"
+    ),
+    postgres: concat!(
+        claim!(),
+        "id = ANY (ARRAY(
+            SELECT j.id FROM json_each($1) AS e JOIN jobs AS j ON j.id = CAST(e.value AS BIGINT)
+            WHERE j.ready_rank IS NOT NULL FOR UPDATE OF j SKIP LOCKED))
+        RETURNING id"
+    ),
+};
+
 /// The next ready jobs of all lanes after rank `$1`, at most `$2`.
-pub(crate) const READY_HEADS: &str = packed!(
+pub(crate) const READY_HEADS: Sql = packed!(
     "lane_id, ready_rank",
     "(SELECT lane_id, ready_rank FROM jobs
     WHERE ready_rank IS NOT NULL AND ready_rank > $1
@@ -80,7 +132,7 @@ pub(crate) const READY_HEADS: &str = packed!(
 );
 
 /// All lanes that have a ready job: one step down the index per lane.
-pub(crate) const LANES_IN_USE: &str = packed!(
+pub(crate) const LANES_IN_USE: Sql = packed!(
     "lane",
     "(WITH RECURSIVE used (lane) AS (
         SELECT min(lane_id) FROM jobs WHERE ready_rank IS NOT NULL

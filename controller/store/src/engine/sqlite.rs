@@ -1,4 +1,9 @@
-//! Opening SQLite: lock, schema, one writer and several readers.
+//! SQLite: lock, schema, one writer and several readers.
+
+mod error;
+mod writer;
+
+pub(crate) use error::error;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,18 +17,15 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tracing::Instrument as _;
 
-use super::conn::{Conn, engine_error};
+use super::conn::{Conn, Place};
 use super::lock;
-use super::writer::{self, Operation, Tx};
+use super::writer::{Operation, QUEUE};
 use crate::{Change, Error};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// The table in which the migrator keeps which steps were taken.
 const STEPS_TABLE: &str = "_sqlx_migrations";
-
-/// How many operations may wait for the writer before callers wait to hand in theirs.
-const QUEUE: usize = 1024;
 
 /// How long a connection waits for another one's lock. The writer is alone, so that this only covers checkpoints and
 /// tools that people point at the file.
@@ -39,7 +41,7 @@ pub(crate) struct Sqlite {
     /// Yields how closing went, once every sender of `queue` is gone.
     pub(crate) closed: oneshot::Receiver<Result<(), Error>>,
     /// The file, for errors.
-    pub(crate) path: Arc<Path>,
+    pub(crate) place: Place,
 }
 
 /// Opens a file, or a database in memory for `None`.
@@ -49,6 +51,7 @@ pub(crate) async fn open(
     wake_ups: broadcast::Sender<Change>,
 ) -> Result<Sqlite, Error> {
     let path: Arc<Path> = file.clone().unwrap_or_else(|| PathBuf::from(":memory:")).into();
+    let place = Place::File(Arc::clone(&path));
     let lock = match &file {
         Some(file) => Some(lock::acquire(file)?),
         None => None,
@@ -57,7 +60,7 @@ pub(crate) async fn open(
         Some(file) => on_disk(file),
         None => common(SqliteConnectOptions::new().in_memory(true).journal_mode(SqliteJournalMode::Memory)),
     };
-    let failed = |source| engine_error(&path, "open", source);
+    let failed = |source| error(&path, "open", source);
     let mut connection = options.connect().await.map_err(failed)?;
     migrate(&mut connection, &path).await?;
     let readers = match &file {
@@ -82,7 +85,7 @@ pub(crate) async fn open(
         None => None,
     };
     let (queue, waiting) = mpsc::channel(QUEUE);
-    let tx = Tx::new(Conn::own(connection, Arc::clone(&path))).await?;
+    let tx = writer::begin_with(Conn::sqlite(connection, place.clone())).await?;
     let (settled, closed) = oneshot::channel();
     // The writer talks to SQLite's thread and to nobody else, a dozen times a transaction. On a thread of its own, with a
     // runtime that drives nothing, each answer is a plain wake-up, however busy the process is otherwise.
@@ -99,7 +102,7 @@ pub(crate) async fn open(
         .name("store-writer".to_owned())
         .spawn(serve)
         .map_err(|source| failed(source.into()))?;
-    Ok(Sqlite { queue, readers, closed, path })
+    Ok(Sqlite { queue, readers, closed, place })
 }
 
 fn on_disk(file: &Path) -> SqliteConnectOptions {
@@ -134,7 +137,7 @@ fn common(options: SqliteConnectOptions) -> SqliteConnectOptions {
 
 /// Brings the schema up to what this program knows, and refuses one that it does not.
 async fn migrate(connection: &mut sqlx::SqliteConnection, path: &Path) -> Result<(), Error> {
-    let failed = |source| engine_error(path, "migrate", source);
+    let failed = |source| error(path, "migrate", source);
     let known = MIGRATIONS.iter().map(|step| step.version).max().expect("there is at least one step");
     let exists = sqlx::query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = $1")
         .bind(STEPS_TABLE)

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
+use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Column as _, Row as _};
 
@@ -133,8 +134,10 @@ pub(crate) fn clean_opt(text: Option<&String>) -> Option<String> {
 
 /// A row.
 pub(crate) enum Row {
-    /// As the driver yields it.
-    Native(SqliteRow),
+    /// As SQLite's driver yields it.
+    Sqlite(SqliteRow),
+    /// As PostgreSQL's driver yields it.
+    Postgres(PgRow),
     /// Out of a statement that packs all its rows into one document; see `Conn::packed`.
     Packed(Vec<Json>),
 }
@@ -156,7 +159,11 @@ pub(crate) struct Cells<'r> {
 impl Cells<'_> {
     fn corrupt(&self, column: &'static str) -> Error {
         let key = match self.row {
-            Row::Native(row) => row.try_get_unchecked::<String, _>(0).ok(),
+            Row::Sqlite(row) => row.try_get_unchecked::<String, _>(0).ok(),
+            Row::Postgres(row) => row
+                .try_get::<String, _>(0)
+                .or_else(|_| row.try_get::<i64, _>(0).map(|key| key.to_string()))
+                .ok(),
             Row::Packed(values) => values.first().map(ToString::to_string),
         };
         let row = key.unwrap_or_else(|| "without a readable key".to_owned());
@@ -166,7 +173,7 @@ impl Cells<'_> {
     fn advance(&mut self, column: &'static str) -> usize {
         let index = self.next;
         self.next += 1;
-        if let Row::Native(row) = self.row {
+        if let Row::Sqlite(row) = self.row {
             debug_assert_eq!(
                 row.columns()[index].name(),
                 column,
@@ -179,7 +186,12 @@ impl Cells<'_> {
     pub(crate) fn opt_int(&mut self, column: &'static str) -> Result<Option<i64>, Error> {
         let index = self.advance(column);
         match self.row {
-            Row::Native(row) => row.try_get(index).map_err(|_| self.corrupt(column)),
+            Row::Sqlite(row) => row.try_get(index).map_err(|_| self.corrupt(column)),
+            // What a statement counts or makes up itself may be narrower than what is stored.
+            Row::Postgres(row) => row
+                .try_get(index)
+                .or_else(|_| row.try_get::<Option<i32>, _>(index).map(|value| value.map(i64::from)))
+                .map_err(|_| self.corrupt(column)),
             Row::Packed(values) => match values.get(index) {
                 Some(Json::Null) => Ok(None),
                 Some(value) => value.as_i64().map(Some).ok_or_else(|| self.corrupt(column)),
@@ -235,7 +247,8 @@ impl Cells<'_> {
     fn opt_str(&mut self, column: &'static str) -> Result<Option<&str>, Error> {
         let index = self.advance(column);
         match self.row {
-            Row::Native(row) => row.try_get(index).map_err(|_| self.corrupt(column)),
+            Row::Sqlite(row) => row.try_get(index).map_err(|_| self.corrupt(column)),
+            Row::Postgres(row) => row.try_get(index).map_err(|_| self.corrupt(column)),
             Row::Packed(values) => match values.get(index) {
                 Some(Json::Null) => Ok(None),
                 Some(Json::String(text)) => Ok(Some(text)),
@@ -248,7 +261,8 @@ impl Cells<'_> {
     pub(crate) fn opt_bytes(&mut self, column: &'static str) -> Result<Option<Vec<u8>>, Error> {
         let index = self.advance(column);
         match self.row {
-            Row::Native(row) => row.try_get(index).map_err(|_| self.corrupt(column)),
+            Row::Sqlite(row) => row.try_get(index).map_err(|_| self.corrupt(column)),
+            Row::Postgres(row) => row.try_get(index).map_err(|_| self.corrupt(column)),
             Row::Packed(_) => Err(self.corrupt(column)),
         }
     }

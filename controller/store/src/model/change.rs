@@ -26,6 +26,8 @@ pub enum Change {
         /// The uid of the job that it is about.
         job: Option<String>,
     },
+    /// Anything may have changed: so much did that nobody said what, or wake-ups were lost.
+    Any,
     /// A template was put or deleted.
     Template {
         /// The template's namespace.

@@ -16,7 +16,7 @@ use windlass_crds::JobPhase;
 use windlass_crds::protocol::Outcome;
 
 use super::{events, job_rows};
-use crate::engine::dialect::{Batch, packed};
+use crate::engine::dialect::{Batch, Sql, packed};
 use crate::engine::value::{Value, args, clean, clean_opt, int, json, last_ms, later, ms, truncated, word};
 use crate::engine::writer::Tx;
 use crate::{
@@ -129,7 +129,7 @@ async fn apply(
     Ok(Applied { records: outcomes, transitions })
 }
 
-const KNOWN_RECORDS: &str = packed!(
+const KNOWN_RECORDS: Sql = packed!(
     "e.position",
     "(SELECT CAST(value->>0 AS BIGINT) AS job_id, CAST(value->>1 AS BIGINT) AS epoch,
         CAST(value->>2 AS BIGINT) AS sequence, CAST(value->>3 AS BIGINT) AS position FROM json_each($1)) AS e
@@ -274,7 +274,7 @@ fn event(node: &str, record: &NewRecord) -> NewEvent {
     }
 }
 
-const ATTEMPTS: &str = packed!(
+const ATTEMPTS: Sql = packed!(
     "e.position, a.job_id, a.node, CASE WHEN a.ended_at IS NULL THEN 0 ELSE 1 END, a.last_sequence, a.received, \
      (SELECT max(r.sequence) FROM records AS r WHERE r.job_id = a.job_id AND r.epoch = a.epoch), \
      a.lease_until",
@@ -389,7 +389,7 @@ static UPDATE_JOBS: Batch = Batch {
 };
 
 /// The jobs of a batch that this very batch has changed: nobody else has drawn that version.
-const CHANGED_JOBS: &str = packed!(
+const CHANGED_JOBS: Sql = packed!(
     "j.uid, j.id",
     "json_each($1) AS e JOIN jobs AS j ON j.uid = e.value->>0 WHERE j.resource_version = $2"
 );

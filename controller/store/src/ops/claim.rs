@@ -24,7 +24,7 @@ use windlass_crds::sandbox_job::OfflinePolicy;
 
 use super::job_rows;
 use crate::engine::caches::Lane;
-use crate::engine::dialect;
+use crate::engine::dialect::{self, Sql};
 use crate::engine::value::{Row, Value, after, args, json, ms, truncated, word};
 use crate::engine::writer::Tx;
 use crate::{Change, ClaimSpec, ClaimedJob, ClassRow, Error, Reserve, Store};
@@ -39,6 +39,8 @@ const FRONT: usize = 2048;
 const LIVENESS: u64 = 1000;
 /// How many due jobs a single claim makes ready, so that a great number of them does not hold up everyone.
 const PROMOTIONS: i64 = 1000;
+/// How often a claim chooses again when somebody else has locked what it chose.
+const ROUNDS: usize = 4;
 
 impl Store {
     /// Requirement classes with an id above `known`, ascending. Ids only grow, so that a caller that has judged all
@@ -97,6 +99,7 @@ impl Store {
 }
 
 /// A claim with everything of its own, so that it can travel to the writer.
+#[derive(Clone)]
 struct Claim {
     now: Timestamp,
     node: String,
@@ -143,22 +146,27 @@ struct Held {
     next_due: Option<Timestamp>,
 }
 
-/// Chosen jobs, and what is left for more.
-struct Choice {
+/// Chosen jobs with what they reserve, and what is left for more.
+struct Choice<'c> {
     room: Room,
     want: usize,
-    ids: Vec<i64>,
+    chosen: Vec<(i64, Reserve)>,
+    /// Jobs that could not be had a moment ago.
+    passed_over: &'c HashSet<i64>,
 }
 
-impl Choice {
+impl Choice<'_> {
     fn is_full(&self) -> bool {
         self.want == 0 || self.room.slots == 0
     }
 
     fn take(&mut self, lane: &Lane, rank: i64) {
-        self.room.take(&lane.reserve);
-        self.want -= 1;
-        self.ids.push(rank & ((1 << 50) - 1));
+        let id = rank & ((1 << 50) - 1);
+        if !self.passed_over.contains(&id) {
+            self.room.take(&lane.reserve);
+            self.want -= 1;
+            self.chosen.push((id, lane.reserve));
+        }
     }
 }
 
@@ -205,13 +213,30 @@ impl Claim {
         if held.next_due.is_some_and(|due| due <= self.now) {
             self.promote(tx).await?;
         }
-        let mut choice = Choice { room: held.room, want: self.max, ids: Vec::new() };
-        self.choose(tx, &mut choice).await?;
-        if choice.ids.is_empty() {
-            return Ok(Vec::new());
+        let (mut room, mut want) = (held.room, self.max);
+        let (mut claimed, mut passed_over) = (Vec::new(), HashSet::new());
+        for _ in 0..ROUNDS {
+            let mut choice = Choice { room, want, chosen: Vec::new(), passed_over: &passed_over };
+            self.choose(tx, &mut choice).await?;
+            let chosen = choice.chosen;
+            if chosen.is_empty() {
+                break;
+            }
+            let got = self.assign(tx, &chosen).await?;
+            for (id, reserve) in &chosen {
+                if got.contains(id) {
+                    room.take(reserve);
+                    want -= 1;
+                    claimed.push(*id);
+                } else {
+                    passed_over.insert(*id);
+                }
+            }
+            if got.len() == chosen.len() {
+                break;
+            }
         }
-        self.assign(tx, &choice.ids).await?;
-        self.assigned(tx, &choice.ids).await
+        self.assigned(tx, &claimed).await
     }
 
     /// Checks the node, notes that it asked, and finds out what it holds.
@@ -302,7 +327,7 @@ impl Claim {
             && self.classes.binary_search(&lane.class).is_ok()
     }
 
-    async fn choose(&self, tx: &mut Tx, choice: &mut Choice) -> Result<(), Error> {
+    async fn choose(&self, tx: &mut Tx, choice: &mut Choice<'_>) -> Result<(), Error> {
         if choice.is_full() || self.classes.is_empty() {
             return Ok(());
         }
@@ -325,7 +350,7 @@ impl Claim {
         self.merge_lanes(tx, choice, lanes, start).await
     }
 
-    fn lanes_of_classes(&self, tx: &Tx, choice: &Choice) -> Vec<i64> {
+    fn lanes_of_classes(&self, tx: &Tx, choice: &Choice<'_>) -> Vec<i64> {
         let known = tx.caches.lanes();
         let of_classes = self.classes.iter().flat_map(|class| known.of_class(*class));
         of_classes
@@ -334,7 +359,7 @@ impl Claim {
             .collect()
     }
 
-    async fn lanes_in_use(&self, tx: &mut Tx, choice: &Choice) -> Result<Vec<i64>, Error> {
+    async fn lanes_in_use(&self, tx: &mut Tx, choice: &Choice<'_>) -> Result<Vec<i64>, Error> {
         let mut lanes = Vec::new();
         for row in tx.conn.packed(dialect::LANES_IN_USE, args![]).await? {
             let id = row.cells("jobs").int("lane")?;
@@ -346,7 +371,7 @@ impl Claim {
     }
 
     /// Takes what fits from the front of all ready jobs.
-    async fn walk_front(&self, tx: &mut Tx, choice: &mut Choice) -> Result<Front, Error> {
+    async fn walk_front(&self, tx: &mut Tx, choice: &mut Choice<'_>) -> Result<Front, Error> {
         let mut start = -1;
         let mut seen = 0;
         // A little more than is wanted, for those that do not fit; then twice as many each time.
@@ -380,7 +405,7 @@ impl Claim {
     async fn merge_lanes(
         &self,
         tx: &mut Tx,
-        choice: &mut Choice,
+        choice: &mut Choice<'_>,
         mut lanes: Vec<i64>,
         start: i64,
     ) -> Result<(), Error> {
@@ -425,19 +450,16 @@ impl Claim {
         }
     }
 
-    /// Makes the chosen jobs the node's.
-    async fn assign(&self, tx: &mut Tx, ids: &[i64]) -> Result<(), Error> {
+    /// Makes the chosen jobs the node's; yields those that it got.
+    async fn assign(&self, tx: &mut Tx, chosen: &[(i64, Reserve)]) -> Result<HashSet<i64>, Error> {
         let version = tx.draw_version();
-        let list = json(ids);
-        let sql = "
-            UPDATE jobs SET phase = 'Claimed', node = $2, epoch = epoch + 1, attempts = attempts + 1,
-                ready_rank = NULL, not_before = NULL, reason = NULL, message = NULL, exit_code = NULL,
-                started_at = NULL, steps = '[]', unenforced = '[]', logs_complete = 0, resource_version = $3
-            WHERE id IN (SELECT CAST(value AS BIGINT) FROM json_each($1)) AND ready_rank IS NOT NULL";
-        let claimed = tx.conn.execute(sql, args![list.as_str(), self.node.as_str(), version]).await?;
-        if claimed != ids.len() as u64 {
-            // They were ready a statement ago in this very transaction.
-            return Err(Error::Unavailable { operation: "claim", source: None });
+        let ids: Vec<i64> = chosen.iter().map(|(id, _)| *id).collect();
+        let mut got = HashSet::with_capacity(ids.len());
+        for row in tx.conn.rows(dialect::CLAIM, args![json(&ids), self.node.as_str(), version]).await? {
+            got.insert(row.cells("jobs").int("id")?);
+        }
+        if got.is_empty() {
+            return Ok(got);
         }
         let sql = "
             INSERT INTO attempts (job_id, epoch, number, node, phase, claimed_at, lease_until, received, offline,
@@ -447,7 +469,7 @@ impl Claim {
                 0, coalesce(j.offline, $6), j.cpu_millis, j.memory_bytes, j.gpus, 0, $7
             FROM json_each($1) AS e JOIN jobs AS j ON j.id = CAST(e.value AS BIGINT)";
         let args = args![
-            list,
+            json(&got),
             self.node.as_str(),
             ms(self.now),
             after(self.now, self.lease),
@@ -455,7 +477,8 @@ impl Claim {
             word(self.default),
             self.request_id.as_str()
         ];
-        tx.conn.execute(sql, args).await.map(drop)
+        tx.conn.execute(sql, args).await?;
+        Ok(got)
     }
 
     /// The node's jobs with these ids, in this order.
@@ -488,7 +511,7 @@ struct Head {
 }
 
 /// Ready jobs in order of rank.
-async fn heads(tx: &mut Tx, sql: &'static str, args: Vec<Value>) -> Result<Vec<Head>, Error> {
+async fn heads(tx: &mut Tx, sql: Sql, args: Vec<Value>) -> Result<Vec<Head>, Error> {
     let mut heads = Vec::new();
     for row in tx.conn.packed(sql, args).await? {
         let mut cells = row.cells("jobs");
@@ -526,14 +549,15 @@ pub(crate) fn read_lane(row: &Row) -> Result<(i64, Lane), Error> {
 }
 
 async fn load_lanes(tx: &mut Tx) -> Result<(), Error> {
-    if tx.caches.lanes().loaded {
-        return Ok(());
-    }
-    let sql = "SELECT id, class_id, queue, cpu_millis, memory_bytes, gpus FROM lanes";
-    for row in tx.conn.rows(sql, args![]).await? {
+    let Some(after) = tx.caches.lanes().missing_after() else { return Ok(()) };
+    let sql =
+        "SELECT id, class_id, queue, cpu_millis, memory_bytes, gpus FROM lanes WHERE id > $1 ORDER BY id";
+    let mut last = after;
+    for row in tx.conn.rows(sql, args![after]).await? {
         let (id, lane) = read_lane(&row)?;
         tx.caches.insert_lane(id, lane);
+        last = id;
     }
-    tx.caches.lanes_are_loaded();
+    tx.caches.lanes_are_loaded(last);
     Ok(())
 }

@@ -8,7 +8,7 @@ use windlass_crds::{JobPhase, Priority, SandboxJobSpec, Span};
 
 use crate::engine::caches::KnownSpec;
 use crate::engine::conn::Conn;
-use crate::engine::dialect::packed;
+use crate::engine::dialect::{Sql, packed};
 use crate::engine::value::{Cells, Row, args, json, ms};
 use crate::engine::writer::Tx;
 use crate::{Error, JobRow, Reserve};
@@ -217,7 +217,7 @@ const BY_UIDS: &str = concat!(
 
 /// Small specs come with their rows; a large one would be copied once more, and a hundred of them do not fit into one
 /// document.
-const BY_IDS: &str = packed!(
+const BY_IDS: Sql = packed!(
     concat!(narrow_columns!(""), ", CASE WHEN octet_length(b.spec) < 16384 THEN b.spec END"),
     "json_each($1) AS e JOIN jobs AS j ON j.id = CAST(e.value AS BIGINT) JOIN job_bodies AS b ON b.job_id = j.id"
 );

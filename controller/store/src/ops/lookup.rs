@@ -191,8 +191,8 @@ fn part(query: &mut Condition, filter: &JobFilter, cursor: Option<Cursor>, path:
         );
     }
     if let Some(prefix) = name_prefix {
-        let length = i64::try_from(prefix.chars().count()).unwrap_or(i64::MAX);
-        query.and(" AND substr(j.name, 1, ?) = ?", args![length, prefix.as_str()]);
+        let length = i64::from(i32::try_from(prefix.chars().count()).unwrap_or(i32::MAX));
+        query.and(" AND substr(j.name, 1, CAST(? AS INTEGER)) = ?", args![length, prefix.as_str()]);
     }
     if let Some(after) = created_after {
         query.and(" AND j.created_at >= ?", args![ceiling(*after)]);

@@ -31,6 +31,10 @@ pub(crate) async fn on_disk(folder: &Path) -> Store {
     open(StoreUrl::Sqlite(folder.join("windlass.db"))).await
 }
 
+pub(crate) async fn on_server(url: &str) -> Store {
+    open(StoreUrl::Postgres(url.parse().expect("a URL"))).await
+}
+
 async fn open(url: StoreUrl) -> Store {
     Store::open(StoreOptions { url, read_connections: 2 }).await.expect("an empty store opens")
 }

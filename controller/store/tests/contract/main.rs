@@ -6,8 +6,9 @@
 mod cases;
 mod fixtures;
 mod invariants;
+mod schema;
 
-/// Runs every case against SQLite in memory and on disk.
+/// Runs every case against SQLite in memory and on disk, and against PostgreSQL.
 macro_rules! contract {
     ($($module:ident { $($case:ident)* })*) => {
         mod sqlite_in_memory {
@@ -26,6 +27,18 @@ macro_rules! contract {
                     let folder = tempfile::tempdir().expect("a temporary folder");
                     let store = crate::fixtures::on_disk(folder.path()).await;
                     crate::cases::$module::$case(store).await;
+                })*
+            })*
+        }
+
+        mod postgres {
+            $(mod $module {
+                $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    let database = windlass_test_postgres::Server::shared().database();
+                    let store = crate::fixtures::on_server(&database.url()).await;
+                    crate::cases::$module::$case(store).await;
+                    database.remove();
                 })*
             })*
         }

@@ -228,6 +228,7 @@ impl Network {
                 Change::Queued => poll.wants_work,
                 Change::Node { name } => *name == poll.node,
                 Change::Job { uid } => poll.held.contains(uid),
+                Change::Any => true,
                 Change::Records { .. } | Change::Event { .. } | Change::Template { .. } => false,
             };
             if changes.iter().any(concerns) {

@@ -224,6 +224,7 @@ impl Oracle {
             .iter()
             .filter_map(|change| match change {
                 Change::Job { uid } | Change::Records { uid } => Some(uid.clone()),
+                Change::Any => unreachable!("a store in memory always says what has changed"),
                 Change::Queued | Change::Node { .. } | Change::Event { .. } | Change::Template { .. } => None,
             })
             .collect();

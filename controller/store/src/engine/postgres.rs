@@ -1,0 +1,195 @@
+//! PostgreSQL: one writer among those of all controllers, readers, and a listener.
+//!
+//! ```text
+//!  operations ──► writer (own thread, own connection) ──► commit ──► answers, wake-ups here, NOTIFY to the others
+//!  lookups ─────► pool of connections that only read
+//!  listener ────► wake-ups from the others; the lead
+//! ```
+
+mod error;
+mod listener;
+mod migrate;
+mod session;
+mod url;
+mod wake;
+mod writer;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use self::error::{Effect, effect};
+use self::session::Purpose;
+use super::conn::{Conn, Place};
+use super::value::args;
+use super::writer::{BoxFuture, Operation, QUEUE, Tx};
+use crate::{Change, Error};
+
+pub(crate) use error::error;
+pub use url::PostgresUrl;
+
+/// How long a lookup waits for a connection, and for a server that is away.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The pauses between attempts to open begin with this and double up to [`LONGEST_PAUSE`].
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// An open database.
+#[derive(Debug)]
+pub(crate) struct Postgres {
+    /// Operations for the writer.
+    pub(crate) queue: mpsc::Sender<Box<dyn Operation>>,
+    readers: PgPool,
+    /// Yields how closing went, once every sender of `queue` is gone.
+    closed: oneshot::Receiver<Result<(), Error>>,
+    place: Place,
+    /// The term of the lead; 0 while another controller has it.
+    term: Arc<AtomicI64>,
+    /// The listener ends when this is dropped.
+    listening: oneshot::Sender<()>,
+}
+
+/// Opens a database: waits for the server, brings the schema up to date, and starts writer and listener.
+pub(crate) async fn open(
+    url: &PostgresUrl,
+    read_connections: u32,
+    wake_ups: broadcast::Sender<Change>,
+) -> Result<Postgres, Error> {
+    let options = url.options()?;
+    let server: Arc<str> = url::label(&options).into();
+    wait(&options, &server, url.patience()).await?;
+    migrate::migrate(&options, &server).await?;
+    let readers = readers(&options, read_connections);
+    let name = wake::Name::new();
+    let term = Arc::new(AtomicI64::new(0));
+    let (queue, waiting) = mpsc::channel(QUEUE);
+    let (connections, reconnected) = watch::channel(0);
+    let writer = writer::Writer {
+        options: options.clone(),
+        server: Arc::clone(&server),
+        name: name.clone(),
+        wake_ups: wake_ups.clone(),
+        connections,
+    };
+    let closed = spawn_writer(writer, waiting, &server)?;
+    let (listening, stop) = oneshot::channel();
+    let listener =
+        listener::Listener { options, server: Arc::clone(&server), name, wake_ups, term: Arc::clone(&term) };
+    tokio::spawn(listener.serve(stop).instrument(tracing::info_span!("store.listener")));
+    drop(reconnected);
+    Ok(Postgres { queue, readers, closed, place: Place::Server(server), term, listening })
+}
+
+/// Waits until the server takes connections, or says why it will not.
+async fn wait(options: &PgConnectOptions, server: &Arc<str>, patience: Duration) -> Result<(), Error> {
+    let until = Instant::now() + patience;
+    let mut pause = PAUSE;
+    let mut told = false;
+    loop {
+        let error = match session::connect(options, server, Purpose::Migrate).await {
+            Ok(connection) => {
+                return sqlx::Connection::close(connection)
+                    .await
+                    .map_err(|source| error::error(server, "open", source));
+            }
+            Err(error @ Error::Unreachable { .. }) if Instant::now() < until => error,
+            Err(error) => return Err(error),
+        };
+        if !told {
+            let cause = crate::error::chain(&error);
+            tracing::warn!(error = cause, "waiting for the database");
+            told = true;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn readers(options: &PgConnectOptions, connections: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections.max(1))
+        .acquire_timeout(PATIENCE)
+        // A lookup that meets a dead connection takes another one.
+        .test_before_acquire(false)
+        .after_connect(|connection, _| Box::pin(session::set_up(connection, Purpose::Read)))
+        .connect_lazy_with(session::options(options, Purpose::Read))
+}
+
+/// Starts the writer on a thread of its own: it talks to the server a dozen times a transaction, and with a runtime of its
+/// own each answer is a plain wake-up, however busy the process is otherwise.
+fn spawn_writer(
+    writer: writer::Writer,
+    waiting: mpsc::Receiver<Box<dyn Operation>>,
+    server: &Arc<str>,
+) -> Result<oneshot::Receiver<Result<(), Error>>, Error> {
+    let failed = |source: std::io::Error| error::error(server, "open", source.into());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let (settled, closed) = oneshot::channel();
+    let span = tracing::info_span!("store.writer");
+    let serve = move || {
+        let result = runtime.block_on(writer.serve(waiting).instrument(span));
+        if settled.send(result).is_err() {
+            tracing::debug!("nobody waited for the store to close");
+        }
+    };
+    std::thread::Builder::new().name("store-writer".to_owned()).spawn(serve).map_err(failed)?;
+    Ok(closed)
+}
+
+impl Postgres {
+    /// The term of the lead, while this controller has it.
+    pub(crate) fn term(&self) -> Option<i64> {
+        Some(self.term.load(Ordering::Acquire)).filter(|term| *term > 0)
+    }
+
+    /// Runs a lookup; once more on another connection where it meets a dead one.
+    pub(crate) async fn read<T, F>(&self, operation: &'static str, body: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t mut Conn) -> BoxFuture<'t, Result<T, Error>> + Clone + Send + 'static,
+    {
+        let until = Instant::now() + PATIENCE;
+        let mut pause = PAUSE / 10;
+        loop {
+            let body = body.clone();
+            let attempt = async {
+                let connection =
+                    self.readers.acquire().await.map_err(|source| self.place.error(operation, source))?;
+                let mut conn = Conn::pooled_postgres(connection, self.place.clone(), operation);
+                body(&mut conn).await
+            };
+            match attempt.await {
+                Err(error) if effect(&error) == Effect::Lost && Instant::now() < until => {
+                    tracing::debug!(operation, kind = error.kind(), "a lookup is tried again");
+                }
+                result => return result,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Closes all connections once everything that was handed in is done.
+    pub(crate) async fn close(self) -> Result<(), Error> {
+        let Self { queue, readers, closed, place: _, term: _, listening } = self;
+        drop(listening);
+        drop(queue);
+        readers.close().await;
+        closed.await.unwrap_or(Err(Error::Unavailable { operation: "close", source: None }))
+    }
+}
+
+/// Refuses a write of a leader that is not the leader any more.
+pub(crate) async fn check_term(tx: &mut Tx, term: i64) -> Result<(), Error> {
+    let row = tx.conn.row("SELECT term FROM leadership WHERE role = 'housekeeping'", args![]).await?;
+    match row {
+        Some(row) if row.cells("leadership").int("term")? == term => Ok(()),
+        Some(_) | None => Err(Error::NotLeader),
+    }
+}
