@@ -71,11 +71,11 @@ pub struct Bodies {
 const PART: usize = 8 * 1024 * 1024;
 
 impl Bodies {
-    /// Bodies in a folder, made when missing.
+    /// Bodies in a folder, made when missing and closed to everybody but its owner.
     pub fn folder(path: &Path) -> Result<Self, Error> {
         let failed =
             |source: Box<dyn std::error::Error + Send + Sync>| Error::Open { path: path.to_owned(), source };
-        std::fs::create_dir_all(path).map_err(|error| failed(error.into()))?;
+        crate::state::ensure_private_folder(path).map_err(|error| failed(error.into()))?;
         let store = object_store::local::LocalFileSystem::new_with_prefix(path)
             .map_err(|error| failed(error.into()))?
             .with_automatic_cleanup(true)

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod reconcile;
 pub mod rest;
 pub mod server;
+pub mod state;
 pub mod telemetry;
 pub mod tls;
 

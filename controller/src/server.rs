@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +24,7 @@ use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::reconcile;
 use crate::rest::{self, App, AppParts, NewJoinToken};
+use crate::state;
 use crate::tls::{self, Authority};
 
 /// Why a controller could not start, or stopped.
@@ -34,14 +34,8 @@ pub enum Error {
     #[error(transparent)]
     Args(#[from] args::Error),
     /// The state folder cannot be used.
-    #[error("could not use the state folder {}; choose another with --state-dir, or make it writable", path.display())]
-    StateDir {
-        /// The folder.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    State(#[from] state::Error),
     /// The store could not be opened.
     #[error("could not open the database")]
     Store(#[from] windlass_store::Error),
@@ -90,11 +84,7 @@ impl Controller {
     pub async fn start(args: ControllerArgs, stop: CancellationToken) -> Result<Self, Error> {
         let leases = args.leases()?;
         let state = args.state_dir.clone();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&state)
-            .map_err(|source| Error::StateDir { path: state.clone(), source })?;
+        state::secure(&state)?;
         // A database in the folder takes the folder's lock, so it comes before anything that writes there.
         let store = Store::open(StoreOptions { url: args.store_url()?, read_connections: 4 }).await?;
         let bodies = Bodies::folder(&state.join("bodies"))?;
@@ -236,7 +226,7 @@ async fn admin_token(
     let kept = match fs::read_to_string(&file) {
         Ok(text) => Some(text.trim().to_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(source) => return Err(Error::StateDir { path: file, source }),
+        Err(source) => return Err(state::Error::Folder { path: file, source }.into()),
     };
     if let Some(token) = kept
         && store.find_api_token(&auth::secret_hash(&token)).await?.is_some()

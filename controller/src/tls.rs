@@ -7,7 +7,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ impl Authority {
     /// Reads the authority from `<state>/pki`, or makes it there.
     pub fn open(state: &Path) -> Result<Self, Error> {
         let folder = state.join("pki");
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|source| Error::File {
+        crate::state::ensure_private_folder(&folder).map_err(|source| Error::File {
             action: "create",
             path: folder.clone(),
             source,

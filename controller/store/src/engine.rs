@@ -8,6 +8,7 @@ pub(crate) mod conn;
 pub(crate) mod dialect;
 pub(crate) mod lock;
 pub(crate) mod postgres;
+pub(crate) mod private;
 pub(crate) mod sqlite;
 pub(crate) mod value;
 pub(crate) mod writer;

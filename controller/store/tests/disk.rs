@@ -120,6 +120,43 @@ async fn a_second_opener_is_told_who_holds_the_file() {
 }
 
 #[tokio::test]
+async fn only_the_owner_can_read_a_database_also_one_that_others_could_read_before() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let modes = || {
+        let mut modes: Vec<_> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let name = entry.file_name().into_string().unwrap();
+                (name, entry.metadata().unwrap().permissions().mode() & 0o7777)
+            })
+            .collect();
+        modes.sort();
+        modes
+    };
+    let private = ["windlass.db", "windlass.db-shm", "windlass.db-wal", "windlass.db.lock"];
+    let private = private.map(|name| (name.to_owned(), 0o600));
+    let store = on_disk(folder.path()).await;
+    assert_eq!(modes(), private);
+    // As an earlier version left them: a copy that a kill cut short, so that the log is still there.
+    for (name, _) in &private {
+        std::fs::set_permissions(folder.path().join(name), std::fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    let copy = tempfile::tempdir().unwrap();
+    for (name, _) in &private {
+        std::fs::copy(folder.path().join(name), copy.path().join(name)).unwrap();
+    }
+    store.close().await.unwrap();
+    for (name, _) in &private {
+        std::fs::copy(copy.path().join(name), folder.path().join(name)).unwrap();
+    }
+    let _store = on_disk(folder.path()).await;
+    assert_eq!(modes(), private);
+}
+
+#[tokio::test]
 async fn a_newer_schema_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let file = database(folder.path());

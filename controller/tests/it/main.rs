@@ -12,6 +12,7 @@ mod generated;
 mod inputs;
 mod jobs;
 mod nodes;
+mod startup;
 mod streams;
 mod templates;
 mod tokens;

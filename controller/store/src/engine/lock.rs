@@ -1,9 +1,11 @@
 //! The lock that keeps a second process away from a database file.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::private;
 use crate::Error;
 
 /// Held while the store is open; the kernel releases it when the process ends in any way.
@@ -13,7 +15,7 @@ pub(crate) struct Lock {
     _file: File,
 }
 
-/// Locks `<database>.lock`. The file stays behind: removing it would let two processes lock two different files.
+/// Locks `<database>.lock` and keeps the database's files to their owner. The lock file stays behind: removing it would let two processes lock two different files.
 pub(crate) fn acquire(database: &Path) -> Result<Lock, Error> {
     let mut path = database.as_os_str().to_owned();
     path.push(".lock");
@@ -22,10 +24,15 @@ pub(crate) fn acquire(database: &Path) -> Result<Lock, Error> {
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(private::MODE)
         .open(&path)
         .map_err(|source| failed(&path, source))?;
     match file.try_lock() {
-        Ok(()) => Ok(Lock { _file: file }),
+        Ok(()) => {
+            private::restrict(&path).map_err(|source| failed(&path, source))?;
+            private::ensure_private(database).map_err(|source| failed(database, source))?;
+            Ok(Lock { _file: file })
+        }
         Err(TryLockError::WouldBlock) => Err(Error::Locked { path }),
         Err(TryLockError::Error(source)) => Err(failed(&path, source)),
     }
