@@ -5,9 +5,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +113,43 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     }
 }
 
+/// A record whose room on the disk is taken before it is known, so that a disk that fills up meanwhile cannot keep it out.
+#[derive(Debug)]
+pub struct Reserved {
+    file: File,
+    beside: PathBuf,
+    place: PathBuf,
+}
+
+impl Reserved {
+    /// Takes the room for a record of up to `bytes`.
+    ///
+    /// # Errors
+    /// `StorageFull`, and what else writing gives.
+    pub fn new(dir: &Path, name: &str, bytes: u64) -> io::Result<Self> {
+        let beside = dir.join(format!(".{name}"));
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+            Ok(()) => {}
+            // A file system that cannot promise room: what is written later may find none.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(Self { file, beside, place: dir.join(name) })
+    }
+
+    /// Writes the record, which appears whole or not at all.
+    ///
+    /// # Errors
+    /// What writing gives.
+    pub fn publish(&self, record: &impl Serialize) -> io::Result<()> {
+        let text = serde_json::to_vec(record)?;
+        self.file.write_all_at(&text, 0)?;
+        self.file.set_len(text.len() as u64)?;
+        fs::rename(&self.beside, &self.place)
+    }
+}
+
 /// Writes a record so that it appears whole or not at all; one that is there already is replaced.
 ///
 /// # Errors
@@ -134,6 +173,18 @@ mod tests {
         assert_eq!(start_time(own).unwrap(), start_time(own).unwrap());
         assert_eq!(start_time(0).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(boot_id().unwrap().len(), 36);
+    }
+
+    #[test]
+    fn a_record_with_room_of_its_own_is_not_there_before_it_is_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserved = Reserved::new(dir.path(), "x.json", 4096).unwrap();
+        let path = dir.path().join("x.json");
+        assert_eq!(read::<StopRequest>(&path).unwrap(), None);
+        let request = StopRequest { grace_ms: 5, reason: EndReason::Cancelled };
+        reserved.publish(&request).unwrap();
+        assert_eq!(read::<StopRequest>(&path).unwrap(), Some(request));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

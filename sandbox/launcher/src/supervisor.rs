@@ -34,7 +34,7 @@ use crate::deadline::{self, boottime_ns, wall_ms};
 use crate::exit::{EndReason, KillProof};
 use crate::frame::Stream;
 use crate::plan::{self, Base, Cgroups, LaunchPlan};
-use crate::record::{self, Reply, StopRequest};
+use crate::record::{self, Reply, Reserved, StopRequest};
 use crate::spawner;
 
 /// Shortest time between two looks at the workspace's size.
@@ -46,6 +46,8 @@ const DISK_REST: u64 = 20;
 const DISK_PERIOD_MAX_NS: u64 = 1_000_000_000;
 /// How long the init may take to kill and reap everything before it is killed itself.
 const INIT_PATIENCE_NS: u64 = 250_000_000;
+/// Room for the exit record, many times what it takes.
+const EXIT_ROOM: u64 = 16 << 10;
 /// One read of a pipe.
 const READ: usize = 64 << 10;
 const MS: u64 = 1_000_000;
@@ -133,6 +135,14 @@ fn run_on(spare: Option<(Foundation, &Base)>, dir: &Path, boot_id: &str, reply: 
             return 1;
         }
     };
+    let room = Reserved::new(dir, record::EXIT, EXIT_ROOM).map_err(failed("take room for the exit record"));
+    let room = match room {
+        Ok(room) => room,
+        Err(error) => {
+            answer(&mut reply, &Reply::Failed { message: error.to_string() });
+            return 1;
+        }
+    };
     let started = setup::read_plan(dir).and_then(|plan| {
         let spare = spare.and_then(|(foundation, base)| {
             if *base == plan.base && plan.takes_spare() {
@@ -147,7 +157,7 @@ fn run_on(spare: Option<(Foundation, &Base)>, dir: &Path, boot_id: &str, reply: 
         Ok(mut supervisor) => {
             supervisor.attend(&mut reply);
             let (exit, failure) = supervisor.finish();
-            let published = record::publish(dir, record::EXIT, &exit);
+            let published = room.publish(&exit);
             match failure {
                 Some(message) => answer(&mut reply, &Reply::Failed { message }),
                 None => answer(&mut reply, &Reply::Ended),
@@ -157,7 +167,7 @@ fn run_on(spare: Option<(Foundation, &Base)>, dir: &Path, boot_id: &str, reply: 
         Err(error) => {
             let message = error.to_string();
             let exit = ending::setup_failed(message.clone());
-            let published = record::publish(dir, record::EXIT, &exit);
+            let published = room.publish(&exit);
             answer(&mut reply, &Reply::Failed { message });
             i32::from(published.is_err())
         }

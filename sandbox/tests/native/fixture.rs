@@ -96,9 +96,11 @@ impl Fixture {
         children.unwrap_or_default().split_ascii_whitespace().map(|pid| pid.parse().unwrap()).collect()
     }
 
-    /// The spare of a driver that runs no unit.
-    pub(crate) async fn spare(&self) -> i32 {
-        eventually("a spare", || self.children_of_launcher().len() == 1).await;
+    /// The spare of a driver that runs no unit, once the supervisors of `units` are gone.
+    pub(crate) async fn spare(&self, units: &[&UnitId]) -> i32 {
+        let ended: Vec<i32> = units.iter().map(|id| self.supervisor(id)).collect();
+        let alone = |children: &[i32]| children.len() == 1 && !ended.contains(&children[0]);
+        eventually("a spare", || alone(&self.children_of_launcher())).await;
         self.children_of_launcher()[0]
     }
 

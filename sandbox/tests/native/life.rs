@@ -261,21 +261,20 @@ async fn the_launcher_process_is_replaced_when_it_dies_and_running_units_go_on()
 #[tokio::test]
 async fn the_first_unit_of_the_next_attempt_starts_on_the_spare_and_another_spare_is_made() {
     let fixture = Fixture::new().await;
-    let spare = fixture.spare().await;
-    let unit = fixture.unit("first", &["echo", "quick"]);
-    assert_eq!(fixture.run(&unit).await.ok(), "quick\n");
-    assert_eq!(fixture.supervisor(&unit.id), spare);
-    let another = fixture.spare().await;
-    assert_ne!(another, spare);
+    let spare = fixture.spare(&[]).await;
+    let first = fixture.unit("first", &["echo", "quick"]);
+    assert_eq!(fixture.run(&first).await.ok(), "quick\n");
+    assert_eq!(fixture.supervisor(&first.id), spare);
+    let another = fixture.spare(&[&first.id]).await;
 
     // Root gives the next attempt another user, so this one's second unit does not take what was made for that.
-    let unit = fixture.unit("second", &["echo", "again"]);
-    assert_eq!(fixture.run(&unit).await.ok(), "again\n");
-    assert_eq!(fixture.supervisor(&unit.id) == another, !is_root());
+    let second = fixture.unit("second", &["echo", "again"]);
+    assert_eq!(fixture.run(&second).await.ok(), "again\n");
+    assert_eq!(fixture.supervisor(&second.id) == another, !is_root());
     let next = fixture.native.identities().acquire("attempt-2").unwrap();
     let workspaces = fixture.dir.path().join("workspaces");
     let workspace = Workspace::create(&workspaces, "attempt-2", next).unwrap();
-    let spare = fixture.spare().await;
+    let spare = fixture.spare(&[&first.id, &second.id]).await;
     let mut unit = fixture.unit("next", &["id", "-u"]);
     (unit.identity, unit.workspace) = (next, workspace.path().to_owned());
     assert_eq!(fixture.run(&unit).await.ok(), "1000\n");
@@ -285,10 +284,11 @@ async fn the_first_unit_of_the_next_attempt_starts_on_the_spare_and_another_spar
 #[tokio::test]
 async fn a_spare_that_died_costs_no_unit_and_units_that_were_prepared_for_one_spare_all_run() {
     let fixture = Fixture::new().await;
-    kill_9(fixture.spare().await);
-    assert_eq!(fixture.run(&fixture.unit("first", &["echo", "all the same"])).await.ok(), "all the same\n");
+    kill_9(fixture.spare(&[]).await);
+    let first = fixture.unit("first", &["echo", "all the same"]);
+    assert_eq!(fixture.run(&first).await.ok(), "all the same\n");
 
-    fixture.spare().await;
+    fixture.spare(&[&first.id]).await;
     let identity = fixture.native.identities().acquire("attempt-2").unwrap();
     let workspace = Workspace::create(&fixture.dir.path().join("workspaces"), "attempt-2", identity).unwrap();
     let units = ["a", "b", "c"].map(|name| {
@@ -310,13 +310,54 @@ async fn a_spare_that_died_costs_no_unit_and_units_that_were_prepared_for_one_sp
 #[tokio::test]
 async fn a_spare_ends_with_its_launcher_and_with_its_driver() {
     let fixture = Fixture::new().await;
-    let spare = fixture.spare().await;
+    let spare = fixture.spare(&[]).await;
     kill_9(i32::try_from(fixture.native.spawner_pid()).unwrap());
     eventually("the spare to end", || record::start_time(spare).is_err()).await;
-    assert!(fixture.run(&fixture.unit("after", &["true"])).await.exit.succeeded());
-    let spare = fixture.spare().await;
+    let after = fixture.unit("after", &["true"]);
+    assert!(fixture.run(&after).await.exit.succeeded());
+    let spare = fixture.spare(&[&after.id]).await;
     drop(fixture.native);
     eventually("the spare to end", || record::start_time(spare).is_err()).await;
+}
+
+#[tokio::test]
+async fn how_a_unit_ended_is_kept_though_the_disk_fills_up_while_it_runs() {
+    if !is_root() {
+        // An ordinary user cannot mount a small disk.
+        return;
+    }
+    let disk = SmallDisk::mount();
+    let fixture = Fixture::with(|config| config.state_dir = disk.0.path().join("state")).await;
+    let unit = fixture.unit("full", &["bash", "-c", "until [ -e go ]; do sleep 0.02; done; exit 7"]);
+    fixture.native.prepare(&unit).await.unwrap();
+    fixture.native.start(&unit.id).await.unwrap();
+    let junk = std::fs::File::create(disk.0.path().join("junk")).unwrap();
+    let full = std::io::Write::write_all(&mut &junk, &vec![1; 8 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    std::fs::write(fixture.workspace.path().join("go"), "").unwrap();
+    let exit = fixture.native.wait(&unit.id).await.unwrap();
+    assert_eq!((exit.reason, exit.code), (EndReason::Exited, Some(7)), "{exit:?}");
+    fixture.native.cleanup(&unit.id).await.unwrap();
+}
+
+/// A file system of 4 MiB.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", "size=4m,mode=0711", "small"]).arg(dir.path());
+        assert!(command.status().unwrap().success());
+        Self(dir)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
 }
 
 #[tokio::test]
