@@ -12,6 +12,9 @@ use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde::{Deserialize, Serialize};
 use windlass_crds::protocol::{NodeProof, RESERVED_NODE_NAMES, registration_message};
 
+/// The file with the controller that the node belongs to.
+const ENROLMENT: &str = "controller.json";
+
 /// A node's key and name.
 pub struct Identity {
     key: Ed25519KeyPair,
@@ -42,6 +45,20 @@ pub enum Error {
     #[error("the node's key in {} is damaged; remove the folder `identity` and join again with a token made by `windlass join-token create --replace NODE`", path.display())]
     DamagedKey {
         /// The file.
+        path: PathBuf,
+    },
+    /// The name in the folder cannot be a node's.
+    #[error("{} is damaged: `{known}` cannot be a node's name; write the node's name into it", path.display())]
+    DamagedName {
+        /// The file.
+        path: PathBuf,
+        /// What is in it.
+        known: String,
+    },
+    /// A part of the identity of a node that has joined is gone.
+    #[error("{} is missing, though this node has joined a controller; put it back from a backup, or remove the folder `identity` and join again with a token made by `windlass join-token create --replace NODE`", path.display())]
+    Incomplete {
+        /// The missing file.
         path: PathBuf,
     },
     /// The operating system yields no random numbers.
@@ -82,6 +99,8 @@ impl Error {
         match self {
             Self::File { .. } => "identity_file",
             Self::DamagedKey { .. } => "identity_damaged_key",
+            Self::DamagedName { .. } => "identity_damaged_name",
+            Self::Incomplete { .. } => "identity_incomplete",
             Self::NoRandom => "identity_no_random",
             Self::DamagedEnrolment { .. } => "identity_damaged_enrolment",
             Self::BadName { .. } => "bad_node_name",
@@ -95,7 +114,8 @@ impl Identity {
     /// takes `hostname`, made into a valid name.
     ///
     /// # Errors
-    /// When files cannot be read or written, or the name cannot be a node's or is not that of the folder.
+    /// When files cannot be read or written, when one is missing of a node that has joined, or the name cannot be a node's or
+    /// is not that of the folder.
     pub fn load_or_create(folder: &Path, wanted: Option<&str>, hostname: &str) -> Result<Self, Error> {
         if let Some(name) = wanted {
             check_name(name)?;
@@ -103,6 +123,13 @@ impl Identity {
         make_private_folder(folder)?;
         let key_path = folder.join("key.p8");
         let name_path = folder.join("name");
+        // The enrolment is written last, so what is missing beside it was there once: a new key would make this another
+        // node, which the controller would have to refuse.
+        if folder.join(ENROLMENT).exists()
+            && let Some(path) = [&key_path, &name_path].into_iter().find(|path| !path.exists())
+        {
+            return Err(Error::Incomplete { path: path.clone() });
+        }
         let key = match read_optional(&key_path)? {
             Some(der) => {
                 Ed25519KeyPair::from_pkcs8(&der).map_err(|_| Error::DamagedKey { path: key_path })?
@@ -119,7 +146,12 @@ impl Identity {
             (Some(known), Some(wanted)) if known != wanted => {
                 return Err(Error::OtherName { known, wanted: wanted.to_owned() });
             }
-            (Some(known), _) => known,
+            (Some(known), _) => {
+                if check_name(&known).is_err() {
+                    return Err(Error::DamagedName { path: name_path, known });
+                }
+                known
+            }
             (None, wanted) => {
                 let name = wanted.map_or_else(|| name_from_hostname(hostname), str::to_owned);
                 check_name(&name)?;
@@ -176,7 +208,7 @@ impl Enrolment {
     /// # Errors
     /// When the file cannot be read or is damaged.
     pub fn load(folder: &Path) -> Result<Option<Self>, Error> {
-        let path = folder.join("controller.json");
+        let path = folder.join(ENROLMENT);
         let Some(content) = read_optional(&path)? else { return Ok(None) };
         serde_json::from_slice(&content).map(Some).map_err(|source| Error::DamagedEnrolment { path, source })
     }
@@ -187,7 +219,7 @@ impl Enrolment {
     /// When the file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), Error> {
         let content = serde_json::to_vec_pretty(self).expect("an enrolment becomes JSON");
-        write_private(&folder.join("controller.json"), &content)
+        write_private(&folder.join(ENROLMENT), &content)
     }
 }
 
@@ -298,6 +330,30 @@ mod tests {
             assert_eq!(name_from_hostname(hostname), name);
             check_name(&name_from_hostname(hostname)).unwrap();
         }
+    }
+
+    #[test]
+    fn what_is_missing_of_a_node_that_has_joined_is_named_and_not_made_anew() {
+        let state = tempfile::tempdir().unwrap();
+        let folder = state.path();
+        Identity::load_or_create(folder, Some("one"), "x").unwrap();
+        // A first start that ended before the node joined goes on.
+        std::fs::remove_file(folder.join("name")).unwrap();
+        Identity::load_or_create(folder, Some("one"), "x").unwrap();
+        let enrolment =
+            Enrolment { url: "https://c".to_owned(), authorities_pem: String::new(), joined_with: None };
+        enrolment.save(folder).unwrap();
+        for part in ["key.p8", "name"] {
+            let content = std::fs::read(folder.join(part)).unwrap();
+            std::fs::remove_file(folder.join(part)).unwrap();
+            let error = Identity::load_or_create(folder, Some("one"), "x").unwrap_err();
+            assert!(error.kind() == "identity_incomplete" && error.to_string().contains(part), "{error}");
+            assert!(!folder.join(part).exists());
+            std::fs::write(folder.join(part), content).unwrap();
+        }
+        std::fs::write(folder.join("name"), "").unwrap();
+        let error = Identity::load_or_create(folder, None, "x").unwrap_err();
+        assert_eq!(error.kind(), "identity_damaged_name");
     }
 
     #[test]

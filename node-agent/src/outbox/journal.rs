@@ -87,6 +87,15 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// What follows a damaged place of a segment cannot be put aside.
+    #[error("cannot put aside the damaged part of outbox segment {number}")]
+    Keep {
+        /// The segment.
+        number: u64,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
     /// The torn end of the last segment cannot be cut.
     #[error("cannot cut outbox segment {number} to {length} bytes")]
     Cut {
@@ -117,6 +126,7 @@ impl Error {
         match self {
             Self::List(_) => "outbox_list",
             Self::Read { .. } => "outbox_read",
+            Self::Keep { .. } => "outbox_keep",
             Self::Cut { .. } => "outbox_cut",
             Self::Unknown { .. } => "outbox_unknown_frame",
         }
@@ -161,9 +171,27 @@ impl Journal {
             let content = content.map_err(|source| Error::Read { number, source })?.unwrap_or_default();
             let whole = replay.segment(number, &content)?;
             length = whole as u64;
-            if whole < content.len() {
-                let lost = content.len() - whole;
-                tracing::warn!(segment = number, bytes = lost, "the outbox has a torn end, which was cut");
+            let rest = &content[whole..];
+            if !rest.is_empty() {
+                if is_torn(rest) {
+                    // A crash in the middle of a write, which nobody was told had worked.
+                    tracing::warn!(
+                        segment = number,
+                        bytes = rest.len(),
+                        "the outbox has a torn end, which was cut"
+                    );
+                } else {
+                    // Not what a crash leaves: it may have been acknowledged, so it is kept for somebody to look at.
+                    let path = format!("{FOLDER}/{number:012}.damaged");
+                    let kept = fs.replace(&path, rest.to_vec()).await;
+                    kept.map_err(|source| Error::Keep { number, source })?;
+                    tracing::error!(
+                        segment = number,
+                        bytes = rest.len(),
+                        kept = path,
+                        "the outbox is damaged on disk; what follows the damage was put aside and will not be reported"
+                    );
+                }
                 let cut = fs.truncate(&segment_path(number), length).await;
                 cut.map_err(|source| Error::Cut { number, length, source })?;
             }
@@ -279,13 +307,23 @@ impl Replay {
     }
 }
 
+/// Whether bytes that do not begin with a whole frame are the beginning of one, which is what an interrupted write leaves:
+/// everything up to some place, or zeros where the length of the file was written before its content.
+fn is_torn(bytes: &[u8]) -> bool {
+    let Some((length, _)) = bytes.split_first_chunk::<4>() else { return true };
+    let length = u64::from(u32::from_le_bytes(*length));
+    let is_short = length <= MAX_FRAME as u64 && (bytes.len() as u64) < length + HEADER as u64;
+    is_short || bytes.iter().all(|byte| *byte == 0)
+}
+
 /// The body of the frame at the start of `bytes`, `None` where it is torn or there is none.
 fn whole_frame(bytes: &[u8]) -> Option<&[u8]> {
     let (header, rest) = bytes.split_at_checked(HEADER)?;
     let (length, crc) = header.split_at(4);
     let length = usize::try_from(u32::from_le_bytes(length.try_into().ok()?)).ok()?;
     let crc = u32::from_le_bytes(crc.try_into().ok()?);
-    if length > MAX_FRAME {
+    // No frame is empty, but zeros would pass for one: their sum is right.
+    if length == 0 || length > MAX_FRAME {
         return None;
     }
     let body = rest.get(..length)?;

@@ -222,8 +222,20 @@ async fn on_a_real_disk_a_torn_end_is_cut_at_any_byte() {
     let mut damaged = whole.clone();
     *damaged.last_mut().unwrap() ^= 1;
     std::fs::write(&path, damaged).unwrap();
-    let open = open(Arc::new(DiskFs::new(folder.path()))).await;
-    assert_eq!(sequences(&open.outbox).len(), 1);
+    {
+        let open = open(Arc::new(DiskFs::new(folder.path()))).await;
+        assert_eq!(sequences(&open.outbox).len(), 1);
+    }
+    // A crash leaves no whole frame with a wrong sum: it is kept for somebody to look at.
+    let aside = path.with_extension("damaged");
+    assert_eq!(std::fs::read(&aside).unwrap().len(), whole.len() - first);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), first as u64);
+    std::fs::remove_file(&aside).unwrap();
+    let mut zeros = whole[..first].to_vec();
+    zeros.resize(whole.len(), 0);
+    std::fs::write(&path, zeros).unwrap();
+    open(Arc::new(DiskFs::new(folder.path()))).await;
+    assert!(!aside.exists(), "a file whose length was written before its content is a torn end");
 }
 
 #[tokio::test]
