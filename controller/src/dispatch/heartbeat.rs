@@ -1,6 +1,7 @@
 //! Heartbeats: a sign of life and the renewal of leases, many nodes in one write.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use windlass_crds::protocol::{self, HeartbeatRequest, HeartbeatResponse, Order, Renewal};
@@ -76,8 +77,9 @@ impl Dispatch {
         check_version(request.version)?;
         self.check_boot(node, &request.boot_id).await?;
         let leases = &self.parts.leases;
-        // A controller that is about to stop grants what outlasts its absence.
-        let stopping = self.parts.stopping.is_cancelled();
+        // A controller that is about to stop grants what outlasts its absence, whatever a job does offline.
+        let least = if self.parts.stopping.is_cancelled() { leases.grace } else { Duration::ZERO };
+        let offline_grace = node.spec.offline_grace.map_or(leases.grace, windlass_crds::Span::get);
         let capability_hash = request.capability_hash;
         let beat = Beat {
             node: node.name.clone(),
@@ -85,8 +87,8 @@ impl Dispatch {
             held: request.held,
             slots: request.slots,
             not_ready: request.not_ready,
-            lease: if stopping { leases.grace } else { leases.lease },
-            lease_continue: node.spec.offline_grace.map_or(leases.grace, windlass_crds::Span::get),
+            lease: leases.lease.max(least),
+            lease_continue: offline_grace.max(least),
         };
         let outcome = self.beats.beat(beat).await?;
         if outcome.other_boot {

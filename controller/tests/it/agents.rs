@@ -236,6 +236,24 @@ async fn a_controller_that_stops_leaves_long_leases_behind() {
 }
 
 #[tokio::test]
+async fn a_controller_that_stops_leaves_no_shorter_leases_to_jobs_that_continue_offline() {
+    let world = World::settled().await;
+    let manifest = json!({
+        "apiVersion": "windlass.dev/v1alpha1", "kind": "NodeConfig", "metadata": {"name": "n1"},
+        "spec": {"offlineGrace": "40s"},
+    });
+    assert_eq!(world.put("/v1/nodes/n1", manifest).await.status, 201);
+    world.job("a", json!({"command": ["true"], "offline": "continue"})).await;
+    let agent = world.node("n1").await;
+    let attempt = agent.claim("r1", 1).await[0]["attempt"].clone();
+    let lease =
+        async || agent.beat(std::slice::from_ref(&attempt)).await.body["renewed"][0]["lease_seconds"].clone();
+    assert_eq!(lease().await, 40);
+    world.stopping.cancel();
+    assert_eq!(lease().await, 900);
+}
+
+#[tokio::test]
 async fn another_run_of_the_agent_is_fenced() {
     let world = World::settled().await;
     let agent = world.node("n1").await;

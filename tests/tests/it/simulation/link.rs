@@ -254,7 +254,10 @@ impl ControllerClient for Link {
                 dispatch.heartbeat(&node, request).await
             };
             let (network, boot) = (Arc::clone(&link.network), request.boot_id.clone());
-            let heard = |_: &HeartbeatResponse| network.oracle.served(&link.name, &boot);
+            let heard = |answer: &HeartbeatResponse| {
+                network.oracle.served(&link.name, &boot);
+                network.oracle.granted(&network, &link.name, answer);
+            };
             link.serve(request, handle, heard)
         })
         .await

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use windlass_agent::testing::FakeSandbox;
-use windlass_crds::protocol::{AttemptId, Outcome, Record, ReportResponse};
+use windlass_crds::protocol::{AttemptId, HeartbeatResponse, Outcome, Record, ReportResponse};
 use windlass_store::{AttemptRow, Change, JobRow};
 
 pub(crate) use self::job::KnownJob;
@@ -27,6 +27,8 @@ use super::plan::{NodePlan, Plan};
 
 /// A lease, by the design.
 const LEASE: SignedDuration = SignedDuration::from_secs(25);
+/// The lease, in seconds, that a planned stop of the controller grants.
+const PLANNED: u64 = 15 * 60;
 /// How long after the end of its lease an attempt may still be held: a sweep each second, and a second to spare.
 const SWEEP: SignedDuration = SignedDuration::from_secs(2);
 
@@ -52,6 +54,8 @@ pub(crate) enum Invariant {
     Retries,
     /// Only the run of an agent that has registered last is served.
     SecondBoot,
+    /// A controller that is told to stop first grants leases that outlast its absence.
+    PlannedStop,
     /// Nobody is judged before the lease has ended, nor by a controller that has just come up.
     Patience,
     /// What nobody holds is taken back in time.
@@ -158,6 +162,19 @@ impl Oracle {
             state.violated(
                 Invariant::SecondBoot,
                 format_args!("run {boot} of {node} is served, and {registered:?} has registered"),
+            );
+        }
+    }
+
+    /// A heartbeat was answered; what it grants must outlast a controller that is about to go.
+    pub(crate) fn granted(&self, network: &Network, node: &str, answer: &HeartbeatResponse) {
+        if !network.controller.is_stopping() {
+            return;
+        }
+        for renewal in answer.renewed.iter().filter(|renewal| renewal.lease_seconds < PLANNED) {
+            self.violated(
+                Invariant::PlannedStop,
+                format_args!("{node} is granted {} s for {}", renewal.lease_seconds, renewal.attempt),
             );
         }
     }
