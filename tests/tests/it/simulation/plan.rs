@@ -186,17 +186,14 @@ impl NodePlan {
 impl JobPlan {
     fn draw(rng: &mut StdRng, number: usize) -> Self {
         let at = millis(rng, 0..60_000);
-        let steps =
-            (0..if rng.random_bool(0.3) { 3 } else { 1 })
-                // From at once to longer than a lease.
-                .map(|_| {
-                    if rng.random_bool(0.6) {
-                        rng.random_range(0..3_000)
-                    } else {
-                        rng.random_range(0..60_000)
-                    }
-                })
-                .collect();
+        let steps = (0..if rng.random_bool(0.3) { 3 } else { 1 })
+            // From at once to longer than a lease, and now and then to the end of the storm and beyond.
+            .map(|_| match weighted(rng, &[0.6, 0.35, 0.05]) {
+                0 => rng.random_range(0..3_000),
+                1 => rng.random_range(0..60_000),
+                _ => rng.random_range(100_000..200_000),
+            })
+            .collect();
         Self {
             number,
             name: format!("job-{number}"),
