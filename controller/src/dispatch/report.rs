@@ -4,8 +4,10 @@
 //! one transaction. *Guarantees.* A record is answered only after it is on disk. A transition is decided on a row and
 //! made only if the row is still that one; otherwise it is decided again. Decisions are made from duplicates too, so a
 //! controller that dies between storing a record and making its transition makes it when the record comes again.
+//! A report whose records are stored does not fail: what could not be settled is left without an answer, record by
+//! record, and only where the job has really changed in every round or cannot be read. So no record can hold up others.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use windlass_core::life::{self, Ending, JobView, Next};
 use windlass_core::progress::Progress;
@@ -16,12 +18,12 @@ use windlass_crds::protocol::{
 };
 use windlass_crds::sandbox_job::StepStatus;
 use windlass_store::{
-    AttemptChange, AttemptPhase, JobChange, JobRow, NewRecord, NodeChange, NodeRow, RecordKind, RecordStore,
-    Transition, TransitionOutcome,
+    AttemptChange, AttemptPhase, JobChange, JobRow, LateOutcome, LateSteps, NewRecord, NodeChange, NodeRow,
+    RecordKind, RecordStore, Transition, TransitionOutcome,
 };
 
 use super::{Dispatch, check_version};
-use crate::error::{ApiError, Code};
+use crate::error::{ApiError, Code, chain};
 
 /// Log bodies up to this size live in their row: a file of their own would cost more than it holds.
 const INLINE_LIMIT: usize = 16 * 1024;
@@ -29,6 +31,45 @@ const INLINE_LIMIT: usize = 16 * 1024;
 const MAX_RECORDS: usize = 1024;
 /// How often a decision is made again because its row has changed meanwhile.
 const MAX_ROUNDS: usize = 8;
+
+/// The attempts whose records may still have to change a job, with the positions of these records in the batch.
+type Open<'r> = BTreeMap<&'r AttemptId, Vec<usize>>;
+
+/// How far a batch is settled.
+#[derive(Default)]
+struct Settling<'r> {
+    open: Open<'r>,
+    /// The version of the job on which the last decision was made.
+    tried: HashMap<&'r AttemptId, i64>,
+    /// Positions of records that must come again.
+    unanswered: Vec<usize>,
+}
+
+impl Settling<'_> {
+    fn settled(&mut self, attempt: &AttemptId) {
+        self.open.remove(attempt);
+    }
+
+    fn unsettled(&mut self, attempt: &AttemptId) {
+        self.unanswered.extend(self.open.remove(attempt).into_iter().flatten());
+    }
+}
+
+/// What records change on a job.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a decision is matched once and holds a change in nearly every case"
+)]
+enum Decision {
+    /// They say nothing new.
+    Nothing,
+    /// The job's row is damaged.
+    Unreadable,
+    /// The job, which the node holds, moves on.
+    Move(Transition),
+    /// The attempt has ended already: its picture is completed, and nothing else.
+    Complete(LateSteps),
+}
 
 impl Dispatch {
     /// Takes a batch of records in and answers for each.
@@ -59,16 +100,19 @@ impl Dispatch {
                 })),
             }
         }
-        let results = self.store_and_decide(&node.name, stored, &kept).await?;
-        let mut results = kept.into_iter().zip(results).map(|(record, outcome)| RecordOutcome {
-            attempt: record.attempt,
-            sequence: record.sequence,
-            detail: (outcome == Outcome::Rejected)
-                .then(|| format!("the job is not known, or was never given to node `{}`", node.name)),
-            outcome,
+        let settled = self.settle(&node.name, stored, &kept).await?;
+        let mut settled = kept.into_iter().zip(settled).map(|(record, outcome)| {
+            outcome.map(|outcome| RecordOutcome {
+                attempt: record.attempt,
+                sequence: record.sequence,
+                detail: (outcome == Outcome::Rejected)
+                    .then(|| format!("the job is not known, or was never given to node `{}`", node.name)),
+                outcome,
+            })
         });
-        let results = outcomes.into_iter().map(|outcome| {
-            outcome.or_else(|| results.next()).expect("every record was either refused or stored")
+        let results = outcomes.into_iter().filter_map(|refused| match refused {
+            Some(refused) => Some(refused),
+            None => settled.next().expect("every record was either refused or stored"),
         });
         Ok(ReportResponse { version: protocol::VERSION, results: results.collect() })
     }
@@ -123,61 +167,176 @@ impl Dispatch {
         Ok(Ok(new))
     }
 
-    async fn store_and_decide(
+    /// Stores records and makes what follows from them: one outcome per record, in order. None where the job kept
+    /// changing under the decision, or could not be read: such a record is stored and comes again.
+    ///
+    /// Once the records are stored nothing fails the report any more, and no job holds up the records of another.
+    async fn settle(
         &self,
         node: &str,
         stored: Vec<NewRecord>,
         records: &[Record],
-    ) -> Result<Vec<Outcome>, ApiError> {
-        let mut by_job: BTreeMap<&AttemptId, Vec<&Record>> = BTreeMap::new();
-        for record in records {
-            by_job.entry(&record.attempt).or_default().push(record);
+    ) -> Result<Vec<Option<Outcome>>, ApiError> {
+        let mut settling = Settling::default();
+        for (position, record) in records.iter().enumerate().filter(|(_, record)| tells(&record.body)) {
+            settling.open.entry(&record.attempt).or_default().push(position);
         }
-        let mut transitions = self.decide(node, &by_job).await?;
-        let expected = transitions.len();
-        let applied = self.parts.store.apply(self.now(), node, stored, transitions).await?;
-        let mut stale = count_stale(&applied.transitions);
-        debug_assert_eq!(expected, applied.transitions.len(), "one outcome per transition");
-        for _ in 0..MAX_ROUNDS {
-            if stale == 0 {
-                return Ok(applied.records);
+        let (mut moving, mut moves) = (Vec::new(), Vec::new());
+        for (attempt, decision) in self.decide(node, records, &settling.open).await? {
+            match decision {
+                Decision::Nothing => settling.settled(attempt),
+                Decision::Unreadable => settling.unsettled(attempt),
+                Decision::Move(transition) => {
+                    settling.tried.insert(attempt, transition.expect_version);
+                    moving.push(attempt);
+                    moves.push(transition);
+                }
+                // Only records that were accepted may complete a picture, and that is not known yet.
+                Decision::Complete(_) => {}
             }
-            transitions = self.decide(node, &by_job).await?;
-            stale = count_stale(&self.parts.store.apply_transitions(self.now(), transitions).await?);
         }
-        Err(ApiError::new(Code::Conflict, "the job keeps changing; send the report again"))
+        let applied = self.parts.store.apply(self.now(), node, stored, moves).await?;
+        for (attempt, outcome) in moving.into_iter().zip(&applied.transitions) {
+            if is_done(outcome) {
+                settling.settled(attempt);
+            }
+        }
+        let outcomes = applied.records;
+        let admitted = |position: &usize| outcomes[*position] != Outcome::Rejected;
+        settling.open.retain(|_, positions| {
+            positions.retain(admitted);
+            !positions.is_empty()
+        });
+        for _ in 0..MAX_ROUNDS {
+            if settling.open.is_empty() {
+                break;
+            }
+            if let Err(error) = self.settle_open(node, records, &mut settling).await {
+                tracing::warn!(
+                    node.name = node,
+                    error = %chain(&error),
+                    "what records cause could not be carried out; they are asked for again"
+                );
+                break;
+            }
+        }
+        let Settling { open, tried: _, mut unanswered } = settling;
+        unanswered.extend(open.into_values().flatten());
+        unanswered.retain(admitted);
+        let mut outcomes: Vec<_> = outcomes.into_iter().map(Some).collect();
+        for position in unanswered {
+            outcomes[position] = None;
+        }
+        Ok(outcomes)
     }
 
-    /// The transitions that the records of a report cause on the jobs as they are now.
-    async fn decide(
+    /// Decides again on the jobs as they are now, and takes from `settling` what is settled.
+    async fn settle_open<'r>(
         &self,
         node: &str,
-        by_job: &BTreeMap<&AttemptId, Vec<&Record>>,
-    ) -> Result<Vec<Transition>, ApiError> {
-        let telling = |records: &[&Record]| {
-            records
-                .iter()
-                .any(|record| !matches!(record.body, RecordBody::Log { .. } | RecordBody::Event { .. }))
-        };
-        let telling: Vec<_> = by_job.iter().filter(|(_, records)| telling(records)).collect();
-        if telling.is_empty() {
-            return Ok(Vec::new());
-        }
-        let uids: Vec<_> = telling.iter().map(|(attempt, _)| attempt.job.clone()).collect();
-        let jobs = self.parts.store.get_jobs(&uids).await?;
-        let jobs: HashMap<_, _> = jobs.into_iter().map(|job| (job.uid.clone(), job)).collect();
-        let mut transitions = Vec::new();
-        for (attempt, records) in telling {
-            let Some(job) = jobs.get(&attempt.job) else { continue };
-            if job.epoch == attempt.epoch && job.node.as_deref() == Some(node) {
-                transitions.extend(self.transition(job, records));
+        records: &'r [Record],
+        settling: &mut Settling<'r>,
+    ) -> Result<(), ApiError> {
+        let (mut moving, mut moves) = (Vec::new(), Vec::new());
+        let (mut completing, mut pictures) = (Vec::new(), Vec::new());
+        for (attempt, decision) in self.decide(node, records, &settling.open).await? {
+            let version = match decision {
+                Decision::Nothing => {
+                    settling.settled(attempt);
+                    continue;
+                }
+                Decision::Unreadable => {
+                    settling.unsettled(attempt);
+                    continue;
+                }
+                Decision::Move(transition) => {
+                    let version = transition.expect_version;
+                    moving.push(attempt);
+                    moves.push(transition);
+                    version
+                }
+                Decision::Complete(late) => {
+                    let version = late.expect_version;
+                    completing.push(attempt);
+                    pictures.push(late);
+                    version
+                }
+            };
+            if settling.tried.insert(attempt, version) == Some(version) {
+                // The job has not changed since the store refused this: it would refuse it for ever.
+                tracing::error!(
+                    job.id = %attempt.job,
+                    job.epoch = attempt.epoch,
+                    job.version = version,
+                    "the store refuses what the records of a job cause"
+                );
+                settling.settled(attempt);
             }
         }
-        Ok(transitions)
+        let outcomes = self.parts.store.apply_transitions(self.now(), moves).await?;
+        for (attempt, outcome) in moving.into_iter().zip(outcomes) {
+            if is_done(&outcome) {
+                settling.settled(attempt);
+            }
+        }
+        let outcomes = self.parts.store.complete_pictures(pictures).await?;
+        for (attempt, outcome) in completing.into_iter().zip(outcomes) {
+            match outcome {
+                LateOutcome::Done | LateOutcome::Fenced => settling.settled(attempt),
+                LateOutcome::Stale => {}
+            }
+        }
+        Ok(())
     }
 
-    /// What the records of its current attempt change on a job; `None` where they say nothing new.
-    fn transition(&self, job: &JobRow, records: &[&Record]) -> Option<Transition> {
+    /// What records cause on the jobs as they are now.
+    async fn decide<'r>(
+        &self,
+        node: &str,
+        records: &'r [Record],
+        open: &Open<'r>,
+    ) -> Result<Vec<(&'r AttemptId, Decision)>, ApiError> {
+        let uids: BTreeSet<&str> = open.keys().map(|attempt| attempt.job.as_str()).collect();
+        let jobs = self.read_jobs(uids.into_iter().map(str::to_owned).collect()).await?;
+        let decided = open.iter().map(|(attempt, positions)| {
+            let decision = match jobs.get(&attempt.job) {
+                None => Decision::Unreadable,
+                Some(Some(job)) if job.epoch == attempt.epoch && job.node.as_deref() == Some(node) => {
+                    self.decision(job, positions.iter().map(|position| &records[*position]))
+                }
+                Some(Some(_) | None) => Decision::Nothing,
+            };
+            (*attempt, decision)
+        });
+        Ok(decided.collect())
+    }
+
+    /// The jobs as they are now, none where there is no such job; those whose rows are damaged are left out.
+    async fn read_jobs(&self, uids: Vec<String>) -> Result<HashMap<String, Option<JobRow>>, ApiError> {
+        let mut jobs = HashMap::with_capacity(uids.len());
+        match self.parts.store.get_jobs(&uids).await {
+            Ok(found) => {
+                jobs.extend(uids.into_iter().map(|uid| (uid, None)));
+                jobs.extend(found.into_iter().map(|job| (job.uid.clone(), Some(job))));
+            }
+            Err(windlass_store::Error::Corrupt { .. }) => {
+                for uid in uids {
+                    match self.parts.store.get_jobs(std::slice::from_ref(&uid)).await {
+                        Ok(found) => drop(jobs.insert(uid, found.into_iter().next())),
+                        Err(error @ windlass_store::Error::Corrupt { .. }) => {
+                            tracing::error!(job.id = uid, error = %error, "a job cannot be read; what it reports changes nothing until it is repaired");
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(jobs)
+    }
+
+    /// What the records of its current attempt change on a job.
+    fn decision<'r>(&self, job: &JobRow, records: impl Iterator<Item = &'r Record>) -> Decision {
         let mut progress = Progress {
             steps: steps(job),
             unenforced: job.unenforced.clone(),
@@ -187,17 +346,28 @@ impl Dispatch {
         for record in records {
             progress.fold(record.at, &record.body);
         }
+        let news = progress.steps != job.steps
+            || progress.unenforced != job.unenforced
+            || progress.started_at != job.started_at;
+        if job.phase.is_held() {
+            self.moved(job, &progress, news).map_or(Decision::Nothing, Decision::Move)
+        } else if news {
+            let Progress { steps, unenforced, started_at, terminal: _ } = progress;
+            let (job, epoch, expect_version) = (job.uid.clone(), job.epoch, job.resource_version);
+            Decision::Complete(LateSteps { job, epoch, expect_version, steps, unenforced, started_at })
+        } else {
+            Decision::Nothing
+        }
+    }
+
+    /// What a job that is held becomes with this picture of its attempt.
+    fn moved(&self, job: &JobRow, progress: &Progress, news: bool) -> Option<Transition> {
         let mut change = JobChange {
             steps: (progress.steps != job.steps).then(|| progress.steps.clone()),
             unenforced: (progress.unenforced != job.unenforced).then(|| progress.unenforced.clone()),
             started_at: progress.started_at,
             ..JobChange::of(job)
         };
-        if !job.phase.is_held() {
-            // The attempt has ended already: late step records complete its picture and nothing else.
-            let news = change.steps.is_some() || change.unenforced.is_some();
-            return news.then(|| transition(job, change));
-        }
         let started = progress.started_at.is_some();
         if let Some(terminal) = &progress.terminal {
             let lease_until = job.lease_until.unwrap_or_else(|| self.now());
@@ -229,8 +399,7 @@ impl Dispatch {
                 ended_at: None,
                 last_sequence: None,
             });
-        } else if change.steps.is_none() && change.unenforced.is_none() && change.started_at == job.started_at
-        {
+        } else if !news {
             return None;
         }
         Some(transition(job, change))
@@ -298,8 +467,22 @@ pub(crate) fn transition(job: &JobRow, set: JobChange) -> Transition {
     Transition { job: job.uid.clone(), epoch: job.epoch, expect_version: job.resource_version, set }
 }
 
-fn count_stale(outcomes: &[TransitionOutcome]) -> usize {
-    outcomes.iter().filter(|outcome| matches!(outcome, TransitionOutcome::Stale)).count()
+const fn is_done(outcome: &TransitionOutcome) -> bool {
+    match outcome {
+        TransitionOutcome::Done(_) => true,
+        TransitionOutcome::Stale => false,
+    }
+}
+
+/// Whether records of this kind can change a job.
+const fn tells(body: &RecordBody) -> bool {
+    match body {
+        RecordBody::Started { .. }
+        | RecordBody::StepStarted { .. }
+        | RecordBody::StepEnded(_)
+        | RecordBody::Terminal(_) => true,
+        RecordBody::Log { .. } | RecordBody::Event { .. } => false,
+    }
 }
 
 const fn attempt_phase(phase: TerminalPhase) -> AttemptPhase {

@@ -168,6 +168,50 @@ async fn reports_in_any_order_and_twice_give_one_picture() {
 }
 
 #[tokio::test]
+async fn what_comes_after_the_end_of_its_job_is_answered_and_completes_the_picture() {
+    let world = World::settled().await;
+    world.job("a", command()).await;
+    world.job("b", command()).await;
+    let agent = world.node("n1").await;
+    let work = agent.claim("r1", 2).await;
+    let (a, b) = (work[0]["attempt"].clone(), work[1]["attempt"].clone());
+    assert_eq!(agent.report(&a, &[(1, started()), (4, terminal("failed", 4))]).await, ["accepted"; 2]);
+    let late =
+        [(&a, 2, json!({"kind": "step_started", "step": 0})), (&a, 3, step_ended(3)), (&b, 1, started())];
+    assert_eq!(agent.report_all(&late).await, ["accepted"; 3]);
+    let job = world.get("/v1/namespaces/default/jobs/a").await.body;
+    assert_eq!((&job["status"]["phase"], &job["status"]["logsComplete"]), (&json!("Failed"), &json!(true)));
+    let step = &job["status"]["steps"][0];
+    assert_eq!((&step["phase"], &step["exitCode"]), (&json!("Failed"), &json!(3)));
+    assert!(step["startedAt"].is_string() && step["finishedAt"].is_string(), "{step}");
+    assert!(world.phase("b").await.starts_with("Running"));
+    assert_eq!(agent.report_all(&late).await, ["duplicate"; 3]);
+}
+
+#[tokio::test]
+async fn the_backlog_of_a_job_that_the_sweeper_has_ended_is_answered() {
+    let world = World::settled().await;
+    world.job("a", json!({"command": ["true"], "retry": {"lostAttempts": 1}})).await;
+    let agent = world.node("n1").await;
+    let attempt = agent.claim("r1", 1).await[0]["attempt"].clone();
+    agent.report(&attempt, &[(1, started())]).await;
+    world.clock.advance(Duration::from_secs(30));
+    world.sweeper.sweep().await.unwrap();
+    assert_eq!(world.phase("a").await, "Failed AttemptsExhausted");
+    let judged = world.get("/v1/namespaces/default/jobs/a").await.body;
+    let backlog = [
+        (2, json!({"kind": "step_started", "step": 0})),
+        (3, log("late", 0)),
+        (4, step_ended(0)),
+        (5, terminal("succeeded", 5)),
+    ];
+    assert_eq!(agent.report(&attempt, &backlog).await, ["superseded"; 4]);
+    assert_eq!(agent.report(&attempt, &backlog).await, ["duplicate"; 4]);
+    let job = world.get("/v1/namespaces/default/jobs/a").await.body;
+    assert_eq!(job, judged, "what was judged stays judged");
+}
+
+#[tokio::test]
 async fn records_that_can_never_be_accepted_are_refused_one_by_one() {
     let world = World::settled().await;
     world.job("a", command()).await;

@@ -211,11 +211,16 @@ impl Agent<'_> {
 
     /// Reports records (sequence and body) of an attempt and returns the outcomes.
     pub(crate) async fn report(&self, attempt: &Value, records: &[(u64, Value)]) -> Vec<String> {
+        let records: Vec<_> =
+            records.iter().map(|(sequence, body)| (attempt, *sequence, body.clone())).collect();
+        self.report_all(&records).await
+    }
+
+    /// Reports records (attempt, sequence and body) in one batch and returns the outcomes.
+    pub(crate) async fn report_all(&self, records: &[(&Value, u64, Value)]) -> Vec<String> {
         let at = self.world.clock.now();
-        let records: Vec<_> = records
-            .iter()
-            .map(|(sequence, body)| json!({"attempt": attempt, "sequence": sequence, "at": at, "body": body}))
-            .collect();
+        let record = |(attempt, sequence, body): &(&Value, u64, Value)| json!({"attempt": attempt, "sequence": sequence, "at": at, "body": body});
+        let records: Vec<_> = records.iter().map(record).collect();
         let answer = self.call("POST", "report", Some(json!({"version": 1, "records": records}))).await;
         assert_eq!(answer.status, 200, "{answer:?}");
         let results = answer.body["results"].as_array().expect("results is a list");

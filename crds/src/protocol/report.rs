@@ -197,7 +197,8 @@ pub enum TerminalPhase {
     Released,
 }
 
-/// The answer to a batch, in the order of its records.
+/// The answer to a batch, in the order of its records. A record that is left out is to be sent again: the controller
+/// could not yet settle what it means for its job.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
 pub struct ReportResponse {
     /// [`super::VERSION`].

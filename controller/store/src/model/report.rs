@@ -168,6 +168,35 @@ pub struct AttemptChange {
     pub last_sequence: Option<u64>,
 }
 
+/// What is learned of an attempt after it has ended its job, valid only against the state that it was decided on. It
+/// completes the picture and moves nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LateSteps {
+    /// The job's uid.
+    pub job: String,
+    /// The attempt's epoch, which is the job's.
+    pub epoch: u64,
+    /// The job's `resource_version` that this was decided on.
+    pub expect_version: i64,
+    /// The steps as they are known now.
+    pub steps: Vec<StepStatus>,
+    /// Limits that were not enforced.
+    pub unenforced: Vec<Limit>,
+    /// When the attempt began to run; one that is known already stays.
+    pub started_at: Option<Timestamp>,
+}
+
+/// What became of [`LateSteps`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LateOutcome {
+    /// The picture is complete with them.
+    Done,
+    /// The attempt was ended by somebody else than its node: what that says changes nothing.
+    Fenced,
+    /// The job is not any more what this was decided on (or is gone): read again, decide again.
+    Stale,
+}
+
 /// What became of a transition.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(

@@ -20,8 +20,9 @@ use crate::engine::dialect::{Batch, Sql, packed};
 use crate::engine::value::{Value, args, clean, clean_opt, int, json, last_ms, later, ms, truncated, word};
 use crate::engine::writer::Tx;
 use crate::{
-    Applied, AttemptChange, AttemptPhase, Change, Error, EventLevel, JobChange, JobRow, NewEvent, NewRecord,
-    NodeChange, RecordKind, RecordStore, Store, Transition, TransitionOutcome,
+    Applied, AttemptChange, AttemptPhase, Change, Error, EventLevel, JobChange, JobRow, LateOutcome,
+    LateSteps, NewEvent, NewRecord, NodeChange, RecordKind, RecordStore, Store, Transition,
+    TransitionOutcome,
 };
 
 /// Sequences beyond this are nonsense; a node that writes a million records a second gets there in 285 years.
@@ -74,6 +75,84 @@ impl Store {
         })
         .await
     }
+
+    /// Completes the picture of jobs that have ended, at most one [`LateSteps`] per job: nothing but what it names
+    /// changes. One outcome each, in order.
+    ///
+    /// # Errors
+    /// What the engine reports.
+    pub async fn complete_pictures(&self, pictures: Vec<LateSteps>) -> Result<Vec<LateOutcome>, Error> {
+        if pictures.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.write("complete_pictures", move |tx| {
+            Box::pin(async move { complete_pictures(tx, &pictures).await })
+        })
+        .await
+    }
+}
+
+/// Completes the picture of ended jobs.
+async fn complete_pictures(tx: &mut Tx, pictures: &[LateSteps]) -> Result<Vec<LateOutcome>, Error> {
+    let ids: Vec<_> = pictures.iter().map(|late| (late.job.as_str(), int(late.epoch))).collect();
+    let sql = "
+        WITH e AS MATERIALIZED (
+            SELECT value->>0 AS job, CAST(value->>1 AS BIGINT) AS epoch FROM json_each($1))
+        SELECT j.uid FROM e JOIN jobs AS j ON j.uid = e.job
+        JOIN attempts AS a ON a.job_id = j.id AND a.epoch = e.epoch
+        WHERE a.ended_at IS NOT NULL AND a.last_sequence IS NULL";
+    let mut fenced = HashSet::new();
+    for row in tx.conn.rows(sql, args![json(&ids)]).await? {
+        fenced.insert(row.cells("jobs").text("uid")?);
+    }
+    let rows: Vec<_> = pictures
+        .iter()
+        .filter(|late| !fenced.contains(&late.job))
+        .map(|late| {
+            let LateSteps { job, epoch, expect_version, steps, unenforced, started_at } = late;
+            (job.as_str(), int(*epoch), *expect_version, json(steps), json(unenforced), started_at.map(ms))
+        })
+        .collect();
+    let version = tx.draw_version();
+    let sql = "
+        WITH e AS MATERIALIZED (
+            SELECT value->>0 AS job, CAST(value->>1 AS BIGINT) AS epoch, CAST(value->>2 AS BIGINT) AS expect,
+                value->>3 AS steps, value->>4 AS unenforced, CAST(value->>5 AS BIGINT) AS started_at
+            FROM json_each($1))
+        UPDATE jobs SET steps = e.steps, unenforced = e.unenforced,
+            started_at = coalesce(jobs.started_at, e.started_at), resource_version = $2
+        FROM e
+        WHERE jobs.uid = e.job AND jobs.epoch = e.epoch AND jobs.resource_version = e.expect
+            AND jobs.finished_at IS NOT NULL
+        RETURNING uid";
+    let mut done = HashSet::with_capacity(pictures.len());
+    for row in tx.conn.rows(sql, args![json(&rows), version]).await? {
+        let uid = row.cells("jobs").text("uid")?;
+        tx.caches.jobs.remove(&uid);
+        tx.changed(Change::Job { uid: uid.clone() });
+        done.insert(uid);
+    }
+    let started: Vec<_> = pictures
+        .iter()
+        .filter(|late| done.contains(&late.job))
+        .filter_map(|late| Some((late.job.as_str(), int(late.epoch), ms(late.started_at?))))
+        .collect();
+    if !started.is_empty() {
+        let sql = "
+            WITH e AS MATERIALIZED (
+                SELECT value->>0 AS job, CAST(value->>1 AS BIGINT) AS epoch, CAST(value->>2 AS BIGINT) AS started_at
+                FROM json_each($1))
+            UPDATE attempts SET started_at = e.started_at
+            FROM e JOIN jobs AS j ON j.uid = e.job
+            WHERE attempts.job_id = j.id AND attempts.epoch = e.epoch AND attempts.started_at IS NULL";
+        tx.conn.execute(sql, args![json(&started)]).await?;
+    }
+    let outcomes = pictures.iter().map(|late| match &late.job {
+        job if fenced.contains(job) => LateOutcome::Fenced,
+        job if done.contains(job) => LateOutcome::Done,
+        _ => LateOutcome::Stale,
+    });
+    Ok(outcomes.collect())
 }
 
 fn check(transition: &Transition) -> Result<(), Error> {

@@ -163,6 +163,9 @@ contract! {
         a_transition_without_an_attempt_ends_it_all_the_same
         nul_in_messages_is_replaced
         versions_grow_with_every_change
+        what_is_learned_after_the_end_completes_the_picture_and_moves_nothing
+        a_picture_is_completed_only_of_an_ended_job_as_it_was_decided_on
+        what_is_learned_of_a_fenced_attempt_changes_nothing
     }
     nodes {
         a_new_node_needs_a_token

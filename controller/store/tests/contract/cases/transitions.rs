@@ -3,7 +3,10 @@
 use windlass_crds::protocol::Outcome;
 use windlass_crds::sandbox_job::{Limit, StepPhase, StepStatus};
 use windlass_crds::{JobPhase, Span};
-use windlass_store::{AttemptPhase, Error, JobPatch, NodeChange, Store, Transition, TransitionOutcome};
+use windlass_store::{
+    AttemptPhase, Error, JobPatch, JobRow, LateOutcome, LateSteps, NodeChange, Store, Transition,
+    TransitionOutcome,
+};
 
 use crate::fixtures::{
     at, attempt, claim, claimed, ended, finish, is_lost, job, log, register, reread, succeeds, transit,
@@ -219,4 +222,73 @@ pub(crate) async fn versions_grow_with_every_change(store: Store) {
     versions.push(reread(&store, &a.uid).await.resource_version);
     let pairs: Vec<_> = versions.windows(2).collect();
     assert!(pairs.iter().all(|pair| pair[0] < pair[1]), "{versions:?}");
+}
+
+fn late(job: &JobRow, phase: StepPhase) -> LateSteps {
+    LateSteps {
+        job: job.uid.clone(),
+        epoch: job.epoch,
+        expect_version: job.resource_version,
+        steps: vec![StepStatus { name: "build".into(), phase, ..StepStatus::default() }],
+        unenforced: vec![Limit::Disk],
+        started_at: Some(at(1)),
+    }
+}
+
+pub(crate) async fn what_is_learned_after_the_end_completes_the_picture_and_moves_nothing(store: Store) {
+    let got = claimed(&store, "n", "a", at(0)).await;
+    let done = finish(&store, &got, at(7)).await;
+    assert!(done.logs_complete && done.started_at.is_none());
+    let picture = late(&done, StepPhase::Succeeded);
+    assert_eq!(store.complete_pictures(vec![picture.clone()]).await.unwrap(), [LateOutcome::Done]);
+    let after = reread(&store, &done.uid).await;
+    assert!(after.resource_version > done.resource_version);
+    let expected = JobRow {
+        steps: picture.steps,
+        unenforced: picture.unenforced,
+        started_at: Some(at(1)),
+        resource_version: after.resource_version,
+        ..done
+    };
+    assert_eq!(after, expected);
+    let attempt = store.attempts(&after.uid).await.unwrap().remove(0);
+    assert_eq!((attempt.phase, attempt.started_at), (AttemptPhase::Succeeded, Some(at(1))));
+    let again = LateSteps { started_at: Some(at(3)), ..late(&after, StepPhase::Failed) };
+    assert_eq!(store.complete_pictures(vec![again]).await.unwrap(), [LateOutcome::Done]);
+    let again = reread(&store, &after.uid).await;
+    assert_eq!((again.started_at, again.steps[0].phase), (Some(at(1)), StepPhase::Failed));
+}
+
+pub(crate) async fn a_picture_is_completed_only_of_an_ended_job_as_it_was_decided_on(store: Store) {
+    use LateOutcome::{Done, Stale};
+    let got = claimed(&store, "n", "a", at(0)).await;
+    let held = store.complete_pictures(vec![late(&got.job, StepPhase::Running)]).await.unwrap();
+    assert_eq!((held, reread(&store, &got.job.uid).await), (vec![Stale], got.job.clone()));
+    let done = finish(&store, &got, at(1)).await;
+    let other = claimed(&store, "n", "b", at(2)).await;
+    let other = finish(&store, &other, at(3)).await;
+    let mut epoch = late(&done, StepPhase::Running);
+    epoch.epoch += 1;
+    let mut nowhere = late(&done, StepPhase::Running);
+    nowhere.job = "nowhere".to_owned();
+    let batch = vec![late(&got.job, StepPhase::Running), epoch, nowhere, late(&other, StepPhase::Failed)];
+    for (position, wanted) in batch.into_iter().zip([Stale, Stale, Stale, Done]) {
+        assert_eq!(store.complete_pictures(vec![position]).await.unwrap(), [wanted]);
+    }
+    assert_eq!(reread(&store, &done.uid).await, done);
+    assert_eq!(reread(&store, &other.uid).await.steps[0].phase, StepPhase::Failed);
+    store.retry_job(at(9), &done.uid).await.unwrap();
+    assert_eq!(store.complete_pictures(vec![late(&done, StepPhase::Failed)]).await.unwrap(), [Stale]);
+}
+
+pub(crate) async fn what_is_learned_of_a_fenced_attempt_changes_nothing(store: Store) {
+    let got = claimed(&store, "n", "a", at(0)).await;
+    let lost = transition(&got.job, |set| {
+        set.phase = JobPhase::Failed;
+        set.attempt = Some(ended(AttemptPhase::Lost, None));
+    });
+    let failed = transit(&store, at(30), lost).await;
+    let outcomes = store.complete_pictures(vec![late(&failed, StepPhase::Succeeded)]).await.unwrap();
+    assert_eq!(outcomes, [LateOutcome::Fenced]);
+    assert_eq!(reread(&store, &failed.uid).await, failed);
 }
