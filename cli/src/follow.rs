@@ -108,7 +108,12 @@ impl Follower<'_> {
                         self.console.note("The job was started again; what follows is a new attempt.");
                     }
                     epoch = Some(item.epoch);
-                    printer.print(item)?;
+                    match printer.print(item) {
+                        // A reader that has gone away, as in `windlass run … | head`, has seen enough of the output; how the
+                        // job ends is told by our exit code all the same.
+                        Ok(()) | Err(Failure::OutputClosed) => {}
+                        Err(failure) => return Err(failure),
+                    }
                 }
                 Some(Ok(Followed::Event(event))) if event.event == "end" => {
                     let end: LogEnd = serde_json::from_str(&event.data).map_err(|error| malformed(&error))?;
@@ -210,7 +215,10 @@ impl Follower<'_> {
             self.console.warn("not all of the job's output has arrived, because its node was lost");
         }
         let line = match self.client.get::<Job>(Kind::Job, self.namespace, self.name).await {
-            Ok(job) if job.status.phase == phase => result_line(&job),
+            Ok(job) if job.status.phase == phase => {
+                view::job::cut_outputs(&job).iter().for_each(|cut| self.console.warn(cut));
+                result_line(&job)
+            }
             // Deleted or started again by somebody in between: what the stream said is what was followed.
             Ok(_) | Err(_) => format!("job/{} {phase}", self.name),
         };

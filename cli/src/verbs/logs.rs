@@ -9,6 +9,7 @@ use crate::exit::Exit;
 use crate::failure::{Failure, Report};
 use crate::kind::{self, Kind};
 use crate::log_output::{LogPrinter, Routing};
+use crate::view;
 
 /// Records of one page: the most that the server gives.
 const PAGE: &str = "1000";
@@ -109,6 +110,7 @@ async fn print_pages(
                 if job.status.phase.is_terminal() && !page.complete {
                     context.console.warn("not all of the job's output has arrived yet");
                 }
+                view::job::cut_outputs(&job).iter().for_each(|cut| context.console.warn(cut));
                 return Ok(Exit::Success);
             }
         }
@@ -132,7 +134,13 @@ async fn print_all(
                 })?;
                 printer.print(item)?;
             }
-            Followed::Event(event) if event.event == "end" => break,
+            Followed::Event(event) if event.event == "end" => {
+                // It may be gone by now, and what it wrote has been printed.
+                if let Ok(job) = client.get::<Job>(Kind::Job, namespace, name).await {
+                    view::job::cut_outputs(&job).iter().for_each(|cut| context.console.warn(cut));
+                }
+                break;
+            }
             // A newer server may tell more.
             Followed::Event(_) => {}
             Followed::Lost(reason) => {

@@ -2,12 +2,32 @@
 
 use jiff::Timestamp;
 use windlass_crds::JobPhase;
-use windlass_crds::sandbox_job::StepPhase;
+use windlass_crds::sandbox_job::{StepPhase, StepStatus};
 
 use super::{Width, age_or_dash, or_dash};
 use crate::client::model::Job;
 use crate::output::human;
 use crate::output::table::{Cell, Column, column, flexible};
+
+/// Which outputs of a job were cut, a sentence each.
+pub(crate) fn cut_outputs(job: &Job) -> Vec<String> {
+    let of_step = |step: &StepStatus| {
+        let usage = step.usage.clone().unwrap_or_default();
+        let streams = [
+            ("standard output", usage.stdout_truncated, usage.stdout_bytes),
+            ("standard error", usage.stderr_truncated, usage.stderr_bytes),
+        ];
+        let name = human::printable(&step.name);
+        streams.into_iter().filter(|(_, cut, _)| *cut).map(move |(stream, _, bytes)| {
+            format!(
+                "the {stream} of step `{name}` was cut: it wrote {}, more than the node keeps (sandbox.outputCap of its \
+                 NodeConfig)",
+                human::bytes(bytes)
+            )
+        }).collect::<Vec<_>>()
+    };
+    job.status.steps.iter().flat_map(of_step).collect()
+}
 
 pub(super) fn columns(width: Width) -> Vec<Column> {
     let mut columns = Vec::new();

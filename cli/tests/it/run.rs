@@ -48,6 +48,34 @@ async fn the_jobs_end_is_the_commands_exit_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn output_that_was_cut_is_said_to_be_wherever_it_is_shown() {
+    let world = World::new().await;
+    let mut node = world.node("n1").await;
+    let running = world.start(&["run", "--name", "much", "--", "yes"]);
+    node.perform(&[Act::Stdout(b"y\n".to_vec()), Act::ExitCut(1 << 30)]).await;
+    let cut = "the standard output of step `main` was cut: it wrote 1.00 GiB";
+    let followed = running.end().await.ok().stderr;
+    assert!(followed.contains(cut), "{followed}");
+    for verb in [&["logs", "much"][..], &["logs", "-f", "much"]] {
+        let told = world.cli(verb).await.ok().stderr;
+        assert!(told.contains(cut) && told.contains("outputCap"), "{told}");
+    }
+    let described = world.cli(&["describe", "job/much"]).await.ok().stdout;
+    assert!(described.contains(cut), "{described}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_goes_away_does_not_change_the_exit_code() {
+    let world = World::new().await;
+    let mut node = world.node("n1").await;
+    let mut running = world.start(&["run", "--name", "long", "--", "seq", "100000"]);
+    running.stderr_has("job/long created").await;
+    running.close_stdout().await;
+    node.perform(&[Act::Stdout(b"1\n".to_vec()), Act::Stdout(b"2\n".to_vec()), Act::Exit(3)]).await;
+    assert!(running.end().await.failed(3).contains("Failed: StepFailed"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_detached_job_is_named_so_that_other_verbs_can_take_it() {
     let world = World::new().await;
     let mut node = world.node("n1").await;

@@ -127,6 +127,8 @@ pub(crate) enum Act {
     Event(&'static str),
     /// Exits and so ends the job.
     Exit(i32),
+    /// Exits with 0 after it has written this many bytes, of which few were kept.
+    ExitCut(u64),
     /// Runs into the job's time limit.
     TimeOut,
     /// Runs until somebody cancels the job.
@@ -207,6 +209,15 @@ impl Node<'_> {
                         if *code == 0 { ("succeeded", "Completed") } else { ("failed", "StepFailed") };
                     bodies.push(
                         json!({"kind": "terminal", "phase": phase, "reason": reason, "exit_code": code}),
+                    );
+                }
+                Act::ExitCut(bytes) => {
+                    bodies.push(json!({
+                        "kind": "step_ended", "step": 0, "succeeded": true, "reason": "Exited", "exit_code": 0,
+                        "usage": {"stdoutBytes": bytes, "stdoutTruncated": true},
+                    }));
+                    bodies.push(
+                        json!({"kind": "terminal", "phase": "succeeded", "reason": "Completed", "exit_code": 0}),
                     );
                 }
                 Act::TimeOut => {
@@ -381,6 +392,13 @@ impl Running {
     /// Waits until standard error holds a text.
     pub(crate) async fn stderr_has(&mut self, text: &str) {
         self.stderr.until(text).await;
+    }
+
+    /// Stops reading standard output, as a reader that has seen enough does.
+    pub(crate) async fn close_stdout(&mut self) {
+        let reading = std::mem::replace(&mut self.stdout.task, tokio::spawn(async { Vec::new() }));
+        reading.abort();
+        assert!(reading.await.is_err_and(|error| error.is_cancelled()), "the command wrote nothing yet");
     }
 
     /// Interrupts the command as Ctrl-C does.

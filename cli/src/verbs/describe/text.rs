@@ -116,6 +116,9 @@ impl Text {
         self.field("Not enforced", Some(unenforced.join(", ")));
         let incomplete = status.phase.is_terminal() && !status.logs_complete;
         self.field("Output", incomplete.then_some("not all of it has arrived"));
+        for cut in view::job::cut_outputs(job) {
+            self.field("Output", Some(cut));
+        }
         let rows: Vec<Vec<Cell>> = status
             .steps
             .iter()
