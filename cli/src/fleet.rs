@@ -67,7 +67,10 @@ impl Fleet {
         let FleetSettings { state_dir, listen, name, labels, concurrency } = settings;
         make_folder(&state_dir)?;
         let stop_controller = CancellationToken::new();
-        let args = ControllerArgs::new(state_dir.join("controller"), listen);
+        let folder = state_dir.join("controller");
+        // What people type next needs the token, so one that was removed is made again.
+        let new_admin_token = !folder.join("admin.token").exists();
+        let args = ControllerArgs { new_admin_token, ..ControllerArgs::new(folder, listen) };
         let controller = Controller::start(args, stop_controller.clone())
             .await
             .map_err(|error| controller::failure(&error))?;

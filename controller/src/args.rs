@@ -35,6 +35,10 @@ pub struct ControllerArgs {
     #[arg(long, env = "WINDLASS_STORE_WAIT", default_value = "30s", value_name = "SPAN")]
     pub store_wait: Span,
 
+    /// Make a new admin token, and end the one there was.
+    #[arg(long)]
+    pub new_admin_token: bool,
+
     /// The address to listen on; port 0 takes a free one.
     #[arg(long, env = "WINDLASS_LISTEN", default_value = "127.0.0.1:12082", value_name = "ADDRESS")]
     pub listen: SocketAddr,
@@ -134,6 +138,7 @@ impl ControllerArgs {
             store: None,
             store_password_file: None,
             store_wait: Span::from_secs(30),
+            new_admin_token: false,
             listen,
             advertise_url: None,
             tls_san: Vec::new(),

@@ -13,19 +13,18 @@ use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use windlass_crds::Span;
-use windlass_store::{ApiTokenRow, Store, StoreOptions};
+use windlass_store::Store;
 
 use crate::args::{self, ControllerArgs};
-use crate::auth::{self, NodeTokens};
-use crate::bodies::{self, Bodies};
+use crate::auth::NodeTokens;
 use crate::clock::{Clock, IdSource, RandomIds, SystemClock};
 use crate::dispatch::{Dispatch, DispatchParts};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::reconcile;
 use crate::rest::{self, App, AppParts, NewJoinToken};
-use crate::state;
-use crate::tls::{self, Authority};
+use crate::state::{self, Opening, State};
+use crate::tls;
 
 /// Why a controller could not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +35,9 @@ pub enum Error {
     /// The state folder cannot be used.
     #[error(transparent)]
     State(#[from] state::Error),
-    /// The store could not be opened.
-    #[error("could not open the database")]
+    /// The store could not be used.
+    #[error("could not use the database")]
     Store(#[from] windlass_store::Error),
-    /// The folder for bodies could not be opened.
-    #[error(transparent)]
-    Bodies(#[from] bodies::Error),
     /// There is no certificate.
     #[error(transparent)]
     Tls(#[from] tls::Error),
@@ -83,16 +79,17 @@ impl Controller {
     /// Starts a controller; it is listening when this returns, and stops when `stop` fires.
     pub async fn start(args: ControllerArgs, stop: CancellationToken) -> Result<Self, Error> {
         let leases = args.leases()?;
-        let state = args.state_dir.clone();
-        state::secure(&state)?;
-        // A database in the folder takes the folder's lock, so it comes before anything that writes there.
-        let store = Store::open(StoreOptions { url: args.store_url()?, read_connections: 4 }).await?;
-        let bodies = Bodies::folder(&state.join("bodies"))?;
-        let authority = Authority::open(&state)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let ids: Arc<dyn IdSource> = Arc::new(RandomIds::from_os());
+        let opening = Opening {
+            folder: &args.state_dir,
+            url: args.store_url()?,
+            new_admin_token: args.new_admin_token,
+            clock: &*clock,
+            ids: &*ids,
+        };
+        let State { store, bodies, authority, admin_token_file } = state::open(opening).await?;
         let tokens = NodeTokens::new(&node_token_secret(&store, &*ids).await?);
-        let admin_token_file = admin_token(&store, &state, &*clock, &*ids).await?;
 
         let listening = |source| Error::Listen { address: args.listen, source };
         let listener = TcpListener::bind(args.listen).map_err(listening)?;
@@ -144,7 +141,7 @@ impl Controller {
             tokio::time::sleep(NOTICE).await;
             handle.graceful_shutdown(Some(DRAIN));
         });
-        tracing::info!(url = %app.base_url, state.dir = %state.display(), "controller is listening");
+        tracing::info!(url = %app.base_url, state.dir = %args.state_dir.display(), "controller is listening");
         let ca_file = authority.file().to_owned();
         Ok(Self { app, ca_file, admin_token_file, address, serving, tasks, store, grace: leases.grace })
     }
@@ -164,7 +161,7 @@ impl Controller {
         &self.ca_file
     }
 
-    /// The file with an API token that may do everything; only its owner can read it.
+    /// The file with an API token that may do everything; only its owner can read it, and may have taken it away.
     pub fn admin_token_file(&self) -> &Path {
         &self.admin_token_file
     }
@@ -212,39 +209,5 @@ impl Controller {
 
 /// The secret that node tokens are signed with; made once and kept in the store.
 async fn node_token_secret(store: &Store, ids: &dyn IdSource) -> Result<Vec<u8>, Error> {
-    Ok(store.put_setting_if_absent("node-token-secret", ids.secret().to_vec()).await?)
-}
-
-/// The admin token's file. The token is made at the first start, and again when its file was removed.
-async fn admin_token(
-    store: &Store,
-    state: &Path,
-    clock: &dyn Clock,
-    ids: &dyn IdSource,
-) -> Result<PathBuf, Error> {
-    let file = state.join("admin.token");
-    let kept = match fs::read_to_string(&file) {
-        Ok(text) => Some(text.trim().to_owned()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(source) => return Err(state::Error::Folder { path: file, source }.into()),
-    };
-    if let Some(token) = kept
-        && store.find_api_token(&auth::secret_hash(&token)).await?.is_some()
-    {
-        return Ok(file);
-    }
-    let token = auth::secret_text("wlt_", ids.secret());
-    let now = clock.now();
-    let row = ApiTokenRow {
-        id: ids.uid(now),
-        secret_hash: auth::secret_hash(&token),
-        name: "admin".to_owned(),
-        role: "admin".to_owned(),
-        created_at: now,
-        expires_at: None,
-    };
-    store.create_api_token(row).await?;
-    tls::write_private(&file, format!("{token}\n").as_bytes())?;
-    tracing::info!(file = %file.display(), "admin token created");
-    Ok(file)
+    Ok(store.put_setting_if_absent(state::NODE_TOKEN_SECRET, ids.secret().to_vec()).await?)
 }

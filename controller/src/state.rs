@@ -1,9 +1,79 @@
 //! The state folder: everything that makes this controller the one that its nodes know.
+//!
+//! Its parts belong together: the database, the certificate authority (`pki/ca.key` and `pki/ca.crt`) that every node
+//! trusts, the bodies that rows name, and the admin token. A controller that would make a missing part anew would be another
+//! controller, or one that has lost its jobs, so it does that only while a **first start** is under way:
+//!
+//! ```text
+//! mark `first-start` ─► database ─► ca.key ─► ca.crt ─► bodies ─► admin.token ─► its row ─► authority's hash ─► unmark
+//! ```
+//!
+//! *Guarantees.* The mark is set only in a folder without any part. A first start that is killed, at any point, goes on
+//! at the next start: nobody has been told of what it made. The hash in the database is written last and ends the making; from
+//! then on every start demands all parts, and the authority that has this hash. `admin.token` alone may be taken away:
+//! the token goes on working, and `--new-admin-token` replaces it.
+//!
+//! *Assumptions.* One process at a time works on a folder's parts; `.lock` sees to it. Controllers that share a database
+//! have the same authority: the first start of another one ends with what to copy.
 
-use std::fs::{self, DirBuilder, Metadata, Permissions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+
+use windlass_store::{ApiTokenRow, Store, StoreOptions, StoreUrl};
+
+use crate::auth;
+use crate::bodies::{self, Bodies};
+use crate::clock::{Clock, IdSource};
+use crate::tls::{self, Authority};
+
+/// A part of the state folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The database, where it is a file.
+    Database,
+    /// The authority's private key.
+    Key,
+    /// The authority's certificate.
+    Certificate,
+    /// The folder with logs and inputs.
+    Bodies,
+    /// The file with the admin token.
+    AdminToken,
+}
+
+impl Part {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Database => "windlass.db",
+            Self::Key => "pki/ca.key",
+            Self::Certificate => "pki/ca.crt",
+            Self::Bodies => "bodies",
+            Self::AdminToken => "admin.token",
+        }
+    }
+
+    /// What it is, and how to get it back.
+    const fn explain(self) -> &'static str {
+        match self {
+            Self::Database => "the database of all jobs, nodes and tokens; restore it from a backup",
+            Self::Key => {
+                "the private key of the authority that every node trusts; restore it from a backup, or copy it from \
+                 another controller of the same database"
+            }
+            Self::Certificate => {
+                "the certificate of the authority that every node trusts; restore it from a backup, or copy it from \
+                 another controller of the same database"
+            }
+            Self::Bodies => {
+                "the folder with the logs and inputs of jobs; restore it from a backup, or make it empty to go on \
+                 without them"
+            }
+            Self::AdminToken => "the operators' token; `--new-admin-token` makes another",
+        }
+    }
+}
 
 /// Why the state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -43,17 +113,301 @@ pub enum Error {
         /// Something in it.
         example: String,
     },
+    /// A part is missing and others are there.
+    #[error(
+        "{} is missing: it is {}; to begin anew, move the whole state folder away: every node must then join again",
+        path.display(),
+        part.explain()
+    )]
+    Missing {
+        /// The part.
+        part: Part,
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The database is an empty one, and the state folder is not.
+    #[error(
+        "the database is empty, but the state folder {} belongs to one that was in use; restore the database from a backup \
+         or name the right one, or, to begin anew, move the whole state folder away: every node must then join again",
+        path.display()
+    )]
+    EmptyDatabase {
+        /// The state folder.
+        path: PathBuf,
+    },
+    /// The database belongs to another authority.
+    #[error(
+        "{} is not the authority that the nodes of this database trust: its SHA-256 is {found}, not {expected}; restore \
+         the folder `pki` and the database from the same backup, or copy `pki` from a controller of this database",
+        path.display()
+    )]
+    OtherAuthority {
+        /// The certificate.
+        path: PathBuf,
+        /// Its hash.
+        found: String,
+        /// The hash that the database names.
+        expected: String,
+    },
+    /// The admin token in the file is not one of the database.
+    #[error(
+        "{} holds no token of this database; put the right one there, or move it away: to make another, start once with \
+         --new-admin-token",
+        path.display()
+    )]
+    ForeignToken {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The database could not be opened or asked.
+    #[error("could not open the database")]
+    Store(#[from] windlass_store::Error),
+    /// The folder for bodies could not be opened.
+    #[error(transparent)]
+    Bodies(#[from] bodies::Error),
+    /// The authority cannot be used.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
 }
 
 /// What only the owner may enter, read and change.
 const MODE: u32 = 0o700;
 /// Others may put files into a folder with this bit, such as `/tmp`.
 const STICKY: u32 = 0o1000;
+/// The mark of a first start that is under way.
+const FIRST_START: &str = "first-start";
+/// The file that is locked while parts are looked at and made.
+const LOCK: &str = ".lock";
 /// Names, or beginnings of names, of what a controller keeps in its folder.
-const OURS: [&str; 4] = ["windlass.db", "pki", "admin.token", "bodies"];
+const OURS: [&str; 6] = ["windlass.db", "pki", "admin.", "bodies", FIRST_START, LOCK];
+/// The setting that names the authority, by the SHA-256 of its certificate in hexadecimal.
+const AUTHORITY: &str = "authority";
+/// The setting with the secret that node tokens are signed with. A database with it has been in use.
+pub(crate) const NODE_TOKEN_SECRET: &str = "node-token-secret";
+/// The name of the admin token's row.
+const ADMIN: &str = "admin";
+
+/// What a state folder is opened with.
+pub(crate) struct Opening<'a> {
+    /// The folder.
+    pub(crate) folder: &'a Path,
+    /// Where the database is.
+    pub(crate) url: StoreUrl,
+    /// Whether to make another admin token and end the one there was.
+    pub(crate) new_admin_token: bool,
+    /// What time it is.
+    pub(crate) clock: &'a dyn Clock,
+    /// New ids and secrets.
+    pub(crate) ids: &'a dyn IdSource,
+}
+
+/// An open state folder.
+pub(crate) struct State {
+    /// The database.
+    pub(crate) store: Store,
+    /// The bodies.
+    pub(crate) bodies: Bodies,
+    /// The authority.
+    pub(crate) authority: Authority,
+    /// The admin token's file, which may have been taken away.
+    pub(crate) admin_token_file: PathBuf,
+}
+
+/// What a folder looks like before anything in it is touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// There is no part in it.
+    Empty,
+    /// A first start is, or was, under way.
+    Begun,
+    /// There are parts, and they should be all.
+    Complete,
+}
+
+/// Opens a state folder, and makes what belongs into it if this is its first start.
+pub(crate) async fn open(opening: Opening<'_>) -> Result<State, Error> {
+    let Opening { folder, url, new_admin_token, clock, ids } = opening;
+    secure(folder)?;
+    let failed = |source| Error::Folder { path: folder.to_owned(), source };
+    let starting = lock(folder.join(LOCK)).await.map_err(failed)?;
+    let database = match &url {
+        StoreUrl::Sqlite(file) => Some(file.clone()),
+        StoreUrl::SqliteMemory | StoreUrl::Postgres(_) => None,
+    };
+    let stage = stage(folder, database.as_deref()).map_err(failed)?;
+    match (stage, &database) {
+        (Stage::Empty, _) => {
+            let text =
+                "The first start of this controller is under way, or was cut short and goes on next time.\n";
+            fs::write(folder.join(FIRST_START), text).map_err(failed)?;
+        }
+        (Stage::Complete, Some(file)) if !exists(file).map_err(failed)? => {
+            return Err(Error::Missing { part: Part::Database, path: file.clone() });
+        }
+        (Stage::Begun | Stage::Complete, _) => {}
+    }
+    let store = Store::open(StoreOptions { url, read_connections: 4 }).await?;
+    let known = store.get_setting(AUTHORITY).await?;
+    let first = known.is_none() && stage != Stage::Complete;
+    if first {
+        Authority::ensure(folder)?;
+        ensure_private_folder(&folder.join(Part::Bodies.name())).map_err(failed)?;
+    } else {
+        if known.is_none() && store.get_setting(NODE_TOKEN_SECRET).await?.is_none() {
+            return Err(Error::EmptyDatabase { path: folder.to_owned() });
+        }
+        for part in [Part::Key, Part::Certificate, Part::Bodies] {
+            let path = folder.join(part.name());
+            if !exists(&path).map_err(failed)? {
+                return Err(Error::Missing { part, path });
+            }
+        }
+    }
+    let authority = Authority::open(folder)?;
+    let found = authority.fingerprint();
+    let differs = |expected: Vec<u8>| Error::OtherAuthority {
+        path: authority.file().to_owned(),
+        found: found.clone(),
+        expected: String::from_utf8_lossy(&expected).into_owned(),
+    };
+    if let Some(expected) = known.filter(|known| known != found.as_bytes()) {
+        return Err(differs(expected));
+    }
+    let bodies = Bodies::folder(&folder.join(Part::Bodies.name()))?;
+    let tokens = AdminToken { store: &store, file: folder.join(Part::AdminToken.name()), clock, ids };
+    if first {
+        tokens.ensure().await?;
+    } else if new_admin_token {
+        tokens.replace().await?;
+    } else {
+        tokens.check().await?;
+    }
+    let admin_token_file = tokens.file;
+    let expected = store.put_setting_if_absent(AUTHORITY, found.clone().into_bytes()).await?;
+    if expected != found.as_bytes() {
+        // Another controller's first start on the same database was quicker.
+        return Err(differs(expected));
+    }
+    match fs::remove_file(folder.join(FIRST_START)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+        Ok(()) | Err(_) => {}
+    }
+    drop(starting);
+    Ok(State { store, bodies, authority, admin_token_file })
+}
+
+/// Waits for the lock; it is held until the file is dropped.
+async fn lock(path: PathBuf) -> io::Result<File> {
+    let locked = tokio::task::spawn_blocking(move || {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        file.lock().map(|()| file)
+    });
+    locked.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+fn stage(folder: &Path, database: Option<&Path>) -> io::Result<Stage> {
+    if exists(&folder.join(FIRST_START))? {
+        return Ok(Stage::Begun);
+    }
+    for part in [Part::Key, Part::Certificate, Part::AdminToken] {
+        if exists(&folder.join(part.name()))? {
+            return Ok(Stage::Complete);
+        }
+    }
+    if let Some(database) = database
+        && exists(database)?
+    {
+        return Ok(Stage::Complete);
+    }
+    // An empty one may be a mount point.
+    match fs::read_dir(folder.join(Part::Bodies.name())) {
+        Ok(mut entries) => Ok(if entries.next().is_some() { Stage::Complete } else { Stage::Empty }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Stage::Empty),
+        Err(error) => Err(error),
+    }
+}
+
+fn exists(path: &Path) -> io::Result<bool> {
+    path.try_exists()
+}
+
+/// The admin token: its file, and its row.
+struct AdminToken<'a> {
+    store: &'a Store,
+    file: PathBuf,
+    clock: &'a dyn Clock,
+    ids: &'a dyn IdSource,
+}
+
+impl AdminToken<'_> {
+    /// Makes the file, then its row; goes on where it was cut short.
+    async fn ensure(&self) -> Result<(), Error> {
+        let token = match self.kept()? {
+            Some(token) => token,
+            None => {
+                let token = auth::secret_text("wlt_", self.ids.secret());
+                self.write(&token)?;
+                token
+            }
+        };
+        if self.store.find_api_token(&auth::secret_hash(&token)).await?.is_none() {
+            self.store.create_api_token(self.row(&token)).await?;
+        }
+        tracing::info!(file = %self.file.display(), "admin token created");
+        Ok(())
+    }
+
+    /// Makes another token; the ones there were end.
+    async fn replace(&self) -> Result<(), Error> {
+        let token = auth::secret_text("wlt_", self.ids.secret());
+        self.store.replace_api_tokens(self.row(&token)).await?;
+        self.write(&token)?;
+        tracing::info!(file = %self.file.display(), "admin token replaced; the one before has ended");
+        Ok(())
+    }
+
+    /// Checks that the file, where there is one, holds a token of this database.
+    async fn check(&self) -> Result<(), Error> {
+        match self.kept()? {
+            None => {
+                tracing::info!(
+                    file = %self.file.display(),
+                    "no admin token is kept here; the one there was goes on working, --new-admin-token replaces it"
+                );
+                Ok(())
+            }
+            Some(token) if self.store.find_api_token(&auth::secret_hash(&token)).await?.is_some() => Ok(()),
+            Some(_) => Err(Error::ForeignToken { path: self.file.clone() }),
+        }
+    }
+
+    fn kept(&self) -> Result<Option<String>, Error> {
+        match fs::read_to_string(&self.file) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::Folder { path: self.file.clone(), source }),
+        }
+    }
+
+    fn write(&self, token: &str) -> Result<(), Error> {
+        Ok(tls::write_private(&self.file, format!("{token}\n").as_bytes())?)
+    }
+
+    fn row(&self, token: &str) -> ApiTokenRow {
+        let now = self.clock.now();
+        ApiTokenRow {
+            id: self.ids.uid(now),
+            secret_hash: auth::secret_hash(token),
+            name: ADMIN.to_owned(),
+            role: "admin".to_owned(),
+            created_at: now,
+            expires_at: None,
+        }
+    }
+}
 
 /// Makes the folder where there is none, and closes it to everybody but its owner.
-pub(crate) fn secure(path: &Path) -> Result<(), Error> {
+fn secure(path: &Path) -> Result<(), Error> {
     let failed = |source| Error::Folder { path: path.to_owned(), source };
     DirBuilder::new().recursive(true).mode(MODE).create(path).map_err(failed)?;
     let found = fs::metadata(path).map_err(failed)?;

@@ -25,7 +25,7 @@ pub enum Error {
     /// A file of the authority could not be read or written.
     #[error("could not {action} {}", path.display())]
     File {
-        /// `read`, `write` or `create`.
+        /// `read`, `write`, `remove` or `create`.
         action: &'static str,
         /// The file.
         path: PathBuf,
@@ -34,10 +34,18 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The authority's files are damaged.
-    #[error("{} is damaged; restore it from a backup, or remove the folder to make a new authority (every node must then join again)", path.display())]
+    #[error("{} is damaged; restore it from a backup, or, to begin anew, move the whole state folder away: every node must then join again", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
+    },
+    /// The key is another authority's.
+    #[error("{} is not the key of {}; restore both from the same backup", key.display(), certificate.display())]
+    Pair {
+        /// The key's file.
+        key: PathBuf,
+        /// The certificate's file.
+        certificate: PathBuf,
     },
     /// A name that is not a valid host name or address.
     #[error("`{name}` is neither a host name nor an address (--tls-san)")]
@@ -68,7 +76,32 @@ impl std::fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// Reads the authority from `<state>/pki`, or makes it there.
+    /// Makes an authority in `<state>/pki` where there is none, or only a part of one.
+    pub fn ensure(state: &Path) -> Result<(), Error> {
+        let folder = state.join("pki");
+        crate::state::ensure_private_folder(&folder).map_err(|source| Error::File {
+            action: "create",
+            path: folder.clone(),
+            source,
+        })?;
+        let (key_file, file) = (folder.join("ca.key"), folder.join("ca.crt"));
+        if key_file.exists() && file.exists() {
+            return Ok(());
+        }
+        // The certificate is written last, so that where it is, its key is too.
+        match fs::remove_file(&file) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::File { action: "remove", path: file, source });
+            }
+            Ok(()) | Err(_) => {}
+        }
+        let key = KeyPair::generate().map_err(Error::Make)?;
+        let certificate = authority_params().self_signed(&key).map_err(Error::Make)?;
+        write_private(&key_file, key.serialize_pem().as_bytes())?;
+        write_private(&file, certificate.pem().as_bytes())
+    }
+
+    /// Reads the authority from `<state>/pki`, and closes that folder to everybody but its owner.
     pub fn open(state: &Path) -> Result<Self, Error> {
         let folder = state.join("pki");
         crate::state::ensure_private_folder(&folder).map_err(|source| Error::File {
@@ -77,9 +110,6 @@ impl Authority {
             source,
         })?;
         let (key_file, file) = (folder.join("ca.key"), folder.join("ca.crt"));
-        if !file.exists() {
-            Self::make(&key_file, &file)?;
-        }
         let read = |path: &Path| {
             fs::read_to_string(path).map_err(|source| Error::File {
                 action: "read",
@@ -88,19 +118,17 @@ impl Authority {
             })
         };
         let (key, pem) = (read(&key_file)?, read(&file)?);
-        let key = KeyPair::from_pem(&key).map_err(|_| Error::Damaged { path: key_file })?;
+        let key = KeyPair::from_pem(&key).map_err(|_| Error::Damaged { path: key_file.clone() })?;
         let der = CertificateDer::from_pem_slice(pem.as_bytes())
             .map_err(|_| Error::Damaged { path: file.clone() })?
             .into_owned();
-        Ok(Self { key, pem, der, file })
-    }
-
-    /// Makes a new authority. The certificate is written last, so that its presence means that all is there.
-    fn make(key_file: &Path, file: &Path) -> Result<(), Error> {
-        let key = KeyPair::generate().map_err(Error::Make)?;
-        let certificate = authority_params().self_signed(&key).map_err(Error::Make)?;
-        write_private(key_file, key.serialize_pem().as_bytes())?;
-        write_private(file, certificate.pem().as_bytes())
+        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = rustls::crypto::ring::default_provider();
+        match rustls::sign::CertifiedKey::from_der(vec![der.clone()], private, &provider) {
+            Ok(_) => Ok(Self { key, pem, der, file }),
+            Err(rustls::Error::InconsistentKeys(_)) => Err(Error::Pair { key: key_file, certificate: file }),
+            Err(_) => Err(Error::Damaged { path: file }),
+        }
     }
 
     /// The authority's certificate in PEM.
@@ -169,7 +197,7 @@ fn authority_params() -> CertificateParams {
     params
 }
 
-/// Writes a file that only its owner can read, whole or not at all.
+/// Writes a file that only its owner can read, whole or not at all; it is on disk when this returns.
 pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), Error> {
     let failed = |source| Error::File { action: "write", path: path.to_owned(), source };
     let temporary = path.with_extension("new");
@@ -181,7 +209,9 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), Error> {
         .open(&temporary)
         .map_err(failed)?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
-    fs::rename(&temporary, path).map_err(failed)
+    fs::rename(&temporary, path).map_err(failed)?;
+    let folder = path.parent().expect("files are written into folders");
+    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
 #[cfg(test)]
@@ -191,7 +221,9 @@ mod tests {
     #[test]
     fn the_authority_is_made_once_and_signs_for_names_and_addresses() {
         let state = tempfile::tempdir().unwrap();
+        Authority::ensure(state.path()).unwrap();
         let first = Authority::open(state.path()).unwrap();
+        Authority::ensure(state.path()).unwrap();
         let second = Authority::open(state.path()).unwrap();
         assert_eq!(first.fingerprint(), second.fingerprint());
         assert!(second.server_config(&["localhost".into(), "127.0.0.1".into(), "::1".into()]).is_ok());
@@ -205,9 +237,19 @@ mod tests {
     #[test]
     fn a_damaged_key_is_reported_with_its_path() {
         let state = tempfile::tempdir().unwrap();
-        Authority::open(state.path()).unwrap();
+        Authority::ensure(state.path()).unwrap();
         fs::write(state.path().join("pki/ca.key"), "rubbish").unwrap();
         let error = Authority::open(state.path()).unwrap_err();
         assert!(error.to_string().contains("ca.key is damaged"), "{error}");
+    }
+
+    #[test]
+    fn the_key_of_another_authority_is_refused() {
+        let (state, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        Authority::ensure(state.path()).unwrap();
+        Authority::ensure(other.path()).unwrap();
+        fs::copy(other.path().join("pki/ca.key"), state.path().join("pki/ca.key")).unwrap();
+        let error = Authority::open(state.path()).unwrap_err();
+        assert!(matches!(error, Error::Pair { .. }), "{error}");
     }
 }

@@ -12,8 +12,9 @@ use crate::interrupts::Interrupts;
 /// Run a controller.
 ///
 /// It keeps what is declared, gives work to nodes, and tells what became of it, all from one state folder. At its first
-/// start it makes a certificate authority (`pki/ca.crt`) and an admin token (`admin.token`) there. SIGTERM or Ctrl-C stops
-/// it in order: running jobs go on, and have time until it is back.
+/// start it makes a certificate authority (`pki/ca.crt`) and an admin token (`admin.token`) there. Later starts need the
+/// whole folder: keep its parts together when you copy or restore it. SIGTERM or Ctrl-C stops it in order: running jobs go
+/// on, and have time until it is back.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]

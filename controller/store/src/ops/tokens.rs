@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use crate::engine::value::{Cells, args, ms};
+use crate::engine::writer::Tx;
 use crate::{ApiTokenRow, Error, JoinTokenRow, Store};
 
 impl Store {
@@ -89,23 +90,19 @@ impl Store {
     /// # Errors
     /// [`Error::AlreadyExists`] for an id or a secret that is known.
     pub async fn create_api_token(&self, token: ApiTokenRow) -> Result<(), Error> {
-        self.write("create_api_token", move |tx| {
+        self.write("create_api_token", move |tx| Box::pin(insert_api_token(tx, token))).await
+    }
+
+    /// Adds an API token and removes all others of its name.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] for an id or a secret that another name has.
+    pub async fn replace_api_tokens(&self, token: ApiTokenRow) -> Result<(), Error> {
+        self.write("replace_api_tokens", move |tx| {
             Box::pin(async move {
-                let sql = "
-                    INSERT INTO api_tokens (id, secret_hash, name, role, created_at, expires_at)
-                    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
-                let args = args![
-                    token.id.as_str(),
-                    token.secret_hash.to_vec(),
-                    token.name,
-                    token.role,
-                    ms(token.created_at),
-                    token.expires_at.map(ms)
-                ];
-                match tx.conn.execute(sql, args).await? {
-                    0 => Err(Error::AlreadyExists { object: "API token", key: token.id }),
-                    _ => Ok(()),
-                }
+                let sql = "DELETE FROM api_tokens WHERE name = $1";
+                tx.conn.execute(sql, args![token.name.as_str()]).await?;
+                insert_api_token(tx, token).await
             })
         })
         .await
@@ -126,6 +123,24 @@ impl Store {
             })
         })
         .await
+    }
+}
+
+async fn insert_api_token(tx: &mut Tx, token: ApiTokenRow) -> Result<(), Error> {
+    let sql = "
+        INSERT INTO api_tokens (id, secret_hash, name, role, created_at, expires_at)
+        VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
+    let args = args![
+        token.id.as_str(),
+        token.secret_hash.to_vec(),
+        token.name,
+        token.role,
+        ms(token.created_at),
+        token.expires_at.map(ms)
+    ];
+    match tx.conn.execute(sql, args).await? {
+        0 => Err(Error::AlreadyExists { object: "API token", key: token.id }),
+        _ => Ok(()),
     }
 }
 

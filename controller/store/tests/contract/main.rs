@@ -213,6 +213,7 @@ contract! {
     }
     keeping {
         tokens_are_found_by_their_secret
+        an_api_token_ends_with_the_one_that_replaces_it
         a_token_that_is_known_is_not_created_again
         a_setting_is_made_once
         a_template_version_with_other_content_is_refused

@@ -37,6 +37,27 @@ pub(crate) async fn tokens_are_found_by_their_secret(store: Store) {
     assert!(!format!("{api:?}").contains("secret_hash"), "not even hashes are printed");
 }
 
+pub(crate) async fn an_api_token_ends_with_the_one_that_replaces_it(store: Store) {
+    let token = |id: &str, name: &str, secret: u8| ApiTokenRow {
+        id: id.into(),
+        secret_hash: [secret; 32],
+        name: name.into(),
+        role: "admin".into(),
+        created_at: at(0),
+        expires_at: None,
+    };
+    store.create_api_token(token("1", "admin", 1)).await.unwrap();
+    store.create_api_token(token("2", "admin", 2)).await.unwrap();
+    store.create_api_token(token("3", "ci", 3)).await.unwrap();
+    let taken = store.replace_api_tokens(token("4", "admin", 3)).await.unwrap_err();
+    assert!(matches!(taken, Error::AlreadyExists { .. }), "{taken}");
+    let found = async |secret: u8| store.find_api_token(&[secret; 32]).await.unwrap().map(|token| token.id);
+    assert_eq!(found(1).await.as_deref(), Some("1"), "a replacement that fails changes nothing");
+    store.replace_api_tokens(token("4", "admin", 4)).await.unwrap();
+    let left = [found(1).await, found(2).await, found(3).await, found(4).await];
+    assert_eq!(left, [None, None, Some("3".into()), Some("4".into())]);
+}
+
 pub(crate) async fn a_token_that_is_known_is_not_created_again(store: Store) {
     store.create_join_token(at(0), join_token("one")).await.unwrap();
     let mut same_secret = join_token("one");
