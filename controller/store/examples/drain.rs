@@ -2,15 +2,15 @@
 //! number of requirement classes grow.
 //!
 //! ```text
-//! drain [FOLDER] [--jobs N] [--batch N] [--workers N] [--only drain|single|backlog|classes]
+//! drain [FOLDER|postgres] [--jobs N] [--batch N] [--workers N] [--only drain|single|backlog|classes]
 //! ```
 //!
-//! The database is made in FOLDER (default: the system's temporary folder) with the settings of production: a write
-//! that was acknowledged is on disk.
+//! The database is made in FOLDER (default: the system's temporary folder), or on a PostgreSQL server that is started for it,
+//! with the settings of production: a write that was acknowledged is on disk.
 
 #![expect(clippy::print_stdout, reason = "the figures are the program's output")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,18 +26,31 @@ use windlass_store::{
     NewRecord, NodeRegistration, RecordKind, RecordStore, RedeemedToken, RegisterOutcome, Requirement,
     Reserve, Store, StoreOptions, StoreUrl, Transition, TransitionOutcome,
 };
+use windlass_test_postgres::Server;
 
 struct Settings {
-    folder: PathBuf,
+    place: Place,
     jobs: usize,
     batch: u32,
     workers: usize,
     only: Option<String>,
 }
 
+/// Where databases are made.
+#[derive(Clone)]
+enum Place {
+    Folder(PathBuf),
+    Server(Arc<Server>),
+}
+
 fn main() -> anyhow::Result<()> {
-    let mut settings =
-        Settings { folder: std::env::temp_dir(), jobs: 100_000, batch: 100, workers: 4, only: None };
+    let mut settings = Settings {
+        place: Place::Folder(std::env::temp_dir()),
+        jobs: 100_000,
+        batch: 100,
+        workers: 4,
+        only: None,
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} needs a value"));
@@ -46,7 +59,8 @@ fn main() -> anyhow::Result<()> {
             "--batch" => settings.batch = value()?.parse()?,
             "--workers" => settings.workers = value()?.parse()?,
             "--only" => settings.only = Some(value()?),
-            folder if !folder.starts_with('-') => settings.folder = folder.into(),
+            "postgres" => settings.place = Place::Server(Arc::new(Server::own())),
+            folder if !folder.starts_with('-') => settings.place = Place::Folder(folder.into()),
             other => bail!("unknown option {other}"),
         }
     }
@@ -54,13 +68,13 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(async {
         let wanted = |name: &str| settings.only.as_deref().is_none_or(|only| only == name);
         if wanted("drain") {
-            drain(&settings.folder, settings.jobs, settings.batch, 1).await?;
-            drain(&settings.folder, settings.jobs, settings.batch, settings.workers).await?;
+            drain(&settings.place, settings.jobs, settings.batch, 1).await?;
+            drain(&settings.place, settings.jobs, settings.batch, settings.workers).await?;
         }
         if wanted("single") {
             let few = settings.jobs.min(5_000);
-            drain(&settings.folder, few, 1, 1).await?;
-            drain(&settings.folder, few, 1, settings.workers).await?;
+            drain(&settings.place, few, 1, 1).await?;
+            drain(&settings.place, few, 1, settings.workers).await?;
         }
         if wanted("backlog") {
             backlog(&settings).await?;
@@ -78,18 +92,32 @@ fn now() -> Timestamp {
 
 const NODE: &str = "bench";
 
-/// An empty store in a folder of its own, with one registered node. The folder goes with it.
+/// An empty store of its own, with one registered node. The folder goes with it, the server with the program.
 #[derive(Clone)]
 struct Bench {
     store: Store,
     requests: Arc<AtomicU64>,
-    _folder: Arc<tempfile::TempDir>,
+    /// What the database needs to stay.
+    _kept: Arc<Kept>,
+}
+
+enum Kept {
+    Folder { _folder: tempfile::TempDir },
+    Server { _server: Arc<Server> },
 }
 
 impl Bench {
-    async fn new(folder: &Path) -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir_in(folder)?;
-        let url = StoreUrl::Sqlite(folder.path().join("windlass.db"));
+    async fn new(place: &Place) -> anyhow::Result<Self> {
+        let (url, kept) = match place {
+            Place::Folder(folder) => {
+                let folder = tempfile::tempdir_in(folder)?;
+                (StoreUrl::Sqlite(folder.path().join("windlass.db")), Kept::Folder { _folder: folder })
+            }
+            Place::Server(server) => {
+                let url = server.database().url();
+                (StoreUrl::Postgres(url.parse()?), Kept::Server { _server: Arc::clone(server) })
+            }
+        };
         let store = Store::open(StoreOptions { url, read_connections: 4 }).await?;
         let token = JoinTokenRow {
             id: "bench".into(),
@@ -124,7 +152,7 @@ impl Bench {
         };
         match store.register_node(now(), registration).await? {
             RegisterOutcome::Created(_) => {
-                Ok(Self { store, requests: Arc::default(), _folder: Arc::new(folder) })
+                Ok(Self { store, requests: Arc::default(), _kept: Arc::new(kept) })
             }
             other => bail!("the node was not created: {other:?}"),
         }
@@ -245,8 +273,8 @@ fn per_second(count: usize, time: Duration) -> f64 {
     count as f64 / time.as_secs_f64()
 }
 
-async fn drain(folder: &Path, jobs: usize, batch: u32, workers: usize) -> anyhow::Result<()> {
-    let bench = Bench::new(folder).await?;
+async fn drain(place: &Place, jobs: usize, batch: u32, workers: usize) -> anyhow::Result<()> {
+    let bench = Bench::new(place).await?;
     let started = Instant::now();
     bench.fill(0, jobs, 1).await?;
     println!("create    {:>9.0} jobs/s in batches of 1000", per_second(jobs, started.elapsed()));
@@ -303,7 +331,7 @@ async fn claim_time(bench: &Bench, classes: &[i64], rounds: usize) -> anyhow::Re
 }
 
 async fn backlog(settings: &Settings) -> anyhow::Result<()> {
-    let bench = Bench::new(&settings.folder).await?;
+    let bench = Bench::new(&settings.place).await?;
     let (mut filled, mut first) = (0, None);
     for target in [1_000, 10_000, 100_000, 1_000_000] {
         bench.fill(filled, target - filled, 1).await?;
@@ -323,7 +351,7 @@ async fn backlog(settings: &Settings) -> anyhow::Result<()> {
 async fn classes(settings: &Settings) -> anyhow::Result<()> {
     let mut first = None;
     for count in [1, 100, 10_000] {
-        let bench = Bench::new(&settings.folder).await?;
+        let bench = Bench::new(&settings.place).await?;
         bench.fill(0, 100_000, count).await?;
         let all = bench.class_ids().await?;
         let one = &all[all.len() / 2..=all.len() / 2];

@@ -49,7 +49,7 @@ done
 const OWN_GUARD: &str = r#"
 cat >/dev/null
 pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && kill -INT "$pid" 2>/dev/null
-while [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
+while [ -e "$1/data/postmaster.pid" ] && kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
 rm -rf "$1"
 "#;
 
@@ -156,6 +156,10 @@ impl Server {
             send(*process, rustix::process::Signal::KILL);
         }
         wait_for("the server's processes to end", || processes.iter().all(|process| !is_alive(*process)));
+        // Where nobody collects ended processes, the next server would take the dead one for alive.
+        for lock in ["postmaster.pid".to_owned(), format!(".s.PGSQL.{}.lock", self.port)] {
+            fs::remove_file(self.data().join(lock)).expect("it is left behind by a server that was killed");
+        }
     }
 
     /// Stops the server and breaks off what its clients do.

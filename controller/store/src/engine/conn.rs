@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
-use sqlx::{Executor as _, Postgres, SqlSafeStr as _, SqlStr, Sqlite};
+use sqlx::{Executor as _, SqlSafeStr as _, SqlStr, Sqlite};
 
 use super::dialect::{BATCH_SIZES, Batch, Sql};
 use super::value::{Row, Value};
@@ -47,7 +47,6 @@ enum Raw {
     Sqlite(SqliteConnection),
     PooledSqlite(PoolConnection<Sqlite>),
     Postgres(PgConnection),
-    PooledPostgres(PoolConnection<Postgres>),
 }
 
 enum Handle<'c> {
@@ -75,15 +74,6 @@ impl Conn {
         Self::new(Raw::Postgres(connection), place, "open")
     }
 
-    /// A connection to PostgreSQL that goes back to its pool.
-    pub(crate) fn pooled_postgres(
-        connection: PoolConnection<Postgres>,
-        place: Place,
-        operation: &'static str,
-    ) -> Self {
-        Self::new(Raw::PooledPostgres(connection), place, operation)
-    }
-
     fn new(raw: Raw, place: Place, operation: &'static str) -> Self {
         Self { raw, place, operation, wrote: false, batches: HashMap::new() }
     }
@@ -104,7 +94,6 @@ impl Conn {
             Raw::Sqlite(connection) => Handle::Sqlite(connection),
             Raw::PooledSqlite(connection) => Handle::Sqlite(connection),
             Raw::Postgres(connection) => Handle::Postgres(connection),
-            Raw::PooledPostgres(connection) => Handle::Postgres(connection),
         }
     }
 
@@ -113,7 +102,7 @@ impl Conn {
         let closed = match self.raw {
             Raw::Sqlite(connection) => sqlx::Connection::close(connection).await,
             Raw::Postgres(connection) => sqlx::Connection::close(connection).await,
-            Raw::PooledSqlite(_) | Raw::PooledPostgres(_) => Ok(()),
+            Raw::PooledSqlite(_) => Ok(()),
         };
         closed.map_err(|source| self.place.error("close", source))
     }

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!  operations ──► writer (own thread, own connection) ──► commit ──► answers, wake-ups here, NOTIFY to the others
-//!  lookups ─────► pool of connections that only read
+//!  lookups ─────► connections that only read
 //!  listener ────► wake-ups from the others; the lead
 //! ```
 
 mod error;
 mod listener;
 mod migrate;
+mod readers;
 mod session;
 mod url;
 mod wake;
@@ -18,23 +19,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use sqlx::postgres::PgConnectOptions;
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use self::error::{Effect, effect};
+use self::readers::Readers;
 use self::session::Purpose;
-use super::conn::{Conn, Place};
+use super::conn::Conn;
 use super::value::args;
 use super::writer::{BoxFuture, Operation, QUEUE, Tx};
 use crate::{Change, Error};
 
 pub(crate) use error::error;
 pub use url::PostgresUrl;
-
-/// How long a lookup waits for a connection, and for a server that is away.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The pauses between attempts to open begin with this and double up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(100);
@@ -45,10 +43,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub(crate) struct Postgres {
     /// Operations for the writer.
     pub(crate) queue: mpsc::Sender<Box<dyn Operation>>,
-    readers: PgPool,
+    readers: Arc<Readers>,
     /// Yields how closing went, once every sender of `queue` is gone.
     closed: oneshot::Receiver<Result<(), Error>>,
-    place: Place,
     /// The term of the lead; 0 while another controller has it.
     term: Arc<AtomicI64>,
     /// The listener ends when this is dropped.
@@ -65,25 +62,23 @@ pub(crate) async fn open(
     let server: Arc<str> = url::label(&options).into();
     wait(&options, &server, url.patience()).await?;
     migrate::migrate(&options, &server).await?;
-    let readers = readers(&options, read_connections);
+    let readers = Arc::new(Readers::new(options.clone(), Arc::clone(&server), read_connections));
     let name = wake::Name::new();
     let term = Arc::new(AtomicI64::new(0));
     let (queue, waiting) = mpsc::channel(QUEUE);
-    let (connections, reconnected) = watch::channel(0);
     let writer = writer::Writer {
         options: options.clone(),
         server: Arc::clone(&server),
         name: name.clone(),
         wake_ups: wake_ups.clone(),
-        connections,
+        readers: Arc::clone(&readers),
     };
     let closed = spawn_writer(writer, waiting, &server)?;
     let (listening, stop) = oneshot::channel();
     let listener =
         listener::Listener { options, server: Arc::clone(&server), name, wake_ups, term: Arc::clone(&term) };
     tokio::spawn(listener.serve(stop).instrument(tracing::info_span!("store.listener")));
-    drop(reconnected);
-    Ok(Postgres { queue, readers, closed, place: Place::Server(server), term, listening })
+    Ok(Postgres { queue, readers, closed, term, listening })
 }
 
 /// Waits until the server takes connections, or says why it will not.
@@ -109,16 +104,6 @@ async fn wait(options: &PgConnectOptions, server: &Arc<str>, patience: Duration)
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
-}
-
-fn readers(options: &PgConnectOptions, connections: u32) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(connections.max(1))
-        .acquire_timeout(PATIENCE)
-        // A lookup that meets a dead connection takes another one.
-        .test_before_acquire(false)
-        .after_connect(|connection, _| Box::pin(session::set_up(connection, Purpose::Read)))
-        .connect_lazy_with(session::options(options, Purpose::Read))
 }
 
 /// Starts the writer on a thread of its own: it talks to the server a dozen times a transaction, and with a runtime of its
@@ -151,36 +136,17 @@ impl Postgres {
     /// Runs a lookup; once more on another connection where it meets a dead one.
     pub(crate) async fn read<T, F>(&self, operation: &'static str, body: F) -> Result<T, Error>
     where
-        T: Send + 'static,
-        F: for<'t> FnOnce(&'t mut Conn) -> BoxFuture<'t, Result<T, Error>> + Clone + Send + 'static,
+        F: for<'t> FnOnce(&'t mut Conn) -> BoxFuture<'t, Result<T, Error>> + Clone,
     {
-        let until = Instant::now() + PATIENCE;
-        let mut pause = PAUSE / 10;
-        loop {
-            let body = body.clone();
-            let attempt = async {
-                let connection =
-                    self.readers.acquire().await.map_err(|source| self.place.error(operation, source))?;
-                let mut conn = Conn::pooled_postgres(connection, self.place.clone(), operation);
-                body(&mut conn).await
-            };
-            match attempt.await {
-                Err(error) if effect(&error) == Effect::Lost && Instant::now() < until => {
-                    tracing::debug!(operation, kind = error.kind(), "a lookup is tried again");
-                }
-                result => return result,
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
+        self.readers.read(operation, body).await
     }
 
     /// Closes all connections once everything that was handed in is done.
     pub(crate) async fn close(self) -> Result<(), Error> {
-        let Self { queue, readers, closed, place: _, term: _, listening } = self;
+        let Self { queue, readers, closed, term: _, listening } = self;
         drop(listening);
         drop(queue);
-        readers.close().await;
+        readers.shed();
         closed.await.unwrap_or(Err(Error::Unavailable { operation: "close", source: None }))
     }
 }

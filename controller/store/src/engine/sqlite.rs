@@ -154,7 +154,7 @@ async fn migrate(connection: &mut sqlx::SqliteConnection, path: &Path) -> Result
         }
     }
     connection.ping().await.map_err(failed)?;
-    MIGRATIONS.run(connection).await.map_err(|error| match error {
+    MIGRATIONS.run_direct(None, connection, false).await.map_err(|error| match error {
         MigrateError::Dirty(version)
         | MigrateError::VersionMismatch(version)
         | MigrateError::VersionMissing(version) => Error::SchemaBroken { version },

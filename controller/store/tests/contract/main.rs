@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a case that cannot go on has failed")]
 
 mod cases;
+mod faults;
 mod fixtures;
 mod invariants;
 mod schema;

@@ -14,6 +14,7 @@ mod code {
     pub(super) const READ_ONLY_TRANSACTION: &str = "25006";
     pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
     pub(super) const INVALID_CATALOG_NAME: &str = "3D000";
+    pub(super) const TOO_MANY_CONNECTIONS: &str = "53300";
     pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
     /// Class 28: invalid authorization.
     pub(super) const AUTHORIZATION: &str = "28";
@@ -108,6 +109,27 @@ fn effect_of(source: &sqlx::Error) -> Effect {
 
 fn is_fatal(error: &PgDatabaseError) -> bool {
     matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic)
+}
+
+/// What the caller of an operation is told when there is no connection any more: that it may help to try again.
+pub(super) fn meanwhile(operation: &'static str, error: Error) -> Error {
+    match error {
+        Error::Unreachable { source, .. } | Error::Refused { source, .. } => {
+            Error::Unavailable { operation, source: Some(source) }
+        }
+        told => told,
+    }
+}
+
+/// Whether there is no connection because others have them all.
+pub(super) fn has_no_connections_left(error: &Error) -> bool {
+    match error {
+        Error::Unreachable { source, .. } => {
+            source.as_database_error().and_then(DatabaseError::code).as_deref()
+                == Some(code::TOO_MANY_CONNECTIONS)
+        }
+        _ => false,
+    }
 }
 
 /// Whether a lock was not to be had in time.

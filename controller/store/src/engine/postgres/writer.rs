@@ -21,10 +21,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
 
-use super::error::{Effect, effect};
+use super::error::{self, Effect, effect};
+use super::readers::Readers;
 use super::session::{self, Purpose};
 use super::wake::{self, Name};
 use crate::engine::conn::{Conn, Place};
@@ -62,8 +63,8 @@ pub(super) struct Writer {
     pub(super) server: Arc<str>,
     pub(super) name: Name,
     pub(super) wake_ups: broadcast::Sender<Change>,
-    /// Grows with every new connection: those of readers may be as stale as the writer's was.
-    pub(super) connections: watch::Sender<u64>,
+    /// Their connections may be as dead as the writer's was, or the only ones that there are.
+    pub(super) readers: Arc<Readers>,
 }
 
 /// How an attempt has ended that has not committed.
@@ -159,6 +160,7 @@ impl Writer {
                 }
             }
         };
+        let failure = error::meanwhile("commit", failure);
         tracing::warn!(
             kind = failure.kind(),
             error = std::error::Error::source(&failure).map(tracing::field::display),
@@ -221,9 +223,9 @@ impl Writer {
     }
 
     async fn connect(&self) -> Result<Session, Error> {
+        self.readers.shed();
         let mut connection = session::connect(&self.options, &self.server, Purpose::Write).await?;
         session::require_primary(&mut connection, &self.server).await?;
-        self.connections.send_modify(|count| *count += 1);
         let conn = Conn::postgres(connection, Place::Server(Arc::clone(&self.server)));
         Ok(Session { tx: Tx::new(conn, 0), planned_at: Instant::now(), planned_for: 0 })
     }
