@@ -7,6 +7,7 @@
 )]
 
 mod agents;
+mod database;
 mod fleet;
 mod generated;
 mod inputs;

@@ -42,8 +42,13 @@ pub(crate) struct Answer {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        let options = StoreOptions { url: StoreUrl::SqliteMemory, read_connections: 2 };
-        let store = Store::open(options).await.expect("a store in memory opens");
+        Self::on(StoreUrl::SqliteMemory).await
+    }
+
+    /// A world on an empty database.
+    pub(crate) async fn on(url: StoreUrl) -> Self {
+        let options = StoreOptions { url, read_connections: 2 };
+        let store = Store::open(options).await.expect("an empty store opens");
         let clock = Arc::new(ManualClock::at_millis(1_700_000_000_000));
         let ids = Arc::new(RandomIds::seeded(1));
         let stopping = CancellationToken::new();

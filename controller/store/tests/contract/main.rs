@@ -7,6 +7,7 @@ mod cases;
 mod faults;
 mod fixtures;
 mod invariants;
+mod plans;
 mod schema;
 
 /// Runs every case against SQLite in memory and on disk, and against PostgreSQL.

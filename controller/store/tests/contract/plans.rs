@@ -1,0 +1,68 @@
+//! PostgreSQL makes plans that fit, also when nobody has told it how much there is.
+
+use std::time::{Duration, Instant};
+
+use windlass_test_postgres::{Database, Server};
+
+use crate::fixtures::{at, claim, finish, job, on_server, register};
+
+/// How many jobs are claimed and completed before and after the tables have grown.
+const WORK: u32 = 20;
+
+/// Row updates of jobs so far, and what was read for that and for everything else: index entries, and scans of tables.
+fn effort(database: &Database<'_>) -> (u64, u64, u64) {
+    let numbers = database.psql(
+        "SELECT (SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'jobs'),
+            (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes
+                WHERE relname IN ('jobs', 'job_bodies', 'attempts', 'records')),
+            (SELECT sum(seq_tup_read) FROM pg_stat_user_tables
+                WHERE relname IN ('jobs', 'job_bodies', 'attempts', 'records'))",
+    );
+    let mut numbers = numbers.split('|').map(|number| number.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_claim_reads_does_not_grow_with_tables_that_were_never_analysed() {
+    let database = Server::shared().database();
+    let store = on_server(&database.url()).await;
+    for table in ["jobs", "job_bodies", "attempts", "records"] {
+        database.psql(&format!("ALTER TABLE {table} SET (autovacuum_enabled = off)"));
+    }
+    register(&store, &["n"]).await;
+    // Plans are made while there is next to nothing.
+    for n in 0..WORK {
+        job(&format!("early-{n}")).create(&store, at(0)).await;
+        for claimed in claim("n").max(1).run(&store, at(1)).await {
+            finish(&store, &claimed, at(2)).await;
+        }
+    }
+    for batch in 0..20 {
+        let jobs = (0..500).map(|n| job(&format!("late-{batch}-{n}")).build()).collect();
+        store.create_jobs(at(3), jobs).await.unwrap();
+    }
+    let (updates, read, scanned) = settled(&database, 2 * u64::from(WORK)).await;
+    for _ in 0..WORK {
+        for claimed in claim("n").max(1).run(&store, at(4)).await {
+            finish(&store, &claimed, at(5)).await;
+        }
+    }
+    let after = settled(&database, updates + 2 * u64::from(WORK)).await;
+    let (read, scanned) = (after.1 - read, after.2 - scanned);
+    assert!(read < u64::from(WORK) * 100, "{read} index entries were read for {WORK} jobs");
+    assert_eq!(scanned, 0, "no table was scanned");
+    database.remove();
+}
+
+/// The effort, once sessions have reported so many updates: they do so about once a second.
+async fn settled(database: &Database<'_>, updates: u64) -> (u64, u64, u64) {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let effort = effort(database);
+        if effort.0 >= updates {
+            return effort;
+        }
+        assert!(Instant::now() < until, "{effort:?} after a minute, and {updates} updates were made");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
