@@ -50,6 +50,33 @@ struct Claims {
     jti: String,
     token_type: String,
     node_slug: String,
+    holder: String,
+}
+
+/// Whom a node token was made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeIdentity {
+    /// The node's name.
+    pub name: String,
+    /// The node's uid.
+    pub uid: String,
+    /// Who had the name then: see [`holder`].
+    pub holder: String,
+}
+
+/// Who has a node's name: the key that proves it, or, without a key, the one registration. It stays the same while an
+/// agent restarts and registers again with its key, and changes when a token gives the name to another agent.
+pub fn holder(public_key: Option<&[u8]>, boot_id: Option<&str>, registered_at: Option<Timestamp>) -> String {
+    let held = match public_key {
+        Some(key) => Sha256::digest(key),
+        // Without a key each further registration is a takeover.
+        None => Sha256::digest(format!(
+            "{}@{}",
+            boot_id.unwrap_or_default(),
+            registered_at.map_or(0, Timestamp::as_millisecond)
+        )),
+    };
+    hex::encode(held)
 }
 
 /// Why a node token was refused.
@@ -72,16 +99,17 @@ impl NodeTokens {
     }
 
     /// A token for a node, and when it stops working.
-    pub fn issue(&self, node: &str, node_uid: &str, id: String, now: Timestamp) -> (String, Timestamp) {
+    pub fn issue(&self, node: NodeIdentity, id: String, now: Timestamp) -> (String, Timestamp) {
         let expires = now.checked_add(NODE_TOKEN_LIFE).unwrap_or(Timestamp::MAX);
         let claims = Claims {
             iss: ISSUER.to_owned(),
-            sub: node_uid.to_owned(),
+            sub: node.uid,
             iat: now.as_second(),
             exp: expires.as_second(),
             jti: id,
             token_type: "node".to_owned(),
-            node_slug: node.to_owned(),
+            node_slug: node.name,
+            holder: node.holder,
         };
         let claims = serde_json::to_vec(&claims).expect("claims are plain data");
         let signed =
@@ -90,8 +118,8 @@ impl NodeTokens {
         (format!("{signed}.{}", BASE64.encode(signature)), expires)
     }
 
-    /// The name and uid of the node that a token was made for.
-    pub fn check(&self, token: &str, now: Timestamp) -> Result<(String, String), Error> {
+    /// Whom a token was made for.
+    pub fn check(&self, token: &str, now: Timestamp) -> Result<NodeIdentity, Error> {
         let (signed, signature) = token.rsplit_once('.').ok_or(Error::Foreign)?;
         let signature = BASE64.decode(signature).map_err(|_| Error::Foreign)?;
         hmac::verify(&self.key, signed.as_bytes(), &signature).map_err(|_| Error::Foreign)?;
@@ -104,7 +132,7 @@ impl NodeTokens {
         if claims.exp <= now.as_second() {
             return Err(Error::Expired);
         }
-        Ok((claims.node_slug, claims.sub))
+        Ok(NodeIdentity { name: claims.node_slug, uid: claims.sub, holder: claims.holder })
     }
 }
 
@@ -119,25 +147,38 @@ pub fn signature_holds(public_key: &[u8], message: &str, signature: &[u8]) -> bo
 mod tests {
     use super::*;
 
+    fn node() -> NodeIdentity {
+        NodeIdentity { name: "n1".into(), uid: "uid-1".into(), holder: holder(Some(b"key"), None, None) }
+    }
+
+    #[test]
+    fn a_key_holds_a_name_across_restarts_and_a_registration_without_one_only_once() {
+        let at = |second| Some(Timestamp::from_second(second).unwrap());
+        assert_eq!(holder(Some(b"k"), Some("a"), at(1)), holder(Some(b"k"), Some("b"), at(2)));
+        assert_ne!(holder(Some(b"k"), Some("a"), at(1)), holder(Some(b"l"), Some("a"), at(1)));
+        assert_ne!(holder(None, Some("a"), at(1)), holder(None, Some("a"), at(2)));
+        assert_ne!(holder(None, Some("a"), at(1)), holder(None, Some("b"), at(1)));
+    }
+
     #[test]
     fn a_token_names_its_node_until_it_expires() {
         let tokens = NodeTokens::new(b"secret");
         let now = Timestamp::from_second(1_000).unwrap();
-        let (token, expires) = tokens.issue("n1", "uid-1", "id".into(), now);
-        assert_eq!(tokens.check(&token, now), Ok(("n1".into(), "uid-1".into())));
+        let (token, expires) = tokens.issue(node(), "id".into(), now);
+        assert_eq!(tokens.check(&token, now), Ok(node()));
         assert_eq!(tokens.check(&token, expires), Err(Error::Expired));
     }
 
     #[test]
     fn foreign_and_altered_tokens_are_refused() {
         let now = Timestamp::from_second(1_000).unwrap();
-        let (token, _) = NodeTokens::new(b"other").issue("n1", "uid-1", "id".into(), now);
+        let (token, _) = NodeTokens::new(b"other").issue(node(), "id".into(), now);
         let tokens = NodeTokens::new(b"secret");
         assert_eq!(tokens.check(&token, now), Err(Error::Foreign));
         for text in ["", ".", "a.b.c", "eyJhbGciOiJub25lIn0.e30."] {
             assert_eq!(tokens.check(text, now), Err(Error::Foreign), "{text}");
         }
-        let (mut token, _) = tokens.issue("n1", "uid-1", "id".into(), now);
+        let (mut token, _) = tokens.issue(node(), "id".into(), now);
         token.replace_range(40..41, if &token[40..41] == "A" { "B" } else { "A" });
         assert_eq!(tokens.check(&token, now), Err(Error::Foreign));
     }

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use windlass_crds::protocol;
 use windlass_store::{NewNodeEvent, NodeEventKind, NodeRow, Store};
 
-use crate::auth::NodeTokens;
+use crate::auth::{self, NodeTokens};
 use crate::bodies::Bodies;
 use crate::clock::{Clock, IdSource};
 use crate::error::{ApiError, Code};
@@ -94,25 +94,38 @@ impl Dispatch {
         Self { parts: Arc::new(parts), fits: Arc::default(), beats, started_at }
     }
 
-    /// The node that a token was made for, if it still exists under the same uid.
+    /// The node that a token was made for, if it still exists under the same uid and nobody else has been given its name.
     pub async fn authenticate(&self, token: &str) -> Result<NodeRow, ApiError> {
         let refused = |detail: String| ApiError::new(Code::Unauthenticated, detail);
-        let (name, uid) =
+        let made_for =
             self.parts.tokens.check(token, self.now()).map_err(|error| refused(error.to_string()))?;
+        let auth::NodeIdentity { name, uid, holder } = made_for;
         let node = self.parts.store.get_node(&name).await?;
-        node.filter(|node| node.uid == uid)
-            .ok_or_else(|| refused(format!("node `{name}` is not known any more; register again")))
+        let node = node
+            .filter(|node| node.uid == uid)
+            .ok_or_else(|| refused(format!("node `{name}` is not known any more; register again")))?;
+        if identity(&node).holder == holder { Ok(node) } else { Err(self.fence(&node).await?) }
     }
 
     /// Refuses what comes from another run of the agent than the one that registered last, and remembers that it came.
     async fn check_boot(&self, node: &NodeRow, boot_id: &str) -> Result<(), ApiError> {
-        let refused = check_boot(node, boot_id);
-        if refused.is_err() && node.registered_at.is_some() {
+        if node.boot_id.as_deref() == Some(boot_id) { Ok(()) } else { Err(self.fence(node).await?) }
+    }
+
+    /// What an agent is told that is not the node any more. That it came is remembered.
+    async fn fence(&self, node: &NodeRow) -> Result<ApiError, ApiError> {
+        if node.registered_at.is_some() {
             let message = "a second instance of the agent was refused; stop it, or give it another name";
             let event = NewNodeEvent { kind: NodeEventKind::Fenced, message: message.to_owned() };
             self.parts.store.note_node(self.now(), &node.name, event).await?;
         }
-        refused
+        Ok(ApiError::new(
+            Code::Fenced,
+            format!(
+                "another agent has registered as node `{}` since; stop one of them, or give this one another name",
+                node.name
+            ),
+        ))
     }
 
     fn now(&self) -> Timestamp {
@@ -150,18 +163,10 @@ fn check_version(version: u32) -> Result<(), ApiError> {
     ))
 }
 
-/// Refuses what comes from another run of the agent than the one that registered last.
-fn check_boot(node: &NodeRow, boot_id: &str) -> Result<(), ApiError> {
-    if node.boot_id.as_deref() == Some(boot_id) {
-        return Ok(());
-    }
-    Err(ApiError::new(
-        Code::Fenced,
-        format!(
-            "another agent has registered as node `{}` since; stop one of them, or give this one another name",
-            node.name
-        ),
-    ))
+/// The node as its tokens name it.
+fn identity(node: &NodeRow) -> auth::NodeIdentity {
+    let holder = auth::holder(node.public_key.as_deref(), node.boot_id.as_deref(), node.registered_at);
+    auth::NodeIdentity { name: node.name.clone(), uid: node.uid.clone(), holder }
 }
 
 fn signed(duration: Duration) -> jiff::SignedDuration {

@@ -10,7 +10,7 @@ use windlass_crds::protocol::{
 };
 use windlass_store::{CapabilityUpdate, NodeRegistration, NodeRow, RedeemedToken, RegisterOutcome};
 
-use super::{Dispatch, check_version};
+use super::{Dispatch, check_version, identity};
 use crate::auth;
 use crate::error::{ApiError, Code};
 
@@ -115,8 +115,7 @@ impl Dispatch {
 
     fn bootstrap(&self, node: &NodeRow) -> Bootstrap {
         let now = self.now();
-        let (node_jwt, expires_at) =
-            self.parts.tokens.issue(&node.name, &node.uid, self.parts.ids.uid(now), now);
+        let (node_jwt, expires_at) = self.parts.tokens.issue(identity(node), self.parts.ids.uid(now), now);
         let base_url = self.parts.base_url.clone();
         let url = |verb: &str| format!("{base_url}/v1/nodes/{verb}");
         Bootstrap {

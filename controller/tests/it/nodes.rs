@@ -73,6 +73,45 @@ async fn a_known_name_is_not_taken_over_without_a_token_made_for_that() {
 }
 
 #[tokio::test]
+async fn an_agent_whose_name_was_given_to_another_is_fenced_everywhere() {
+    let world = World::settled().await;
+    world.job("a", json!({"command": ["true"]})).await;
+    let old = world.node("n1").await;
+    let attempt = old.claim("r1", 1).await[0]["attempt"].clone();
+    let replace = token(&world, json!({"replaceNode": "n1"})).await;
+    let new = crate::world::Agent { boot: "boot-new".into(), ..agent(&world, "n1") };
+    let answer = new.register(Some(&replace)).await;
+    assert_eq!(answer.status, 200);
+    let jwt = answer.body["auth"]["node_jwt"].as_str().unwrap().to_owned();
+    let new = crate::world::Agent { token: jwt, ..new };
+    assert_eq!(new.beat(&[]).await.status, 200);
+    let record = json!({
+        "attempt": attempt, "sequence": 1, "at": "2023-11-14T22:13:20Z",
+        "body": {"kind": "started", "unenforced": []},
+    });
+    let report = json!({"version": 1, "records": [record]});
+    // With the boot id of the new one, so that nothing but the token tells them apart.
+    let old = crate::world::Agent { boot: "boot-new".into(), ..old };
+    let answers = [
+        ("heartbeat", old.beat(&[]).await),
+        ("claim", old.claim_holding("r2", 1, &[]).await),
+        ("report", old.call("POST", "report", Some(report)).await),
+        ("capability", old.call("POST", "capability", Some(old.capability())).await),
+        ("config", old.call("GET", "config?after=0", None).await),
+        ("acknowledgement", old.ack("1", "applied").await),
+        ("input", old.call("GET", "inputs/sha256:00", None).await),
+    ];
+    for (route, answer) in answers {
+        assert_eq!(
+            (answer.status, answer.body["code"].as_str()),
+            (409, Some("fenced")),
+            "{route}: {answer:?}"
+        );
+    }
+    assert_eq!(new.call("GET", "config?after=0", None).await.status, 200);
+}
+
+#[tokio::test]
 async fn names_of_the_protocol_and_malformed_names_are_refused() {
     let world = World::new().await;
     let psk = token(&world, json!({})).await;
