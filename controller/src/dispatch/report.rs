@@ -18,8 +18,8 @@ use windlass_crds::protocol::{
 };
 use windlass_crds::sandbox_job::StepStatus;
 use windlass_store::{
-    AttemptChange, AttemptPhase, JobChange, JobRow, LateOutcome, LateSteps, NewRecord, NodeChange, NodeRow,
-    RecordKind, RecordStore, Transition, TransitionOutcome,
+    AttemptChange, AttemptPhase, JobChange, JobRow, LateOutcome, LateSteps, MAX_SEQUENCE, NewRecord,
+    NodeChange, NodeRow, RecordKind, RecordStore, Transition, TransitionOutcome,
 };
 
 use super::{Dispatch, check_version};
@@ -119,8 +119,8 @@ impl Dispatch {
 
     /// Puts the record's body where it belongs; the inner error says why the record can never be accepted.
     async fn keep_body(&self, record: &Record) -> Result<Result<NewRecord, String>, ApiError> {
-        if record.sequence == 0 {
-            return Ok(Err("sequence: numbers start at 1".to_owned()));
+        if let Some(problem) = problem(record) {
+            return Ok(Err(problem));
         }
         let AttemptId { job, epoch } = &record.attempt;
         if job.len() > 64 || !job.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
@@ -471,6 +471,26 @@ const fn is_done(outcome: &TransitionOutcome) -> bool {
     match outcome {
         TransitionOutcome::Done(_) => true,
         TransitionOutcome::Stale => false,
+    }
+}
+
+/// Why a record can never be accepted, as far as it can be told from the record alone. What is refused here drives no
+/// job.
+fn problem(record: &Record) -> Option<String> {
+    if !(1..=MAX_SEQUENCE).contains(&record.sequence) {
+        return Some(format!("sequence: {} is not between 1 and {MAX_SEQUENCE}", record.sequence));
+    }
+    match &record.body {
+        RecordBody::Terminal(terminal) if terminal.last_sequence != record.sequence => Some(format!(
+            "body.last_sequence: {} in the terminal record {}; it is the last itself",
+            terminal.last_sequence, record.sequence
+        )),
+        RecordBody::Terminal(_)
+        | RecordBody::Started { .. }
+        | RecordBody::StepStarted { .. }
+        | RecordBody::Log { .. }
+        | RecordBody::StepEnded(_)
+        | RecordBody::Event { .. } => None,
     }
 }
 

@@ -226,6 +226,35 @@ async fn records_that_can_never_be_accepted_are_refused_one_by_one() {
 }
 
 #[tokio::test]
+async fn a_refused_record_drives_no_job() {
+    let world = World::settled().await;
+    world.job("a", command()).await;
+    let agent = world.node("n1").await;
+    let attempt = agent.claim("r1", 1).await[0]["attempt"].clone();
+    let beyond = (1 << 53) + 1;
+    let refused = [
+        (beyond, terminal("succeeded", beyond)),
+        (0, terminal("succeeded", 0)),
+        (2, terminal("succeeded", 7)),
+        (beyond, started()),
+    ];
+    assert_eq!(agent.report(&attempt, &refused).await, ["rejected"; 4]);
+    assert!(world.phase("a").await.starts_with("Claimed"));
+    assert_eq!(
+        agent.report(&attempt, &[(1, started()), (2, terminal("succeeded", 2))]).await,
+        ["accepted"; 2]
+    );
+    assert_eq!(world.phase("a").await, "Succeeded Completed");
+    // The attempt has ended with its second record, so that there is no third.
+    assert_eq!(agent.report(&attempt, &[(3, step_ended(3))]).await, ["rejected"]);
+    let job = world.get("/v1/namespaces/default/jobs/a").await.body;
+    assert_eq!(
+        (&job["status"]["logsComplete"], &job["status"]["steps"][0]["exitCode"]),
+        (&json!(true), &json!(null))
+    );
+}
+
+#[tokio::test]
 async fn output_keeps_every_byte() {
     let world = World::settled().await;
     world.job("a", command()).await;

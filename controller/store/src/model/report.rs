@@ -8,6 +8,10 @@ use windlass_crds::sandbox_job::{Limit, StepStatus};
 
 use super::{AttemptPhase, JobRow};
 
+/// The highest sequence that a record can have. Beyond it is nonsense: a node that writes a million records a second
+/// gets there in 285 years.
+pub const MAX_SEQUENCE: u64 = 1 << 53;
+
 /// What a record tells.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::EnumString, strum::Display,

@@ -21,12 +21,9 @@ use crate::engine::value::{Value, args, clean, clean_opt, int, json, last_ms, la
 use crate::engine::writer::Tx;
 use crate::{
     Applied, AttemptChange, AttemptPhase, Change, Error, EventLevel, JobChange, JobRow, LateOutcome,
-    LateSteps, NewEvent, NewRecord, NodeChange, RecordKind, RecordStore, Store, Transition,
+    LateSteps, MAX_SEQUENCE, NewEvent, NewRecord, NodeChange, RecordKind, RecordStore, Store, Transition,
     TransitionOutcome,
 };
-
-/// Sequences beyond this are nonsense; a node that writes a million records a second gets there in 285 years.
-const MAX_SEQUENCE: u64 = 1 << 53;
 
 impl Store {
     /// Stores the records that `node` reports and carries out the transitions that were decided on them, all in one
