@@ -3,7 +3,7 @@
 //! Records may arrive in any order, and some twice: folding them must give the same picture every time.
 
 use jiff::Timestamp;
-use windlass_crds::protocol::{RecordBody, StepEnded, Terminal};
+use windlass_crds::protocol::{RecordBody, StepEnded, Terminal, TerminalPhase};
 use windlass_crds::sandbox_job::{Limit, StepPhase, StepStatus};
 
 /// The picture of an attempt.
@@ -17,6 +17,19 @@ pub struct Progress {
     pub started_at: Option<Timestamp>,
     /// How it ended.
     pub terminal: Option<Terminal>,
+    /// The end of the attempt, where it is known: by its terminal record, or because it was ended by somebody else.
+    pub end: Option<End>,
+}
+
+/// The end of an attempt, as its steps see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// When it was.
+    pub at: Timestamp,
+    /// Whether the attempt succeeded.
+    pub succeeded: bool,
+    /// Why, as one word.
+    pub reason: String,
 }
 
 impl Progress {
@@ -38,7 +51,7 @@ impl Progress {
                 self.started_at.get_or_insert(at);
                 if let Some(status) = self.step(*step) {
                     status.started_at.get_or_insert(at);
-                    if status.phase == StepPhase::Pending {
+                    if matches!(status.phase, StepPhase::Pending | StepPhase::Skipped) {
                         status.phase = StepPhase::Running;
                     }
                 }
@@ -46,17 +59,34 @@ impl Progress {
             RecordBody::StepEnded(ended) => self.step_ended(at, ended),
             RecordBody::Terminal(terminal) => {
                 self.terminal.get_or_insert_with(|| terminal.clone());
-                self.skip_pending();
+                let succeeded = terminal.phase == TerminalPhase::Succeeded;
+                self.end.get_or_insert_with(|| End { at, succeeded, reason: terminal.reason.clone() });
             }
             RecordBody::Log { .. } | RecordBody::Event { .. } => {}
         }
+        self.close_steps();
     }
 
-    /// Steps that have not started will not start any more.
-    pub fn skip_pending(&mut self) {
+    /// Notes that the attempt has ended, unless that is known: nothing of it runs any more, and nothing will start. What
+    /// its records tell of a step afterwards still counts.
+    pub fn close(&mut self, end: End) {
+        self.end.get_or_insert(end);
+        self.close_steps();
+    }
+
+    /// Once the attempt has ended, a step that had not started was skipped, and one whose end was not told ended with
+    /// the attempt: nothing runs in a picture of what is over.
+    fn close_steps(&mut self) {
+        let Some(end) = &self.end else { return };
         for status in &mut self.steps {
-            if status.phase == StepPhase::Pending {
-                status.phase = StepPhase::Skipped;
+            match status.phase {
+                StepPhase::Pending => status.phase = StepPhase::Skipped,
+                StepPhase::Running => {
+                    status.phase = if end.succeeded { StepPhase::Succeeded } else { StepPhase::Failed };
+                    status.reason = Some(end.reason.clone());
+                    status.finished_at = Some(end.at);
+                }
+                StepPhase::Succeeded | StepPhase::Failed | StepPhase::Skipped => {}
             }
         }
     }
@@ -82,7 +112,6 @@ impl Progress {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use windlass_crds::protocol::TerminalPhase;
     use windlass_crds::sandbox_job::StepUsage;
 
     fn story() -> Vec<(Timestamp, RecordBody)> {
@@ -125,6 +154,33 @@ mod tests {
         assert_eq!(progress.steps[0].exit_code, Some(2));
         assert_eq!(progress.steps[1].phase, StepPhase::Skipped);
         assert_eq!(progress.unenforced, [Limit::Pids]);
+    }
+
+    #[test]
+    fn nothing_runs_in_the_picture_of_an_attempt_that_has_ended() {
+        // The end of the step is lost with the sandbox, or not here yet.
+        let pictures = [[0, 1, 3], [3, 1, 0], [1, 3, 0]].map(|order| {
+            let mut progress = Progress::new(["one", "two"]);
+            for index in order {
+                let (at, body) = &story()[index];
+                progress.fold(*at, body);
+            }
+            progress.steps
+        });
+        let (one, two) = (&pictures[0][0], &pictures[0][1]);
+        assert_eq!((one.phase, one.reason.as_deref()), (StepPhase::Failed, Some("StepFailed")));
+        assert_eq!((one.exit_code, one.finished_at), (None, Timestamp::from_second(4).ok()));
+        assert_eq!(two.phase, StepPhase::Skipped);
+        assert!(pictures.iter().all(|picture| *picture == pictures[0]), "{pictures:?}");
+        let mut lost = Progress::new(["one", "two"]);
+        story()[..2].iter().for_each(|(at, body)| lost.fold(*at, body));
+        let at = Timestamp::from_second(9).unwrap();
+        lost.close(End { at, succeeded: false, reason: "NodeLost".into() });
+        assert_eq!(
+            (lost.steps[0].phase, lost.steps[0].reason.as_deref()),
+            (StepPhase::Failed, Some("NodeLost"))
+        );
+        assert_eq!(lost.steps[1].phase, StepPhase::Skipped);
     }
 
     proptest! {

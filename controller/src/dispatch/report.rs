@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use windlass_core::life::{self, Ending, JobView, Next};
-use windlass_core::progress::Progress;
+use windlass_core::progress::{End, Progress};
 use windlass_crds::JobPhase;
 use windlass_crds::protocol::{
     self, AttemptId, Outcome, Record, RecordBody, RecordOutcome, ReportRequest, ReportResponse, Terminal,
@@ -342,6 +342,11 @@ impl Dispatch {
             unenforced: job.unenforced.clone(),
             started_at: job.started_at,
             terminal: None,
+            end: job.finished_at.map(|at| End {
+                at,
+                succeeded: job.phase == JobPhase::Succeeded,
+                reason: job.reason.clone().unwrap_or_else(|| job.phase.to_string()),
+            }),
         };
         for record in records {
             progress.fold(record.at, &record.body);
@@ -352,7 +357,7 @@ impl Dispatch {
         if job.phase.is_held() {
             self.moved(job, &progress, news).map_or(Decision::Nothing, Decision::Move)
         } else if news {
-            let Progress { steps, unenforced, started_at, terminal: _ } = progress;
+            let Progress { steps, unenforced, started_at, terminal: _, end: _ } = progress;
             let (job, epoch, expect_version) = (job.uid.clone(), job.epoch, job.resource_version);
             Decision::Complete(LateSteps { job, epoch, expect_version, steps, unenforced, started_at })
         } else {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 use windlass_core::life::Ending;
-use windlass_core::progress::Progress;
+use windlass_core::progress::{End, Progress};
 use windlass_crds::JobPhase;
 use windlass_crds::protocol::TerminalPhase;
 use windlass_store::{
@@ -114,7 +114,7 @@ impl Sweeper {
             started: job.phase != JobPhase::Claimed,
         };
         let mut progress = Progress { steps: job.steps.clone(), ..Progress::default() };
-        progress.skip_pending();
+        progress.close(End { at: self.clock.now(), succeeded: false, reason: ending.reason.clone() });
         let mut change = JobChange { steps: Some(progress.steps), ..JobChange::of(job) };
         self.dispatch.end(job, &ending, None, &mut change);
         transition(job, change)

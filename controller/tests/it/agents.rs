@@ -194,10 +194,12 @@ async fn the_backlog_of_a_job_that_the_sweeper_has_ended_is_answered() {
     world.job("a", json!({"command": ["true"], "retry": {"lostAttempts": 1}})).await;
     let agent = world.node("n1").await;
     let attempt = agent.claim("r1", 1).await[0]["attempt"].clone();
-    agent.report(&attempt, &[(1, started())]).await;
+    agent.report(&attempt, &[(1, json!({"kind": "step_started", "step": 0}))]).await;
     world.clock.advance(Duration::from_secs(30));
     world.sweeper.sweep().await.unwrap();
     assert_eq!(world.phase("a").await, "Failed AttemptsExhausted");
+    let step = world.get("/v1/namespaces/default/jobs/a").await.body["status"]["steps"][0].clone();
+    assert_eq!((&step["phase"], &step["reason"]), (&json!("Failed"), &json!("NodeLost")));
     let judged = world.get("/v1/namespaces/default/jobs/a").await.body;
     let backlog = [
         (2, json!({"kind": "step_started", "step": 0})),
