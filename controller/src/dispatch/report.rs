@@ -7,7 +7,7 @@
 //! A report whose records are stored does not fail: what could not be settled is left without an answer, record by
 //! record, and only where the job has really changed in every round or cannot be read. So no record can hold up others.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use windlass_core::life::{self, Ending, JobView, Next};
 use windlass_core::progress::{End, Progress};
@@ -19,7 +19,7 @@ use windlass_crds::protocol::{
 use windlass_crds::sandbox_job::StepStatus;
 use windlass_store::{
     AttemptChange, AttemptPhase, JobChange, JobRow, LateOutcome, LateSteps, MAX_SEQUENCE, NewRecord,
-    NodeChange, NodeRow, RecordKind, RecordStore, Transition, TransitionOutcome,
+    NodeChange, NodeRow, RecordKind, RecordStore, Reportable, Transition, TransitionOutcome,
 };
 
 use super::{Dispatch, check_version};
@@ -34,6 +34,13 @@ const MAX_ROUNDS: usize = 8;
 
 /// The attempts whose records may still have to change a job, with the positions of these records in the batch.
 type Open<'r> = BTreeMap<&'r AttemptId, Vec<usize>>;
+
+/// A record as it is stored.
+struct Prepared {
+    new: NewRecord,
+    /// The body, where it is too large for the row.
+    large: Option<Vec<u8>>,
+}
 
 /// How far a batch is settled.
 #[derive(Default)]
@@ -83,11 +90,13 @@ impl Dispatch {
         }
         let mut stored = Vec::with_capacity(request.records.len());
         let mut kept = Vec::with_capacity(request.records.len());
+        let mut large = Vec::new();
         let mut outcomes: Vec<Option<RecordOutcome>> = Vec::with_capacity(request.records.len());
         for record in request.records {
             let id = (record.attempt.clone(), record.sequence);
-            match self.keep_body(&record).await? {
-                Ok(new) => {
+            match prepare(&record)? {
+                Ok(Prepared { new, large: body }) => {
+                    large.extend(body.map(|body| (stored.len(), body)));
                     stored.push(new);
                     kept.push(record);
                     outcomes.push(None);
@@ -100,7 +109,13 @@ impl Dispatch {
                 })),
             }
         }
+        let objects = self.keep_bodies(&node.name, &mut stored, large).await?;
         let settled = self.settle(&node.name, stored, &kept).await?;
+        for (position, key) in objects {
+            if settled[position] == Some(Outcome::Rejected) {
+                self.forget_body(&key).await;
+            }
+        }
         let mut settled = kept.into_iter().zip(settled).map(|(record, outcome)| {
             outcome.map(|outcome| RecordOutcome {
                 attempt: record.attempt,
@@ -117,54 +132,48 @@ impl Dispatch {
         Ok(ReportResponse { version: protocol::VERSION, results: results.collect() })
     }
 
-    /// Puts the record's body where it belongs; the inner error says why the record can never be accepted.
-    async fn keep_body(&self, record: &Record) -> Result<Result<NewRecord, String>, ApiError> {
-        if let Some(problem) = problem(record) {
-            return Ok(Err(problem));
-        }
-        let AttemptId { job, epoch } = &record.attempt;
-        if job.len() > 64 || !job.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-            return Ok(Err("attempt.job: not a uid".to_owned()));
-        }
-        let mut new = NewRecord {
-            attempt: record.attempt.clone(),
-            sequence: record.sequence,
-            at: record.at,
-            kind: kind(&record.body),
-            step: None,
-            stream: None,
-            offset: None,
-            body: RecordStore::None,
-        };
-        match &record.body {
-            RecordBody::Log { step, stream, offset, body } => {
-                let Some(bytes) = body.clone().into_bytes() else {
-                    return Ok(Err("body.base64: not standard base64".to_owned()));
-                };
-                new.step = Some(*step);
-                new.stream = Some(*stream);
-                new.offset = Some(*offset);
-                new.body = if bytes.len() <= INLINE_LIMIT {
-                    RecordStore::Inline(bytes)
-                } else {
-                    // The key follows from the record, so that a repeated report writes the same object again.
-                    let key = format!("logs/{job}/{epoch}/{}", record.sequence);
-                    let len = bytes.len() as u64;
-                    let written = self.parts.bodies.put(&key, bytes.into()).await;
-                    written.map_err(|error| ApiError {
-                        source: Some(Box::new(error)),
-                        ..ApiError::new(Code::Unavailable, "could not store a log body")
-                    })?;
-                    RecordStore::Object { key, len }
-                };
+    /// Puts large bodies, by position in `stored`, into the object store, and yields the keys of what was written.
+    ///
+    /// A key follows from the record, so that a repeated report writes the same object again. Nothing is written for a
+    /// record that will not be stored: neither over what a record that is stored names, nor for what is not the node's.
+    async fn keep_bodies(
+        &self,
+        node: &str,
+        stored: &mut [NewRecord],
+        large: Vec<(usize, Vec<u8>)>,
+    ) -> Result<Vec<(usize, String)>, ApiError> {
+        let asked: Vec<_> = large
+            .iter()
+            .map(|(position, _)| (&stored[*position].attempt, stored[*position].sequence))
+            .collect();
+        let fates = self.parts.store.reportable(node, &asked).await?;
+        let mut seen = HashSet::new();
+        let mut written = Vec::with_capacity(large.len());
+        for ((position, body), fate) in large.into_iter().zip(fates) {
+            let NewRecord { attempt: AttemptId { job, epoch }, sequence, .. } = &stored[position];
+            let key = format!("logs/{job}/{epoch}/{sequence}");
+            match fate {
+                // Of a record that comes twice in a batch the first is stored.
+                Reportable::New if seen.insert(key.clone()) => {}
+                Reportable::New | Reportable::Known | Reportable::Refused => continue,
             }
-            other => {
-                let json = serde_json::to_value(other)
-                    .map_err(|error| ApiError::internal("store a record", error))?;
-                new.body = RecordStore::Json(json);
-            }
+            let len = body.len() as u64;
+            self.parts.bodies.put(&key, body.into()).await.map_err(|error| ApiError {
+                source: Some(Box::new(error)),
+                ..ApiError::new(Code::Unavailable, "could not store a log body")
+            })?;
+            stored[position].body = RecordStore::Object { key: key.clone(), len };
+            written.push((position, key));
         }
-        Ok(Ok(new))
+        Ok(written)
+    }
+
+    /// Removes the body of a record that was not stored after all: its job was deleted, or its attempt has ended,
+    /// while the body was written.
+    async fn forget_body(&self, key: &str) {
+        if let Err(error) = self.parts.bodies.remove(key).await {
+            tracing::warn!(key, error = %chain(&error), "the body of a refused record could not be removed");
+        }
     }
 
     /// Stores records and makes what follows from them: one outcome per record, in order. None where the job kept
@@ -479,11 +488,52 @@ const fn is_done(outcome: &TransitionOutcome) -> bool {
     }
 }
 
+/// The record as it is stored; the inner error says why it can never be accepted.
+fn prepare(record: &Record) -> Result<Result<Prepared, String>, ApiError> {
+    if let Some(problem) = problem(record) {
+        return Ok(Err(problem));
+    }
+    let mut new = NewRecord {
+        attempt: record.attempt.clone(),
+        sequence: record.sequence,
+        at: record.at,
+        kind: kind(&record.body),
+        step: None,
+        stream: None,
+        offset: None,
+        body: RecordStore::None,
+    };
+    match &record.body {
+        RecordBody::Log { step, stream, offset, body } => {
+            let Some(bytes) = body.clone().into_bytes() else {
+                return Ok(Err("body.base64: not standard base64".to_owned()));
+            };
+            new.step = Some(*step);
+            new.stream = Some(*stream);
+            new.offset = Some(*offset);
+            if bytes.len() > INLINE_LIMIT {
+                return Ok(Ok(Prepared { new, large: Some(bytes) }));
+            }
+            new.body = RecordStore::Inline(bytes);
+        }
+        other => {
+            let json =
+                serde_json::to_value(other).map_err(|error| ApiError::internal("store a record", error))?;
+            new.body = RecordStore::Json(json);
+        }
+    }
+    Ok(Ok(Prepared { new, large: None }))
+}
+
 /// Why a record can never be accepted, as far as it can be told from the record alone. What is refused here drives no
 /// job.
 fn problem(record: &Record) -> Option<String> {
     if !(1..=MAX_SEQUENCE).contains(&record.sequence) {
         return Some(format!("sequence: {} is not between 1 and {MAX_SEQUENCE}", record.sequence));
+    }
+    let job = &record.attempt.job;
+    if job.len() > 64 || !job.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        return Some("attempt.job: not a uid".to_owned());
     }
     match &record.body {
         RecordBody::Terminal(terminal) if terminal.last_sequence != record.sequence => Some(format!(

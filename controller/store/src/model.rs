@@ -32,7 +32,7 @@ pub use node::{
 pub use placement::{HolderRow, NodeUsage, QueuePosition};
 pub use report::{
     Applied, AttemptChange, JobChange, LateOutcome, LateSteps, LogCursor, LogFilter, LogRow, MAX_SEQUENCE,
-    NewRecord, NodeChange, RecordKind, RecordStore, Transition, TransitionOutcome,
+    NewRecord, NodeChange, RecordKind, RecordStore, Reportable, Transition, TransitionOutcome,
 };
 pub use retention::{Pruned, RetentionPolicy};
 pub use stats::{Counts, PriorityRow, QueueCounts, QueueRow};

@@ -14,6 +14,7 @@ mod lookup;
 mod nodes;
 mod placement;
 mod registration;
+mod reportable;
 mod retention;
 mod settings;
 mod stats;

@@ -257,6 +257,33 @@ async fn a_refused_record_drives_no_job() {
 }
 
 #[tokio::test]
+async fn nobody_writes_over_the_output_of_a_job_or_leaves_something_in_its_name() {
+    let world = World::settled().await;
+    world.job("a", command()).await;
+    let agent = world.node("n1").await;
+    let attempt = agent.claim("r1", 1).await[0]["attempt"].clone();
+    let other = world.node("n2").await;
+    let (mine, evil) = ("mine ".repeat(4096), "EVIL ".repeat(4096));
+    assert_eq!(other.report(&attempt, &[(1, log(&evil, 0))]).await, ["rejected"]);
+    assert!(world.bodies.get(&key(&attempt, 1)).await.is_err(), "nothing is kept for another's job");
+    assert_eq!(
+        agent.report(&attempt, &[(1, log(&mine, 0)), (1, log(&evil, 0))]).await,
+        ["accepted", "duplicate"]
+    );
+    assert_eq!(other.report(&attempt, &[(1, log(&evil, 0))]).await, ["rejected"]);
+    assert_eq!(agent.report(&attempt, &[(1, log(&evil, 0))]).await, ["duplicate"], "the first counts");
+    let logs = world.get("/v1/namespaces/default/jobs/a/logs").await.body;
+    assert_eq!(logs["items"][0]["text"], mine);
+    let unknown = json!({"job": "aaaa-bbbb", "epoch": 1});
+    assert_eq!(other.report(&unknown, &[(1, log(&evil, 0))]).await, ["rejected"]);
+    assert!(world.bodies.get(&key(&unknown, 1)).await.is_err());
+}
+
+fn key(attempt: &Value, sequence: u64) -> String {
+    format!("logs/{}/{}/{sequence}", attempt["job"].as_str().expect("a uid"), attempt["epoch"])
+}
+
+#[tokio::test]
 async fn output_keeps_every_byte() {
     let world = World::settled().await;
     world.job("a", command()).await;

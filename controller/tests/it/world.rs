@@ -27,6 +27,7 @@ pub(crate) struct World {
     pub(crate) router: Router,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) store: Store,
+    pub(crate) bodies: Bodies,
     pub(crate) sweeper: Sweeper,
     pub(crate) nodes: Nodes,
     pub(crate) stopping: CancellationToken,
@@ -77,7 +78,7 @@ impl World {
         let nodes = Nodes::new(&dispatch, store.clone(), clock.clone());
         let app = AppParts {
             store: store.clone(),
-            bodies,
+            bodies: bodies.clone(),
             dispatch,
             clock: clock.clone(),
             ids,
@@ -86,7 +87,7 @@ impl World {
             ca_fingerprint: "00".repeat(32),
             stopping: stopping.clone(),
         };
-        Self { router: router(Arc::new(app)), clock, store, sweeper, nodes, stopping }
+        Self { router: router(Arc::new(app)), clock, store, bodies, sweeper, nodes, stopping }
     }
 
     /// A world whose controller has been up long enough to judge leases.

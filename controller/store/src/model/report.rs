@@ -72,6 +72,17 @@ pub struct NewRecord {
     pub body: RecordStore,
 }
 
+/// What would become of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reportable {
+    /// It would be stored.
+    New,
+    /// It was stored before.
+    Known,
+    /// It would be rejected.
+    Refused,
+}
+
 /// A change of a job, valid only against the state that it was decided on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transition {

@@ -147,6 +147,7 @@ contract! {
         an_accepted_event_record_becomes_an_event_of_the_job_once
         a_duplicate_in_a_new_batch_changes_no_job
         reports_of_many_attempts_go_in_one_batch
+        what_would_become_of_a_record_is_told_before_it_is_reported
     }
     transitions {
         a_transition_on_a_stale_version_is_refused

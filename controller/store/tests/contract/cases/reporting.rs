@@ -4,7 +4,7 @@ use serde_json::json;
 use windlass_crds::JobPhase;
 use windlass_crds::protocol::{AttemptId, Outcome, Stream};
 use windlass_store::{
-    EventLevel, JobChange, LogFilter, NewRecord, RecordKind, RecordStore, Store, Transition,
+    EventLevel, JobChange, LogFilter, NewRecord, RecordKind, RecordStore, Reportable, Store, Transition,
     TransitionOutcome,
 };
 
@@ -265,4 +265,21 @@ pub(crate) async fn reports_of_many_attempts_go_in_one_batch(store: Store) {
         assert_eq!((&row.uid, row.phase, row.logs_complete), (&claimed.job.uid, JobPhase::Succeeded, true));
         assert_eq!(JobChange::of(row).finished_at, Some(at(1)));
     }
+}
+
+pub(crate) async fn what_would_become_of_a_record_is_told_before_it_is_reported(store: Store) {
+    use Reportable::{Known, New, Refused};
+    let got = claimed(&store, "n", "a", at(0)).await;
+    register(&store, &["m"]).await;
+    let id = attempt(&got);
+    let unknown = AttemptId { job: "unknown".into(), epoch: 1 };
+    let future = AttemptId { epoch: 2, ..id.clone() };
+    report(&store, "n", vec![log(&id, 2, b"2")]).await;
+    let asked = [(&id, 1), (&id, 2), (&id, 0), (&id, u64::MAX), (&unknown, 1), (&future, 1), (&id, 9)];
+    let fates = store.reportable("n", &asked).await.unwrap();
+    assert_eq!(fates, [New, Known, Refused, Refused, Refused, Refused, New]);
+    assert_eq!(store.reportable("m", &asked).await.unwrap(), [Refused; 7]);
+    store.apply(at(1), "n", vec![terminal(&id, 3)], vec![succeeds(&got.job, 3)]).await.unwrap();
+    let fates = store.reportable("n", &asked).await.unwrap();
+    assert_eq!(fates, [New, Known, Refused, Refused, Refused, Refused, Refused]);
 }
