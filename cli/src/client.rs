@@ -30,7 +30,10 @@ pub(crate) use stream::{Followed, Stream};
 
 use crate::kind::Kind;
 use crate::settings::{Origin, Resolved, Settings, is_loopback};
-use model::{CreatedJoinToken, Items, Job, JoinToken, LogPage, NewJoinToken, Node, Outcome, Page, Version};
+use model::{
+    CreatedJoinToken, Items, Job, JoinToken, LogPage, NewJoinToken, Node, Outcome, Page, QueueSettings,
+    Version,
+};
 
 /// How long the server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -215,6 +218,12 @@ impl Client {
     /// Something that belongs to a node: `attempts`, `history`.
     pub(crate) async fn node_detail<T: DeserializeOwned>(&self, name: &str, part: &str) -> Result<T, Error> {
         self.json(self.request(Method::GET, self.url(&["nodes", name, part])), "a part of a node").await
+    }
+
+    /// Sets a queue.
+    pub(crate) async fn set_queue(&self, name: &str, settings: &QueueSettings) -> Result<(), Error> {
+        let request = self.request(Method::PUT, self.url(&["queues", name])).json(settings);
+        self.send(request.timeout(ANSWER_TIMEOUT)).await.map(drop)
     }
 
     /// Forgets a node; with `force` also one that holds attempts. Yields it as it was.

@@ -19,6 +19,7 @@ pub(crate) mod join_token;
 pub(crate) mod logs;
 pub(crate) mod retry;
 pub(crate) mod run;
+pub(crate) mod set;
 pub(crate) mod validate;
 pub(crate) mod version;
 pub(crate) mod wait;
@@ -91,6 +92,7 @@ pub(crate) async fn perform(line: CommandLine, console: Console) -> Result<Exit,
         Verb::Retry(args) => retry::perform(&context, &args).await,
         Verb::Cordon(args) => cordon::cordon(&context, &args).await,
         Verb::Uncordon(args) => cordon::uncordon(&context, &args).await,
+        Verb::Set(args) => set::perform(&context, &args).await,
         Verb::Drain(args) => drain::perform(&context, &args).await,
         Verb::Deregister(args) => deregister::perform(&context, &args).await,
         Verb::Delete(args) => delete::perform(&context, &args).await,

@@ -5,6 +5,7 @@
 
 mod nodes;
 mod pruner;
+mod queues;
 mod sweeper;
 
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub use sweeper::Sweeper;
 const SWEEP: Duration = Duration::from_secs(1);
 /// How often node conditions are looked at even when nothing was heard.
 const NODES: Duration = Duration::from_secs(1);
+/// How often queues with limits are looked at.
+const QUEUES: Duration = Duration::from_secs(1);
 /// How often what has outlived its keep is removed.
 const PRUNE: Duration = Duration::from_secs(60);
 
@@ -54,6 +57,11 @@ pub fn start(
     tasks.spawn(every(NODES, wake, stop.clone(), "nodes", move || {
         let nodes = nodes.clone();
         async move { nodes.reconcile().await }
+    }));
+    let queues = queues::Queues::new(store.clone());
+    tasks.spawn(every(QUEUES, std::future::pending::<()>, stop.clone(), "queues", move || {
+        let queues = queues.clone();
+        async move { queues.reconcile().await }
     }));
     tasks.spawn(every(PRUNE, std::future::pending::<()>, stop.clone(), "prune", move || {
         let pruner = pruner.clone();

@@ -100,6 +100,7 @@ pub fn router(app: App) -> Router {
             get(templates::get).put(templates::apply).delete(templates::remove),
         )
         .route("/v1/queues", get(queues::list))
+        .route("/v1/queues/{name}", put(queues::set))
         .route("/v1/join-tokens", post(join_tokens::post).get(join_tokens::list))
         .route("/v1/join-tokens/{id}", delete(join_tokens::revoke))
         .route("/v1/inputs/{digest}", get(inputs::head))

@@ -26,6 +26,7 @@ fn the_help_of_every_verb_is_as_it_was_reviewed() {
             insta::assert_snapshot!(format!("help_{verb}"), help(Args::command(), &[verb]));
         }
     }
+    insta::assert_snapshot!("help_set_queue", help(Args::command(), &["set", "queue"]));
     for action in ["create", "list", "revoke"] {
         insta::assert_snapshot!(
             format!("help_join-token_{action}"),

@@ -357,6 +357,12 @@ pub(crate) struct Placement {
 pub(crate) struct Queue {
     /// The queue's name.
     pub(crate) name: String,
+    /// Its share of what runs, against the weights of the others.
+    #[serde(default = "one")]
+    pub(crate) weight: u32,
+    /// How many of its jobs may run at once.
+    #[serde(default)]
+    pub(crate) concurrency: Option<u32>,
     /// Jobs that could start now.
     #[serde(default)]
     pub(crate) queued: u64,
@@ -378,6 +384,19 @@ pub(crate) struct Queue {
     /// The same for each priority that occurs.
     #[serde(default)]
     pub(crate) priorities: Vec<QueuePriority>,
+}
+
+/// What is set for a queue.
+#[derive(Serialize, Clone, Copy, Debug)]
+pub(crate) struct QueueSettings {
+    /// Its share of what runs.
+    pub(crate) weight: u32,
+    /// How many of its jobs may run at once.
+    pub(crate) concurrency: Option<u32>,
+}
+
+const fn one() -> u32 {
+    1
 }
 
 /// The jobs of one priority in a queue.

@@ -111,12 +111,12 @@ fn templates_and_queues_show_what_there_is_to_know() {
     default    report  2.1.0    24h  Reports.     since,until
     ");
     let queues = [
-        json!({"name": "default", "queued": 3, "delayed": 1, "running": 2, "waiting": 0, "dead": 1,
+        json!({"name": "default", "concurrency": 4, "queued": 3, "delayed": 1, "running": 2, "waiting": 0, "dead": 1,
         "oldestQueuedAt": "2026-03-01T11:00:00Z", "priorities": [{"priority": 500, "queued": 3, "running": 2}]}),
     ];
     insta::assert_snapshot!(table(Kind::Queue, &queues, NARROW), @r"
-    NAME     QUEUED  DELAYED  RUNNING  WAITING  DEAD  OLDEST
-    default  3       1        2        0        1     60m
+    NAME     QUEUED  DELAYED  RUNNING  LIMIT  WEIGHT  WAITING  DEAD  OLDEST
+    default  3       1        2        4      1       0        1     60m
     ");
 }
 

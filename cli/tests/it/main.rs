@@ -9,6 +9,7 @@ mod local;
 mod nodes;
 mod objects;
 mod offline;
+mod queues;
 mod run;
 mod terminal;
 mod wait;

@@ -23,6 +23,8 @@ pub struct JobView<'a> {
     pub node: Option<&'a str>,
     /// The queue that it waits in.
     pub queue: &'a str,
+    /// How many jobs of the queue may run and how many do, where there is a limit.
+    pub queue_limit: Option<(u32, u32)>,
     /// Whether it is held back.
     pub suspend: bool,
     /// The earliest time of the next attempt.
@@ -100,6 +102,14 @@ pub enum Block {
     /// It is held back.
     #[error("it is suspended (spec.suspend)")]
     Suspended,
+    /// As many jobs of its queue run as may.
+    #[error("queue `{queue}` has reached its limit of {limit} running jobs")]
+    QueueLimit {
+        /// The queue.
+        queue: String,
+        /// How many may run.
+        limit: u32,
+    },
     /// Its time has not come.
     #[error("it is tried again at {at:.0}")]
     NotBefore {
@@ -113,7 +123,7 @@ impl Block {
     pub const fn waits(&self) -> bool {
         match self {
             Self::Ended { .. } | Self::Held { .. } => false,
-            Self::Approval | Self::Suspended | Self::NotBefore { .. } => true,
+            Self::Approval | Self::Suspended | Self::QueueLimit { .. } | Self::NotBefore { .. } => true,
         }
     }
 }
@@ -243,7 +253,13 @@ pub fn block(job: &JobView<'_>, now: Timestamp) -> Option<Block> {
         }
         JobPhase::PendingApproval => Some(Block::Approval),
         JobPhase::Queued if job.suspend => Some(Block::Suspended),
-        JobPhase::Queued => job.not_before.filter(|at| *at > now).map(|at| Block::NotBefore { at }),
+        JobPhase::Queued => {
+            let delayed = job.not_before.filter(|at| *at > now).map(|at| Block::NotBefore { at });
+            delayed.or_else(|| {
+                let (limit, running) = job.queue_limit?;
+                (running >= limit).then(|| Block::QueueLimit { queue: job.queue.to_owned(), limit })
+            })
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use windlass_crds::protocol::{
 use windlass_crds::{JobTemplate, NodeConfig, SandboxJob};
 
 use super::nodes::DrainRequest;
+use super::queues::QueueRequest;
 
 /// Who may call an operation.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -333,7 +334,26 @@ const OPERATIONS: &[Operation] = &[
         None,
         &[(200, Some("JobTemplate"))],
     ),
-    op("get", "/v1/queues", "queues", "Statistics of queues.", Operator, NO_QUERY, None, &[(200, None)]),
+    op(
+        "get",
+        "/v1/queues",
+        "queues",
+        "Statistics and settings of queues.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, None)],
+    ),
+    op(
+        "put",
+        "/v1/queues/{name}",
+        "queues",
+        "Set a queue's weight and the number of its jobs that may run at once.",
+        Operator,
+        NO_QUERY,
+        Some("QueueRequest"),
+        &[(200, None)],
+    ),
     op("get", "/v1/events", "events", "Read or follow events.", Operator, EVENTS, None, &[(200, None)]),
     op(
         "post",
@@ -533,6 +553,7 @@ pub fn build() -> Value {
         add::<ReportRequest>,
         add::<ReportResponse>,
         add::<DrainRequest>,
+        add::<QueueRequest>,
     ] {
         add(generator);
     }

@@ -8,6 +8,7 @@ mod input;
 mod job;
 mod node;
 mod placement;
+mod queue;
 mod report;
 mod retention;
 mod stats;
@@ -30,6 +31,7 @@ pub use node::{
     RegisterOutcome,
 };
 pub use placement::{HolderRow, NodeUsage, QueuePosition};
+pub use queue::{QueueSettings, QueueSettingsRow};
 pub use report::{
     Applied, AttemptChange, JobChange, LateOutcome, LateSteps, LogCursor, LogFilter, LogRow, MAX_SEQUENCE,
     NewRecord, NodeChange, RecordKind, RecordStore, Reportable, Transition, TransitionOutcome,

@@ -13,6 +13,7 @@ mod logs;
 mod lookup;
 mod nodes;
 mod placement;
+mod queues;
 mod registration;
 mod reportable;
 mod retention;

@@ -13,6 +13,7 @@ mod generated;
 mod inputs;
 mod jobs;
 mod nodes;
+mod queues;
 mod startup;
 mod streams;
 mod templates;

@@ -249,8 +249,21 @@ impl Text {
 
     /// A queue with its priorities.
     pub(super) fn queue(&mut self, queue: &Queue) {
-        let Queue { name, queued, delayed, running, waiting, dead, oldest_queued_at, priorities } = queue;
+        let Queue {
+            name,
+            weight,
+            concurrency,
+            queued,
+            delayed,
+            running,
+            waiting,
+            dead,
+            oldest_queued_at,
+            priorities,
+        } = queue;
         self.field("Name", Some(name));
+        self.field("Weight", Some(weight.to_string()));
+        self.field("Limit", concurrency.map(|limit| format!("{limit} running jobs")));
         self.field("Queued", Some(queued.to_string()));
         self.field("Delayed", Some(delayed.to_string()));
         self.field("Running", Some(running.to_string()));

@@ -51,6 +51,7 @@ fn job<'a>(requirement: &'a Requirement, room: Room) -> JobView<'a> {
         phase: JobPhase::Queued,
         node: None,
         queue: "default",
+        queue_limit: None,
         suspend: false,
         not_before: None,
         requirement,
@@ -143,11 +144,16 @@ fn what_keeps_the_job_from_every_node_is_said_once() {
     let told = |job: JobView<'_>| block(&job, at(100)).map(|block| block.to_string());
     assert_eq!(told(job), None);
     assert_eq!(told(JobView { not_before: Some(at(100)), ..job }), None, "its time has come");
+    assert_eq!(told(JobView { queue_limit: Some((3, 2)), ..job }), None);
     for (job, expected) in [
         (JobView { phase: JobPhase::Failed, ..job }, "it has ended as Failed"),
         (JobView { phase: JobPhase::Running, node: Some("n1"), ..job }, "it is Running on node `n1`"),
         (JobView { phase: JobPhase::PendingApproval, ..job }, "it waits for approval"),
         (JobView { suspend: true, not_before: Some(at(200)), ..job }, "it is suspended (spec.suspend)"),
+        (
+            JobView { queue_limit: Some((3, 3)), ..job },
+            "queue `default` has reached its limit of 3 running jobs",
+        ),
         (JobView { not_before: Some(at(200)), ..job }, "it is tried again at 1970-01-01T00:03:20Z"),
     ] {
         assert_eq!(told(job).as_deref(), Some(expected));

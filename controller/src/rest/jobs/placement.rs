@@ -27,10 +27,13 @@ pub(in crate::rest) async fn placement(
 ) -> Result<Json<Value>, ApiError> {
     let row = find(&app, &namespace, &name).await?;
     let requirement = Requirement::of(&row.spec);
+    let settings = app.store.queue_settings().await?;
+    let settings = settings.iter().find(|settings| settings.queue == row.queue);
     let job = JobView {
         phase: row.phase,
         node: row.node.as_deref(),
         queue: &row.queue,
+        queue_limit: settings.and_then(|row| row.settings.concurrency.map(|limit| (limit, row.running))),
         suspend: row.suspend,
         not_before: row.not_before,
         requirement: &requirement,

@@ -453,7 +453,7 @@ static UPDATE_JOBS: Batch = Batch {
             queued_at = CASE WHEN e.phase = 'Queued' AND jobs.phase <> 'Queued' THEN $1 ELSE jobs.queued_at END,
             ready_rank = CASE
                 WHEN e.phase = 'Queued' AND jobs.suspend = 0 AND (e.not_before IS NULL OR e.not_before <= $1)
-                THEN ((1000 - jobs.priority) << 50) + jobs.id END,
+                THEN ((1000 - jobs.priority) << 40) + jobs.place END,
             due_at = CASE WHEN e.phase = 'Queued' AND jobs.suspend = 0 AND e.not_before > $1 THEN e.not_before END,
             ttl_at = CASE WHEN jobs.ttl_ms > $3 - e.finished_at THEN $3 ELSE e.finished_at + jobs.ttl_ms END,
             logs_complete = e.complete, resource_version = $2

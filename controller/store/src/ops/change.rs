@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use windlass_crds::JobPhase;
 
-use super::job_rows::{self, Stored, readiness};
+use super::job_rows::{self, Stored, place, readiness};
 use super::retention::remember_bodies;
 use crate::engine::value::{args, int, json, last_ms, ms, truncated};
 use crate::engine::writer::Tx;
@@ -82,7 +82,7 @@ async fn update(
     patch: JobPatch,
     expected: Option<i64>,
 ) -> Result<JobRow, Error> {
-    let Stored { id, row: job } = job_rows::by_uid(&mut tx.conn, uid)
+    let Stored { id, place, row: job } = job_rows::by_uid(&mut tx.conn, uid)
         .await?
         .ok_or_else(|| Error::NotFound { object: "job", key: uid.to_owned() })?;
     if let Some(expected) = expected.filter(|expected| *expected != job.resource_version) {
@@ -101,7 +101,7 @@ async fn update(
     if !respecified && !relabelled && new.annotations == job.annotations {
         return Ok(job);
     }
-    let (ready_rank, due_at) = readiness(&new, id, now);
+    let (ready_rank, due_at) = readiness(&new, place, now);
     let version = tx.draw_version();
     let sql = "
         UPDATE jobs SET suspend = $2, priority = $3, ttl_ms = $4, ready_rank = $5, due_at = $10,
@@ -150,7 +150,7 @@ async fn unlabel(tx: &mut Tx, id: i64, labels: &BTreeMap<String, String>) -> Res
 }
 
 async fn cancel(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<CancelOutcome, Error> {
-    let Some(Stored { id, row: job }) = job_rows::by_uid(&mut tx.conn, uid).await? else {
+    let Some(Stored { id, row: job, .. }) = job_rows::by_uid(&mut tx.conn, uid).await? else {
         return Ok(CancelOutcome::NotFound);
     };
     if job.phase.is_terminal() {
@@ -190,7 +190,7 @@ async fn cancel(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<CancelOutcome,
 }
 
 async fn retry(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<RetryOutcome, Error> {
-    let Some(Stored { id, row: job }) = job_rows::by_uid(&mut tx.conn, uid).await? else {
+    let Some(Stored { id, row: job, .. }) = job_rows::by_uid(&mut tx.conn, uid).await? else {
         return Ok(RetryOutcome::NotFound);
     };
     if !job.phase.is_terminal() {
@@ -198,21 +198,23 @@ async fn retry(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<RetryOutcome, E
     }
     let version = tx.draw_version();
     let queued = JobRow { phase: JobPhase::Queued, not_before: None, ..job };
-    let (ready_rank, _) = readiness(&queued, id, now);
+    // It waits anew: many jobs that are opened again long after must not push back everything that waits now.
+    let place = place(now, id);
+    let (ready_rank, _) = readiness(&queued, place, now);
     let sql = "
         UPDATE jobs SET phase = 'Queued', reason = NULL, message = NULL, exit_code = NULL, node = NULL,
             steps = '[]', unenforced = '[]', logs_complete = 0, lost_attempts = 0, failures = 0,
             cancel_requested_at = NULL, queued_at = $2, not_before = NULL, started_at = NULL, finished_at = NULL,
-            ttl_at = NULL, ready_rank = $4, resource_version = $3
+            ttl_at = NULL, ready_rank = $4, place = $5, resource_version = $3
         WHERE id = $1 AND finished_at IS NOT NULL";
-    tx.conn.execute(sql, args![id, ms(now), version, ready_rank]).await?;
+    tx.conn.execute(sql, args![id, ms(now), version, ready_rank, place]).await?;
     tx.changed(Change::Job { uid: uid.to_owned() });
     tx.changed(Change::Queued);
     Ok(RetryOutcome::Queued(reread(tx, uid).await?))
 }
 
 async fn delete(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<DeleteOutcome, Error> {
-    let Some(Stored { id, row: job }) = job_rows::by_uid(&mut tx.conn, uid).await? else {
+    let Some(Stored { id, row: job, .. }) = job_rows::by_uid(&mut tx.conn, uid).await? else {
         return Ok(DeleteOutcome::NotFound);
     };
     match job.phase {

@@ -15,13 +15,20 @@
 //!
 //! Both are descents of an index, so the cost grows with the logarithm of the backlog; neither looks at classes that
 //! have no ready job.
+//!
+//! Where something is set for queues ([`terms`]), those that have reached their limit are passed over like lanes that do
+//! not fit. Where queues have weights, each gives its next job in turn, so that what runs is shared by weight; priority
+//! and age then order the jobs within a queue. That costs one more descent for each queue.
 
-use std::collections::{HashMap, HashSet};
+mod terms;
+
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use windlass_crds::sandbox_job::OfflinePolicy;
 
+use self::terms::Terms;
 use super::job_rows;
 use crate::engine::caches::Lane;
 use crate::engine::dialect::{self, Sql};
@@ -144,10 +151,13 @@ struct Held {
     room: Room,
     repeated: bool,
     next_due: Option<Timestamp>,
+    /// Whether something is set for any queue.
+    terms: bool,
 }
 
 /// Chosen jobs with what they reserve, and what is left for more.
 struct Choice<'c> {
+    terms: &'c mut Terms,
     room: Room,
     want: usize,
     chosen: Vec<(i64, Reserve)>,
@@ -160,9 +170,15 @@ impl Choice<'_> {
         self.want == 0 || self.room.slots == 0
     }
 
+    /// Whether there is room for a job of the lane, and its queue may have one more running.
+    fn fits(&self, lane: &Lane) -> bool {
+        self.room.fits(&lane.reserve) && self.terms.permit(&lane.queue)
+    }
+
     fn take(&mut self, lane: &Lane, rank: i64) {
-        let id = rank & ((1 << 50) - 1);
+        let id = rank & ((1 << job_rows::ID_BITS) - 1);
         if !self.passed_over.contains(&id) {
+            self.terms.take(&lane.queue);
             self.room.take(&lane.reserve);
             self.want -= 1;
             self.chosen.push((id, lane.reserve));
@@ -213,10 +229,12 @@ impl Claim {
         if held.next_due.is_some_and(|due| due <= self.now) {
             self.promote(tx).await?;
         }
+        let mut terms = if held.terms { Terms::load(tx).await? } else { Terms::default() };
         let (mut room, mut want) = (held.room, self.max);
         let (mut claimed, mut passed_over) = (Vec::new(), HashSet::new());
         for _ in 0..ROUNDS {
-            let mut choice = Choice { room, want, chosen: Vec::new(), passed_over: &passed_over };
+            let mut choice =
+                Choice { terms: &mut terms, room, want, chosen: Vec::new(), passed_over: &passed_over };
             self.choose(tx, &mut choice).await?;
             let chosen = choice.chosen;
             if chosen.is_empty() {
@@ -232,6 +250,10 @@ impl Claim {
                     passed_over.insert(*id);
                 }
             }
+            if got.len() < chosen.len() && held.terms {
+                // Those that could not be had have taken a place in their queues.
+                terms = Terms::load(tx).await?;
+            }
             if got.len() == chosen.len() {
                 break;
             }
@@ -244,7 +266,8 @@ impl Claim {
         let sql = "
             SELECT n.boot_id, h.repeated, h.busy, h.cpu_millis, h.memory_bytes, h.gpus,
                 (SELECT min(j.due_at) FROM jobs AS j WHERE j.due_at IS NOT NULL) AS next_due,
-                (SELECT l.last_claim_at FROM node_liveness AS l WHERE l.name = $1) AS last_claim
+                (SELECT l.last_claim_at FROM node_liveness AS l WHERE l.name = $1) AS last_claim,
+                CASE WHEN EXISTS (SELECT 1 FROM queues) THEN 1 ELSE 0 END AS terms
             FROM nodes AS n CROSS JOIN (
                 SELECT count(*) FILTER (WHERE a.request_id = $2) AS repeated,
                     count(*) FILTER (WHERE a.waiting = 0) AS busy,
@@ -276,6 +299,7 @@ impl Claim {
             let sql = "UPDATE node_liveness SET last_claim_at = $2, last_seen_at = $2 WHERE name = $1";
             tx.conn.execute(sql, args![self.node.as_str(), ms(self.now)]).await?;
         }
+        let terms = cells.flag("terms")?;
         let room = Room {
             slots: self.slots.saturating_sub(busy),
             free: Reserve {
@@ -284,7 +308,7 @@ impl Claim {
                 gpus: self.capacity.gpus.saturating_sub(used.gpus),
             },
         };
-        Ok(Held { room, repeated, next_due })
+        Ok(Held { room, repeated, next_due, terms })
     }
 
     /// Renews and yields what the same request was given before.
@@ -315,14 +339,14 @@ impl Claim {
     /// Makes jobs ready whose time has come.
     async fn promote(&self, tx: &mut Tx) -> Result<(), Error> {
         let sql = "
-            UPDATE jobs SET ready_rank = ((1000 - priority) << 50) + id, due_at = NULL
+            UPDATE jobs SET ready_rank = ((1000 - priority) << 40) + place, due_at = NULL
             WHERE id IN (
                 SELECT id FROM jobs WHERE due_at IS NOT NULL AND due_at <= $1 ORDER BY due_at LIMIT $2)";
         tx.conn.execute(sql, args![ms(self.now), PROMOTIONS]).await.map(drop)
     }
 
-    fn wants(&self, lane: &Lane, room: &Room) -> bool {
-        room.fits(&lane.reserve)
+    fn wants(&self, lane: &Lane, choice: &Choice<'_>) -> bool {
+        choice.fits(lane)
             && (self.queues.is_empty() || self.queues.contains(&lane.queue))
             && self.classes.binary_search(&lane.class).is_ok()
     }
@@ -332,6 +356,9 @@ impl Claim {
             return Ok(());
         }
         load_lanes(tx).await?;
+        if choice.terms.share {
+            return self.share(tx, choice).await;
+        }
         let mut start = -1;
         let mut lanes = Vec::new();
         if self.classes.len() <= FEW_CLASSES {
@@ -354,7 +381,7 @@ impl Claim {
         let known = tx.caches.lanes();
         let of_classes = self.classes.iter().flat_map(|class| known.of_class(*class));
         of_classes
-            .filter(|id| known.get(**id).is_some_and(|lane| self.wants(lane, &choice.room)))
+            .filter(|id| known.get(**id).is_some_and(|lane| self.wants(lane, choice)))
             .copied()
             .collect()
     }
@@ -363,7 +390,7 @@ impl Claim {
         let mut lanes = Vec::new();
         for row in tx.conn.packed(dialect::LANES_IN_USE, args![]).await? {
             let id = row.cells("jobs").int("lane")?;
-            if tx.caches.lanes().get(id).is_some_and(|lane| self.wants(lane, &choice.room)) {
+            if tx.caches.lanes().get(id).is_some_and(|lane| self.wants(lane, choice)) {
                 lanes.push(id);
             }
         }
@@ -380,8 +407,7 @@ impl Claim {
             let limit = i64::try_from(window).unwrap_or(i64::MAX);
             let heads = heads(tx, dialect::READY_HEADS, args![start, limit]).await?;
             for Head { lane, rank } in &heads {
-                if let Some(lane) = tx.caches.lanes().get(*lane).filter(|lane| self.wants(lane, &choice.room))
-                {
+                if let Some(lane) = tx.caches.lanes().get(*lane).filter(|lane| self.wants(lane, choice)) {
                     choice.take(lane, *rank);
                     if choice.is_full() {
                         return Ok(Front::Settled);
@@ -412,7 +438,7 @@ impl Claim {
         let mut start = start;
         loop {
             let known = tx.caches.lanes();
-            lanes.retain(|id| known.get(*id).is_some_and(|lane| choice.room.fits(&lane.reserve)));
+            lanes.retain(|id| known.get(*id).is_some_and(|lane| choice.fits(lane)));
             if lanes.is_empty() || choice.is_full() {
                 return Ok(());
             }
@@ -434,8 +460,7 @@ impl Claim {
                 if bound.is_some_and(|bound| rank > bound) || choice.is_full() {
                     break;
                 }
-                if let Some(lane) = tx.caches.lanes().get(lane).filter(|lane| choice.room.fits(&lane.reserve))
-                {
+                if let Some(lane) = tx.caches.lanes().get(lane).filter(|lane| choice.fits(lane)) {
                     choice.take(lane, rank);
                 }
             }
@@ -448,6 +473,41 @@ impl Claim {
                 lanes.retain(|lane| lane_ends.contains_key(lane));
             }
         }
+    }
+
+    /// Takes what fits from each queue in turn, so that what runs is shared by the queues' weights.
+    async fn share(&self, tx: &mut Tx, choice: &mut Choice<'_>) -> Result<(), Error> {
+        let mut lanes = Vec::new();
+        if self.classes.len() <= FEW_CLASSES {
+            lanes = self.lanes_of_classes(tx, choice);
+        }
+        if self.classes.len() > FEW_CLASSES || lanes.len() > FEW_LANES {
+            lanes = self.lanes_in_use(tx, choice).await?;
+        }
+        let mut queues: HashMap<String, Line> = HashMap::new();
+        for id in lanes {
+            if let Some(lane) = tx.caches.lanes().get(id) {
+                queues.entry(lane.queue.clone()).or_default().lanes.push(id);
+            }
+        }
+        let uncounted: Vec<String> =
+            queues.keys().filter(|queue| !choice.terms.knows(queue)).cloned().collect();
+        choice.terms.count(tx, &uncounted).await?;
+        while !choice.is_full() {
+            for line in queues.values_mut() {
+                line.fill(tx, choice).await?;
+            }
+            let contenders = queues.iter().filter_map(|(queue, line)| {
+                line.heads.front().map(|head| (queue, choice.terms.contender(queue, head.rank)))
+            });
+            let turn = contenders.min_by(|(_, a), (_, b)| a.cmp(b)).map(|(queue, _)| queue.clone());
+            let Some(line) = turn.and_then(|queue| queues.get_mut(&queue)) else { return Ok(()) };
+            let Some(head) = line.heads.pop_front() else { return Ok(()) };
+            if let Some(lane) = tx.caches.lanes().get(head.lane).filter(|lane| choice.fits(lane)) {
+                choice.take(lane, head.rank);
+            }
+        }
+        Ok(())
     }
 
     /// Makes the chosen jobs the node's; yields those that it got.
@@ -501,6 +561,42 @@ impl Claim {
             claimed.push(ClaimedJob { epoch: job.epoch, number: job.attempts, lease, offline, job });
         }
         Ok(claimed)
+    }
+}
+
+/// The ready jobs of one queue, read on as they are needed.
+struct Line {
+    lanes: Vec<i64>,
+    heads: VecDeque<Head>,
+    /// Everything up to this rank was read.
+    read: i64,
+    /// Whether there is nothing more to read.
+    ended: bool,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self { lanes: Vec::new(), heads: VecDeque::new(), read: -1, ended: false }
+    }
+}
+
+impl Line {
+    /// Sees to it that the next job is known, unless there is none that fits. Lanes that do not fit any more are left out
+    /// from now on: within a claim room only shrinks.
+    async fn fill(&mut self, tx: &mut Tx, choice: &Choice<'_>) -> Result<(), Error> {
+        let known = tx.caches.lanes();
+        let fits = |lane: i64| known.get(lane).is_some_and(|lane| choice.fits(lane));
+        self.lanes.retain(|lane| fits(*lane));
+        self.heads.retain(|head| fits(head.lane));
+        while self.heads.is_empty() && !self.ended && !self.lanes.is_empty() {
+            let want = choice.want.min(choice.room.slots as usize);
+            let args = args![json(&self.lanes), self.read, want as i64, want as i64];
+            let heads = heads(tx, dialect::LANE_HEADS, args).await?;
+            self.ended = heads.len() < want;
+            self.read = heads.last().map_or(self.read, |head| head.rank);
+            self.heads = heads.into();
+        }
+        Ok(())
     }
 }
 

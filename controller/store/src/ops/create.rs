@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use windlass_crds::sandbox_job::OfflinePolicy;
 use windlass_crds::{JobPhase, Priority};
 
-use super::job_rows::{self, job_columns, readiness};
+use super::job_rows::{self, job_columns, place, readiness};
 use crate::engine::caches::Lane;
 use crate::engine::dialect::Batch;
 use crate::engine::value::{args, int, json, listed, ms, truncated, word};
@@ -193,12 +193,12 @@ static INSERT_JOBS: Batch = Batch {
     ],
     statement: "
         INSERT INTO jobs (id, uid, namespace, name, spec_hash, queue, priority, class_id, lane_id, cpu_millis,
-            memory_bytes, gpus, offline, ttl_ms, suspend, ready_rank, phase, queued_at,
+            memory_bytes, gpus, offline, ttl_ms, suspend, ready_rank, phase, queued_at, place,
             created_at, generation, resource_version, epoch, attempts, lost_attempts, failures, logs_complete,
             steps, unenforced)
         SELECT e.id, e.uid, e.namespace, e.name, e.spec_hash, e.queue, e.priority, e.class_id, e.lane_id, e.cpu_millis,
             e.memory_bytes, e.gpus, e.offline, e.ttl_ms, e.suspend, e.ready_rank, e.phase, e.queued_at,
-            $1, 1, e.id, 0, 0, 0, 0, 0, '[]', '[]'
+            $2 + e.id, $1, 1, e.id, 0, 0, 0, 0, 0, '[]', '[]'
         FROM e WHERE e.id IS NOT NULL",
 };
 
@@ -257,12 +257,12 @@ async fn insert(tx: &mut Tx, now: Timestamp, jobs: Vec<NewJob>) -> Result<Vec<Jo
             row.spec.offline.map(word::<OfflinePolicy>),
             row.spec.ttl_after_finished.map(|ttl| int(ttl.millis())),
             row.suspend,
-            readiness(row, *id, now).0,
+            readiness(row, place(now, *id), now).0,
             word(row.phase),
             row.queued_at.map(ms)
         ]);
     }
-    tx.conn.execute_batch(&INSERT_JOBS, values, args![ms(now)]).await?;
+    tx.conn.execute_batch(&INSERT_JOBS, values, args![ms(now), place(now, 0)]).await?;
     tx.conn.execute_batch(&INSERT_BODIES, bodies, args![]).await?;
     if !labels.is_empty() {
         let sql = "INSERT INTO job_labels (key, value, job_id)

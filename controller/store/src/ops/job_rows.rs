@@ -16,7 +16,7 @@ use crate::{Error, JobRow, Reserve};
 /// The columns of a job but its spec, of `jobs AS j` and `job_bodies AS b`.
 macro_rules! narrow_columns {
     ($lease_name:literal) => {
-        concat!("j.uid, j.id, j.namespace, j.name, j.spec_hash, j.queue, j.priority, j.class_id, \
+        concat!("j.uid, j.id, j.place, j.namespace, j.name, j.spec_hash, j.queue, j.priority, j.class_id, \
          j.cpu_millis, j.memory_bytes, j.gpus, j.ttl_ms, j.suspend, j.created_at, j.generation, \
          j.resource_version, j.phase, j.epoch, j.attempts, j.lost_attempts, j.failures, j.logs_complete, \
          j.queued_at, j.not_before, j.started_at, j.finished_at, j.ttl_at, j.cancel_requested_at, j.exit_code, \
@@ -38,22 +38,39 @@ pub(crate) use {job_columns, narrow_columns};
 #[derive(Clone)]
 pub(crate) struct Stored {
     pub(crate) id: i64,
+    /// See [`place`].
+    pub(crate) place: i64,
     pub(crate) row: JobRow,
 }
 
-/// Priority and age as one number: the smaller, the sooner. Ids grow with age and stay far below 2^50.
-fn rank(priority: u16, id: i64) -> i64 {
-    (i64::from(Priority::MAX.saturating_sub(priority)) << 50) + id
+/// How many bits of a rank and of a place are the job's id. A thousand changes a second use them up in 34 years.
+pub(crate) const ID_BITS: u32 = 40;
+/// Where minutes are counted from: the first of 2026. What is older counts as that old.
+const FIRST_MINUTE: i64 = 1_767_225_600_000 / 60_000;
+/// The last minute that ranks can tell apart, in 2041, so that with the priority below it the sign is not touched.
+const LAST_MINUTE: i64 = (1 << (63 - ID_BITS)) - 1 - 1024;
+
+/// A job's age as one number: the minute from which it counts as waiting, and its id, which orders the jobs of a minute.
+pub(crate) fn place(since: Timestamp, id: i64) -> i64 {
+    let minute = (ms(since) / 60_000 - FIRST_MINUTE).clamp(0, LAST_MINUTE);
+    (minute << ID_BITS) + id
+}
+
+/// Priority and age as one number: the smaller, the sooner. A point of priority is worth a minute of waiting, so that a
+/// job is overtaken by those of a priority `p` points higher only if they come within `p` minutes: its wait is bounded,
+/// and no rank has to be written again because time goes by.
+fn rank(priority: u16, place: i64) -> i64 {
+    (i64::from(Priority::MAX.saturating_sub(priority)) << ID_BITS) + place
 }
 
 /// When a job can be claimed: its rank if it can be now, or else the time that alone keeps it from that.
-pub(crate) fn readiness(job: &JobRow, id: i64, now: Timestamp) -> (Option<i64>, Option<i64>) {
+pub(crate) fn readiness(job: &JobRow, place: i64, now: Timestamp) -> (Option<i64>, Option<i64>) {
     if job.phase != JobPhase::Queued || job.suspend {
         return (None, None);
     }
     match job.not_before {
         Some(not_before) if not_before > now => (None, Some(ms(not_before))),
-        Some(_) | None => (Some(rank(job.priority, id)), None),
+        Some(_) | None => (Some(rank(job.priority, place)), None),
     }
 }
 
@@ -100,6 +117,7 @@ pub(crate) fn settle_spec(row: &mut JobRow, ttl: Option<Span>) {
 /// A job as [`narrow_columns`] have it.
 struct Unspecified {
     id: i64,
+    place: i64,
     ttl: Option<Span>,
     /// The job with no spec worth the name.
     row: JobRow,
@@ -107,10 +125,10 @@ struct Unspecified {
 
 impl Unspecified {
     fn with(self, spec: Arc<SandboxJobSpec>) -> Stored {
-        let Self { id, ttl, mut row } = self;
+        let Self { id, place, ttl, mut row } = self;
         row.spec = spec;
         settle_spec(&mut row, ttl);
-        Stored { id, row }
+        Stored { id, place, row }
     }
 }
 
@@ -127,6 +145,7 @@ pub(crate) fn read(row: &Row) -> Result<Stored, Error> {
 fn read_narrow(cells: &mut Cells<'_>) -> Result<Unspecified, Error> {
     let uid = cells.text("uid")?;
     let id = cells.int("id")?;
+    let place = cells.int("place")?;
     let namespace = cells.text("namespace")?;
     let name = cells.text("name")?;
     let spec_hash = cells.text("spec_hash")?;
@@ -200,7 +219,7 @@ fn read_narrow(cells: &mut Cells<'_>) -> Result<Unspecified, Error> {
         resource_version,
         lease_until,
     };
-    Ok(Unspecified { id, ttl, row })
+    Ok(Unspecified { id, place, ttl, row })
 }
 
 const BY_UID: &str = concat!(
@@ -289,4 +308,41 @@ pub(crate) fn remember(tx: &mut Tx, job: &Stored) {
     // A row has some twenty texts; a step and a label are each about as large as the measure says.
     let bytes = 512 + 256 * row.steps.len() + 64 * (row.labels.len() + row.annotations.len());
     tx.caches.jobs.insert(&row.uid, job.clone(), bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(minute: i64) -> Timestamp {
+        Timestamp::from_second((FIRST_MINUTE + minute) * 60).expect("a time in this century")
+    }
+
+    proptest! {
+        #[test]
+        fn a_point_of_priority_is_a_minute_of_waiting(
+            old in 0..10_000_000i64, new in 0..10_000_000i64, low in 0..=1000u16, high in 0..=1000u16,
+        ) {
+            let (older, newer) = (rank(low, place(at(old), 1)), rank(high, place(at(new), 2)));
+            let (old, new) = (old.min(LAST_MINUTE), new.min(LAST_MINUTE));
+            let before = old - i64::from(low) <= new - i64::from(high);
+            prop_assert_eq!(older < newer, before);
+            for rank in [older, newer] {
+                prop_assert!(rank > 0);
+            }
+            prop_assert_eq!(newer & ((1 << ID_BITS) - 1), 2);
+        }
+    }
+
+    #[test]
+    fn clocks_that_are_wrong_by_decades_break_nothing() {
+        for since in [Timestamp::MIN, Timestamp::UNIX_EPOCH, Timestamp::MAX] {
+            for priority in [0, 500, 1000, u16::MAX] {
+                let rank = rank(priority, place(since, 7));
+                assert!(rank > 0, "{since} {priority}");
+                assert_eq!(rank & ((1 << ID_BITS) - 1), 7);
+            }
+        }
+    }
 }

@@ -9,5 +9,6 @@ pub(crate) mod leasing;
 pub(crate) mod listing;
 pub(crate) mod nodes;
 pub(crate) mod placement;
+pub(crate) mod queues;
 pub(crate) mod reporting;
 pub(crate) mod transitions;

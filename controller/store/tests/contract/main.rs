@@ -214,6 +214,17 @@ contract! {
         the_history_keeps_only_the_last_of_it
         a_note_that_repeats_the_last_one_is_not_kept
     }
+    queues {
+        a_job_that_has_waited_long_enough_is_not_overtaken
+        a_lost_job_keeps_its_place_and_one_that_is_opened_again_waits_anew
+        a_limit_holds_over_all_nodes_and_hides_nothing
+        claimers_at_the_same_time_keep_a_limit_together
+        a_limit_holds_with_many_classes
+        weights_share_what_runs
+        weights_share_with_many_classes_and_sizes
+        priority_and_age_order_the_jobs_of_a_queue_with_a_weight
+        settings_are_listed_with_what_runs
+    }
     keeping {
         tokens_are_found_by_their_secret
         an_api_token_ends_with_the_one_that_replaces_it
