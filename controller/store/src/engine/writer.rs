@@ -4,7 +4,7 @@
 //! Operations wait in a bounded queue. The writer takes all that wait, opens one transaction, runs each apart from the
 //! others, commits once, and only then sends their wake-ups and answers all of them. While one group is being committed
 //! the next one gathers, so that under load one flush to disk serves many callers and an idle store answers at once.
-//! How each database does that is in [`super::sqlite::writer`] and [`super::postgres::writer`].
+//! How each database does that is in `sqlite/writer.rs` and `postgres/writer.rs`.
 //!
 //! # Guarantees
 //! An operation that fails takes back its own writes and nobody else's. An answer is sent after its commit is on disk.
