@@ -41,8 +41,8 @@ lint: ## Check format, lints and documentation.
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 
 generate: ## Write the files that are made from the types: CRDs, JSON Schemas, the OpenAPI document.
-	cargo run -p windlass-crds --bin windlass-generate -- crds
-	cargo run -p windlass-controller --example openapi -- controller/openapi.json
+	cargo run --bin windlass-generate -- crds
+	cargo run --example openapi -- controller/openapi.json
 
 bench: ## Measure what this project promises, beside its peers (ARGS=--full for long, ARGS='--row p5' for one row).
 	cargo build --release -p windlass -p windlass-bench
