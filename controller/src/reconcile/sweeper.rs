@@ -110,7 +110,9 @@ impl Sweeper {
             reason: "NodeLost".to_owned(),
             message: Some(format!("node `{}` did not renew the lease of the attempt", attempt.node)),
             exit_code: None,
-            controller_was_away: self.dispatch.was_away(attempt.lease_until),
+            // So was it while a backup was restored.
+            controller_was_away: self.dispatch.was_away(attempt.lease_until)
+                || self.store.restored().is_some_and(|restored| restored.had(attempt.epoch)),
             started: job.phase != JobPhase::Claimed,
         };
         let mut progress = Progress { steps: job.steps.clone(), ..Progress::default() };

@@ -26,6 +26,7 @@ mod error;
 mod model;
 mod ops;
 mod store;
+pub mod transfer;
 
 pub use engine::postgres::PostgresUrl;
 pub use error::Error;

@@ -10,6 +10,7 @@ use crate::engine::postgres::{self, Postgres, PostgresUrl};
 use crate::engine::sqlite::{self, Sqlite};
 use crate::engine::value::args;
 use crate::engine::writer::{BoxFuture, Queued, Tx};
+use crate::transfer::Restored;
 use crate::{Change, Error};
 
 /// How many wake-ups a receiver may be behind before it lags and re-reads everything.
@@ -89,13 +90,21 @@ impl Store {
         let Some(inner) = Arc::into_inner(self.inner) else { return Ok(()) };
         match inner.backend {
             Backend::Postgres(postgres) => postgres.close().await,
-            Backend::Sqlite(Sqlite { queue, readers, closed, place: _ }) => {
+            Backend::Sqlite(Sqlite { queue, readers, closed, place: _, restored: _ }) => {
                 if let Some(readers) = readers {
                     readers.close().await;
                 }
                 drop(queue);
                 closed.await.unwrap_or(Err(stopped("close")))
             }
+        }
+    }
+
+    /// How the database came to be, where it was restored from a backup.
+    pub fn restored(&self) -> Option<Restored> {
+        match &self.inner.backend {
+            Backend::Sqlite(sqlite) => sqlite.restored,
+            Backend::Postgres(postgres) => postgres.restored,
         }
     }
 

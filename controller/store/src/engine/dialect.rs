@@ -100,14 +100,14 @@ pub(crate) const LANE_HEADS: Sql = packed!(
 /// What a claim changes.
 macro_rules! claim {
     () => {
-        "UPDATE jobs SET phase = 'Claimed', node = $2, epoch = epoch + 1, attempts = attempts + 1,
+        "UPDATE jobs SET phase = 'Claimed', node = $2, epoch = CASE WHEN epoch < $4 THEN $4 ELSE epoch END + 1, attempts = attempts + 1,
             ready_rank = NULL, not_before = NULL, reason = NULL, message = NULL, exit_code = NULL,
             started_at = NULL, steps = '[]', unenforced = '[]', logs_complete = 0, resource_version = $3
         WHERE "
     };
 }
 
-/// Makes the ready jobs among `$1` those of node `$2`, at version `$3`; yields which. On PostgreSQL it leaves out those that
+/// Makes the ready jobs among `$1` those of node `$2`, at version `$3`, in epochs above `$4`; yields which. On PostgreSQL it leaves out those that
 /// somebody has locked, such as a person in a transaction by hand: a claim never waits for one job where there are others.
 pub(crate) const CLAIM: Sql = Sql {
     sqlite: concat!(

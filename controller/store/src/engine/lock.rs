@@ -17,6 +17,13 @@ pub(crate) struct Lock {
 
 /// Locks `<database>.lock` and keeps the database's files to their owner. The lock file stays behind: removing it would let two processes lock two different files.
 pub(crate) fn acquire(database: &Path) -> Result<Lock, Error> {
+    let lock = take(database)?;
+    private::ensure_private(database).map_err(|source| failed(database, source))?;
+    Ok(lock)
+}
+
+/// Locks `<database>.lock`, whether there is a database or not.
+pub(crate) fn take(database: &Path) -> Result<Lock, Error> {
     let mut path = database.as_os_str().to_owned();
     path.push(".lock");
     let path = PathBuf::from(path);
@@ -30,7 +37,6 @@ pub(crate) fn acquire(database: &Path) -> Result<Lock, Error> {
     match file.try_lock() {
         Ok(()) => {
             private::restrict(&path).map_err(|source| failed(&path, source))?;
-            private::ensure_private(database).map_err(|source| failed(database, source))?;
             Ok(Lock { _file: file })
         }
         Err(TryLockError::WouldBlock) => Err(Error::Locked { path }),

@@ -19,7 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::{Executor as _, Transaction};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -29,9 +30,11 @@ use self::session::Purpose;
 use super::conn::Conn;
 use super::value::args;
 use super::writer::{BoxFuture, Operation, QUEUE, Tx};
+use crate::transfer::{Restored, read_restored};
 use crate::{Change, Error};
 
 pub(crate) use error::error;
+pub(crate) use migrate::migrate_to;
 pub use url::PostgresUrl;
 
 /// The pauses between attempts to open begin with this and double up to [`LONGEST_PAUSE`].
@@ -44,6 +47,8 @@ pub(crate) struct Postgres {
     /// Operations for the writer.
     pub(crate) queue: mpsc::Sender<Box<dyn Operation>>,
     readers: Arc<Readers>,
+    /// How the database came to be.
+    pub(crate) restored: Option<Restored>,
     /// Yields how closing went, once every sender of `queue` is gone.
     closed: oneshot::Receiver<Result<(), Error>>,
     /// The term of the lead; 0 while another controller has it.
@@ -63,6 +68,8 @@ pub(crate) async fn open(
     wait(&options, &server, url.patience()).await?;
     migrate::migrate(&options, &server).await?;
     let readers = Arc::new(Readers::new(options.clone(), Arc::clone(&server), read_connections));
+    // It stays as it is while any controller is up.
+    let restored = readers.read("open", |conn| Box::pin(read_restored(conn))).await?;
     let name = wake::Name::new();
     let term = Arc::new(AtomicI64::new(0));
     let (queue, waiting) = mpsc::channel(QUEUE);
@@ -72,13 +79,45 @@ pub(crate) async fn open(
         name: name.clone(),
         wake_ups: wake_ups.clone(),
         readers: Arc::clone(&readers),
+        restored,
     };
     let closed = spawn_writer(writer, waiting, &server)?;
     let (listening, stop) = oneshot::channel();
     let listener =
         listener::Listener { options, server: Arc::clone(&server), name, wake_ups, term: Arc::clone(&term) };
     tokio::spawn(listener.serve(stop).instrument(tracing::info_span!("store.listener")));
-    Ok(Postgres { queue, readers, closed, term, listening })
+    Ok(Postgres { queue, readers, restored, closed, term, listening })
+}
+
+/// Opens a connection and begins a transaction that sees the database as it is now. It takes no lock that writers or
+/// readers wait for.
+pub(crate) async fn open_snapshot(url: &PostgresUrl) -> Result<(PgConnection, Arc<str>), Error> {
+    let options = url.options()?;
+    let server: Arc<str> = url::label(&options).into();
+    wait(&options, &server, url.patience()).await?;
+    let mut connection = session::connect(&options, &server, Purpose::Backup).await?;
+    let begin = sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1");
+    connection.execute(begin).await.map_err(|source| error::error(&server, "begin a backup", source))?;
+    Ok((connection, server))
+}
+
+/// Opens a connection and begins a transaction in which a database is filled.
+pub(crate) async fn begin_restore(
+    url: &PostgresUrl,
+) -> Result<(Transaction<'static, sqlx::Postgres>, Arc<str>), Error> {
+    let options = url.options()?;
+    let server: Arc<str> = url::label(&options).into();
+    wait(&options, &server, url.patience()).await?;
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .after_connect(|connection, _| Box::pin(session::set_up(connection, Purpose::Restore)))
+        .connect_lazy_with(session::options(&options, Purpose::Restore));
+    let mut tx = pool.begin().await.map_err(|source| error::connecting(&server, source))?;
+    session::require_primary(&mut tx, &server).await?;
+    migrate::require_version(&mut tx, &server).await?;
+    Ok((tx, server))
 }
 
 /// Waits until the server takes connections, or says why it will not.
@@ -143,7 +182,7 @@ impl Postgres {
 
     /// Closes all connections once everything that was handed in is done.
     pub(crate) async fn close(self) -> Result<(), Error> {
-        let Self { queue, readers, closed, term: _, listening } = self;
+        let Self { queue, readers, restored: _, closed, term: _, listening } = self;
         drop(listening);
         drop(queue);
         readers.shed();

@@ -13,13 +13,14 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions as _, Connection as _};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, SqliteConnection};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tracing::Instrument as _;
 
 use super::conn::{Conn, Place};
-use super::lock;
 use super::writer::{Operation, QUEUE};
+use super::{lock, private};
+use crate::transfer::Restored;
 use crate::{Change, Error};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -42,6 +43,8 @@ pub(crate) struct Sqlite {
     pub(crate) closed: oneshot::Receiver<Result<(), Error>>,
     /// The file, for errors.
     pub(crate) place: Place,
+    /// How the database came to be.
+    pub(crate) restored: Option<Restored>,
 }
 
 /// Opens a file, or a database in memory for `None`.
@@ -86,6 +89,7 @@ pub(crate) async fn open(
     };
     let (queue, waiting) = mpsc::channel(QUEUE);
     let tx = writer::begin_with(Conn::sqlite(connection, place.clone())).await?;
+    let restored = tx.restored;
     let (settled, closed) = oneshot::channel();
     // The writer talks to SQLite's thread and to nobody else, a dozen times a transaction. On a thread of its own, with a
     // runtime that drives nothing, each answer is a plain wake-up, however busy the process is otherwise.
@@ -102,7 +106,7 @@ pub(crate) async fn open(
         .name("store-writer".to_owned())
         .spawn(serve)
         .map_err(|source| failed(source.into()))?;
-    Ok(Sqlite { queue, readers, closed, place })
+    Ok(Sqlite { queue, readers, closed, place, restored })
 }
 
 fn on_disk(file: &Path) -> SqliteConnectOptions {
@@ -135,10 +139,56 @@ fn common(options: SqliteConnectOptions) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
+/// Opens a file that somebody else may work on, and begins a transaction that sees it as it is now.
+pub(crate) async fn open_snapshot(file: &Path) -> Result<SqliteConnection, Error> {
+    let failed = |source| error(file, "begin a backup", source);
+    let options = SqliteConnectOptions::new()
+        .filename(file)
+        .create_if_missing(false)
+        .busy_timeout(BUSY_TIMEOUT)
+        .pragma("query_only", "1")
+        .disable_statement_logging();
+    let mut connection = options.connect().await.map_err(failed)?;
+    // The view is taken by the first statement that reads.
+    connection.execute("BEGIN; SELECT count(*) FROM sqlite_master").await.map_err(failed)?;
+    Ok(connection)
+}
+
+/// Makes a new file that nobody else looks at before it is whole. Its user flushes it.
+pub(crate) async fn open_new(file: &Path) -> Result<SqliteConnection, Error> {
+    private::ensure_private(file)
+        .map_err(|source| Error::NotWritable { path: file.to_owned(), source: Arc::new(source) })?;
+    let options = common(
+        SqliteConnectOptions::new()
+            .filename(file)
+            .journal_mode(SqliteJournalMode::Memory)
+            .synchronous(SqliteSynchronous::Off),
+    )
+    // Rows come in an order that suits another database; what they refer to is checked at the end.
+    .foreign_keys(false);
+    options.connect().await.map_err(|source| error(file, "make a database", source))
+}
+
+/// The newest schema version that there is.
+pub(crate) fn newest_schema() -> i64 {
+    MIGRATIONS.iter().map(|step| step.version).max().expect("there is at least one step")
+}
+
+/// The tables of the newest schema, with that of the steps.
+pub(crate) async fn tables() -> Result<Vec<String>, Error> {
+    let path = Path::new(":memory:");
+    let failed = |source| error(path, "list the tables", source);
+    let options = SqliteConnectOptions::new().in_memory(true).disable_statement_logging();
+    let mut connection = options.connect().await.map_err(failed)?;
+    migrate_to(&mut connection, path, None).await?;
+    let sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!'";
+    sqlx::query_scalar(sql).fetch_all(&mut connection).await.map_err(failed)
+}
+
 /// Brings the schema up to what this program knows, and refuses one that it does not.
-async fn migrate(connection: &mut sqlx::SqliteConnection, path: &Path) -> Result<(), Error> {
+async fn migrate(connection: &mut SqliteConnection, path: &Path) -> Result<(), Error> {
     let failed = |source| error(path, "migrate", source);
-    let known = MIGRATIONS.iter().map(|step| step.version).max().expect("there is at least one step");
+    let known = newest_schema();
     let exists = sqlx::query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = $1")
         .bind(STEPS_TABLE)
         .fetch_optional(&mut *connection)
@@ -154,7 +204,17 @@ async fn migrate(connection: &mut sqlx::SqliteConnection, path: &Path) -> Result
         }
     }
     connection.ping().await.map_err(failed)?;
-    MIGRATIONS.run_direct(None, connection, false).await.map_err(|error| match error {
+    migrate_to(connection, path, None).await
+}
+
+/// Takes the steps of the schema up to this version, or all.
+pub(crate) async fn migrate_to(
+    connection: &mut SqliteConnection,
+    path: &Path,
+    target: Option<i64>,
+) -> Result<(), Error> {
+    let failed = |source| error(path, "migrate", source);
+    MIGRATIONS.run_direct(target, connection, false).await.map_err(|error| match error {
         MigrateError::Dirty(version)
         | MigrateError::VersionMismatch(version)
         | MigrateError::VersionMissing(version) => Error::SchemaBroken { version },

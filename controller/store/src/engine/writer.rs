@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use super::caches::Caches;
 use super::conn::Conn;
 use super::postgres;
+use crate::transfer::Restored;
 use crate::{Change, Error};
 
 /// A future that borrows and can move between threads.
@@ -34,6 +35,8 @@ pub(crate) const QUEUE: usize = 1024;
 pub(crate) struct Tx {
     pub(crate) conn: Conn,
     pub(crate) caches: Caches,
+    /// How the database came to be, where it was restored from a backup.
+    pub(crate) restored: Option<Restored>,
     changes: Vec<Change>,
     /// The last version that was drawn. It stays drawn when an operation is taken back.
     version: i64,
@@ -43,8 +46,9 @@ pub(crate) struct Tx {
 
 impl Tx {
     /// Begins with the version where the database has left off.
-    pub(crate) fn new(conn: Conn, version: i64) -> Self {
-        Self { conn, caches: Caches::default(), changes: Vec::new(), version, committed_version: version }
+    pub(crate) fn new(conn: Conn, version: i64, restored: Option<Restored>) -> Self {
+        let caches = Caches::default();
+        Self { conn, caches, restored, changes: Vec::new(), version, committed_version: version }
     }
 
     /// Goes on where other writers have left off.

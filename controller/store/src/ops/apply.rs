@@ -513,6 +513,7 @@ async fn transit(
         first.insert(&transition.job, transition);
         let id = (transition.job.as_str(), transition.epoch);
         let last = last_sequence(transition);
+        let not_before = not_before(tx, now, transition, attempts.get(&id));
         let count = match attempts.get(&id) {
             Some(attempt) => {
                 let sequences = arrived.get(&id).map_or(&[][..], Vec::as_slice);
@@ -521,7 +522,7 @@ async fn transit(
             None => 0,
         };
         counts.insert(id, count);
-        rows.extend(job_change(now, transition, last == Some(count)));
+        rows.extend(job_change(now, transition, not_before, last == Some(count)));
     }
     let version = tx.draw_version();
     let changed = change_jobs(tx, now, version, rows, &first, attempts).await?;
@@ -576,7 +577,8 @@ async fn transit(
                 let all_arrived =
                     last_sequence(transition).is_some_and(|last| counts.get(&epoch_id) == Some(&last));
                 let lease = attempts.get(&epoch_id).map(|attempt| attempt.lease_until);
-                known.row = follow(known.row, now, version, transition, all_arrived, lease);
+                let not_before = not_before(tx, now, transition, attempts.get(&epoch_id));
+                known.row = follow(known.row, now, version, transition, all_arrived, not_before, lease);
                 jobs.insert(uid, known);
             }
             None => unknown.push(id),
@@ -595,6 +597,21 @@ async fn transit(
     Ok(outcomes.collect())
 }
 
+/// Until when a job waits that goes back to its queue.
+fn not_before(
+    tx: &Tx,
+    now: Timestamp,
+    transition: &Transition,
+    attempt: Option<&Reported>,
+) -> Option<Timestamp> {
+    let JobChange { phase, not_before, .. } = &transition.set;
+    match (tx.restored, attempt) {
+        (Some(restored), Some(attempt)) => restored.not_before(attempt.job_id, *phase, now, *not_before),
+        // A job that nobody has had waits by its row.
+        (Some(_) | None, _) => *not_before,
+    }
+}
+
 /// What a job is after a transition that has happened: the same as [`UPDATE_JOBS`] writes.
 fn follow(
     before: JobRow,
@@ -602,6 +619,7 @@ fn follow(
     version: i64,
     transition: &Transition,
     all_arrived: bool,
+    not_before: Option<Timestamp>,
     lease: Option<Timestamp>,
 ) -> JobRow {
     let JobChange {
@@ -613,7 +631,7 @@ fn follow(
         unenforced,
         started_at,
         finished_at,
-        not_before,
+        not_before: _,
         lost_attempts,
         failures,
         attempt: _,
@@ -683,7 +701,12 @@ async fn change_jobs(
 }
 
 /// The values of a transition, in the order of [`UPDATE_JOBS`].
-fn job_change(now: Timestamp, transition: &Transition, all_arrived: bool) -> Vec<Value> {
+fn job_change(
+    now: Timestamp,
+    transition: &Transition,
+    not_before: Option<Timestamp>,
+    all_arrived: bool,
+) -> Vec<Value> {
     let Transition { job, epoch, expect_version, set } = transition;
     let JobChange {
         phase,
@@ -694,7 +717,7 @@ fn job_change(now: Timestamp, transition: &Transition, all_arrived: bool) -> Vec
         unenforced,
         started_at,
         finished_at,
-        not_before,
+        not_before: _,
         lost_attempts,
         failures,
         attempt: _,

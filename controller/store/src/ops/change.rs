@@ -197,17 +197,19 @@ async fn retry(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<RetryOutcome, E
         return Ok(RetryOutcome::NotEnded(job));
     }
     let version = tx.draw_version();
-    let queued = JobRow { phase: JobPhase::Queued, not_before: None, ..job };
+    let not_before = tx.restored.and_then(|restored| restored.not_before(id, JobPhase::Queued, now, None));
+    let queued = JobRow { phase: JobPhase::Queued, not_before, ..job };
     // It waits anew: many jobs that are opened again long after must not push back everything that waits now.
     let place = place(now, id);
-    let (ready_rank, _) = readiness(&queued, place, now);
+    let (ready_rank, due_at) = readiness(&queued, place, now);
     let sql = "
         UPDATE jobs SET phase = 'Queued', reason = NULL, message = NULL, exit_code = NULL, node = NULL,
             steps = '[]', unenforced = '[]', logs_complete = 0, lost_attempts = 0, failures = 0,
-            cancel_requested_at = NULL, queued_at = $2, not_before = NULL, started_at = NULL, finished_at = NULL,
-            ttl_at = NULL, ready_rank = $4, place = $5, resource_version = $3
+            cancel_requested_at = NULL, queued_at = $2, not_before = $6, started_at = NULL, finished_at = NULL,
+            ttl_at = NULL, ready_rank = $4, due_at = $7, place = $5, resource_version = $3
         WHERE id = $1 AND finished_at IS NOT NULL";
-    tx.conn.execute(sql, args![id, ms(now), version, ready_rank, place]).await?;
+    let args = args![id, ms(now), version, ready_rank, place, not_before.map(ms), due_at];
+    tx.conn.execute(sql, args).await?;
     tx.changed(Change::Job { uid: uid.to_owned() });
     tx.changed(Change::Queued);
     Ok(RetryOutcome::Queued(reread(tx, uid).await?))

@@ -515,7 +515,9 @@ impl Claim {
         let version = tx.draw_version();
         let ids: Vec<i64> = chosen.iter().map(|(id, _)| *id).collect();
         let mut got = HashSet::with_capacity(ids.len());
-        for row in tx.conn.rows(dialect::CLAIM, args![json(&ids), self.node.as_str(), version]).await? {
+        let above = tx.restored.map_or(0, |restored| restored.number);
+        let args = args![json(&ids), self.node.as_str(), version, above];
+        for row in tx.conn.rows(dialect::CLAIM, args).await? {
             got.insert(row.cells("jobs").int("id")?);
         }
         if got.is_empty() {

@@ -50,6 +50,11 @@ const FIRST_MINUTE: i64 = 1_767_225_600_000 / 60_000;
 /// The last minute that ranks can tell apart, in 2041, so that with the priority below it the sign is not touched.
 const LAST_MINUTE: i64 = (1 << (63 - ID_BITS)) - 1 - 1024;
 
+/// The milliseconds since [`FIRST_MINUTE`]: a number that grows as fast as versions may at most, and a job's id still holds.
+pub(crate) fn since_first_minute(time: Timestamp) -> i64 {
+    ms(time) - FIRST_MINUTE * 60_000
+}
+
 /// A job's age as one number: the minute from which it counts as waiting, and its id, which orders the jobs of a minute.
 pub(crate) fn place(since: Timestamp, id: i64) -> i64 {
     let minute = (ms(since) / 60_000 - FIRST_MINUTE).clamp(0, LAST_MINUTE);

@@ -48,13 +48,21 @@ pub(super) async fn migrate(to: &PgConnectOptions, server: &Arc<str>) -> Result<
     }
 }
 
+/// Refuses a server that is too old.
+pub(super) async fn require_version(connection: &mut PgConnection, server: &Arc<str>) -> Result<(), Error> {
+    let sql = "SELECT current_setting('server_version_num')::BIGINT";
+    let found = number(connection, sql).await.map_err(|source| error::error(server, "migrate", source))?;
+    match found {
+        Some(found) if found < OLDEST_SERVER => {
+            Err(Error::OldServer { server: server.to_string(), found, oldest: OLDEST_SERVER })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 async fn attempt(connection: &mut PgConnection, server: &Arc<str>, known: i64) -> Result<(), Error> {
     let failed = |source| error::error(server, "migrate", source);
-    let version = "SELECT current_setting('server_version_num')::BIGINT";
-    let found = number(connection, version).await.map_err(failed)?.unwrap_or(OLDEST_SERVER);
-    if found < OLDEST_SERVER {
-        return Err(Error::OldServer { server: server.to_string(), found, oldest: OLDEST_SERVER });
-    }
+    require_version(connection, server).await?;
     let schema = "SELECT CASE WHEN to_regclass('_sqlx_migrations') IS NULL THEN 0 ELSE 1 END::BIGINT";
     if number(connection, schema).await.map_err(failed)? == Some(1)
         && let Some(found) =
@@ -68,7 +76,17 @@ async fn attempt(connection: &mut PgConnection, server: &Arc<str>, known: i64) -
         }
         return Err(Error::NewerSchema { found, known });
     }
-    MIGRATIONS.run_direct(None, connection, false).await.map_err(|error| match error {
+    migrate_to(connection, server, None).await
+}
+
+/// Takes the steps of the schema up to this version, or all.
+pub(crate) async fn migrate_to(
+    connection: &mut PgConnection,
+    server: &Arc<str>,
+    target: Option<i64>,
+) -> Result<(), Error> {
+    let failed = |source| error::error(server, "migrate", source);
+    MIGRATIONS.run_direct(target, connection, false).await.map_err(|error| match error {
         MigrateError::Dirty(version)
         | MigrateError::VersionMismatch(version)
         | MigrateError::VersionMissing(version) => Error::SchemaBroken { version },

@@ -33,6 +33,10 @@ pub(super) enum Purpose {
     Listen,
     /// It brings the schema up to date. A lock that it waits for holds up everyone behind it.
     Migrate,
+    /// It reads everything once, for as long as that takes.
+    Backup,
+    /// It fills a database that nobody else uses, for as long as that takes.
+    Restore,
 }
 
 impl Purpose {
@@ -43,6 +47,8 @@ impl Purpose {
             Self::Read => "windlass reader",
             Self::Listen => "windlass listener",
             Self::Migrate => "windlass migration",
+            Self::Backup => "windlass backup",
+            Self::Restore => "windlass restore",
         }
     }
 
@@ -59,6 +65,14 @@ impl Purpose {
             }
             Self::Listen => "SET statement_timeout = '30s'; SET lock_timeout = '5s'",
             Self::Migrate => "SET lock_timeout = '2s'",
+            Self::Backup => {
+                "SET statement_timeout = 0; SET lock_timeout = '5s'; SET default_transaction_read_only = on; \
+                 SET idle_in_transaction_session_timeout = 0; SET enable_seqscan = on"
+            }
+            Self::Restore => {
+                "SET statement_timeout = 0; SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = 0; \
+                 SET enable_seqscan = on"
+            }
         }
     }
 }

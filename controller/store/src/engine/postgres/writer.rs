@@ -30,6 +30,7 @@ use super::session::{self, Purpose};
 use super::wake::{self, Name};
 use crate::engine::conn::{Conn, Place};
 use crate::engine::writer::{Operation, Run, Tx};
+use crate::transfer::Restored;
 use crate::{Change, Error};
 
 /// How many operations one commit serves. Above 64 savepoints PostgreSQL keeps them where every reader has to look.
@@ -65,6 +66,8 @@ pub(super) struct Writer {
     pub(super) wake_ups: broadcast::Sender<Change>,
     /// Their connections may be as dead as the writer's was, or the only ones that there are.
     pub(super) readers: Arc<Readers>,
+    /// How the database came to be.
+    pub(super) restored: Option<Restored>,
 }
 
 /// How an attempt has ended that has not committed.
@@ -227,7 +230,7 @@ impl Writer {
         let mut connection = session::connect(&self.options, &self.server, Purpose::Write).await?;
         session::require_primary(&mut connection, &self.server).await?;
         let conn = Conn::postgres(connection, Place::Server(Arc::clone(&self.server)));
-        Ok(Session { tx: Tx::new(conn, 0), planned_at: Instant::now(), planned_for: 0 })
+        Ok(Session { tx: Tx::new(conn, 0, self.restored), planned_at: Instant::now(), planned_for: 0 })
     }
 
     /// Commits, and tells the other controllers, in one message.

@@ -9,6 +9,7 @@ use crate::engine::conn::Conn;
 use crate::engine::lock::Lock;
 use crate::engine::value::args;
 use crate::engine::writer::{Operation, Run, Tx};
+use crate::transfer::read_restored;
 use crate::{Change, Error};
 
 /// Opens a write transaction at once, so that no statement in it can fail for want of the lock.
@@ -29,7 +30,11 @@ pub(super) async fn begin_with(mut conn: Conn) -> Result<Tx, Error> {
     let sql = "SELECT value FROM counters WHERE name = 'resource_version'";
     let row = conn.row(sql, args![]).await?;
     match row {
-        Some(row) => Ok(Tx::new(conn, row.cells("counters").int("value")?)),
+        Some(row) => {
+            let version = row.cells("counters").int("value")?;
+            let restored = read_restored(&mut conn).await?;
+            Ok(Tx::new(conn, version, restored))
+        }
         None => {
             Err(Error::Corrupt { table: "counters", column: "value", row: "resource_version".to_owned() })
         }
