@@ -91,6 +91,8 @@ pub(crate) enum Verb {
     Doctor(verbs::doctor::Args),
     Controller(verbs::controller::Args),
     Agent(verbs::agent::Args),
+    Backup(verbs::backup::Args),
+    Restore(verbs::restore::Args),
     JoinToken(verbs::join_token::Args),
     Config(verbs::config::Args),
     Version(verbs::version::Args),

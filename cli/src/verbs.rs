@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod apply;
+pub(crate) mod backup;
 pub(crate) mod cancel;
 pub(crate) mod completion;
 pub(crate) mod config;
@@ -17,6 +18,7 @@ pub(crate) mod explain;
 pub(crate) mod get;
 pub(crate) mod join_token;
 pub(crate) mod logs;
+pub(crate) mod restore;
 pub(crate) mod retry;
 pub(crate) mod run;
 pub(crate) mod set;
@@ -97,6 +99,8 @@ pub(crate) async fn perform(line: CommandLine, console: Console) -> Result<Exit,
         Verb::Deregister(args) => deregister::perform(&context, &args).await,
         Verb::Delete(args) => delete::perform(&context, &args).await,
         Verb::Validate(args) => validate::perform(&context, &args),
+        Verb::Backup(args) => backup::perform(&context, &args).await,
+        Verb::Restore(args) => restore::perform(&context, &args).await,
         Verb::JoinToken(args) => join_token::perform(&context, args).await,
         Verb::Explain(args) => explain::perform(&context, &args),
         Verb::Completion(args) => completion::perform(&context, &args),

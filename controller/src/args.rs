@@ -1,7 +1,7 @@
 //! Settings of the controller: flags, then `WINDLASS_*`. The environment is read nowhere else.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -150,17 +150,8 @@ impl ControllerArgs {
 
     /// Where the database is.
     pub(crate) fn store_url(&self) -> Result<StoreUrl, Error> {
-        let Some(StoreText(text)) = &self.store else {
-            return Ok(StoreUrl::Sqlite(self.state_dir.join("windlass.db")));
-        };
-        let mut url: PostgresUrl = text.parse().map_err(Error::Store)?;
-        url = url.with_patience(self.store_wait.get());
-        if let Some(file) = &self.store_password_file {
-            let password = std::fs::read_to_string(file)
-                .map_err(|source| Error::StorePassword { file: file.clone(), source })?;
-            url = url.with_password(password.trim_end_matches(['\r', '\n']));
-        }
-        Ok(StoreUrl::Postgres(url))
+        let file = self.store_password_file.as_deref();
+        store_url(&self.state_dir, self.store.as_ref(), file, self.store_wait)
     }
 
     /// The times of the agent protocol, if they make sense together.
@@ -215,6 +206,26 @@ impl ControllerArgs {
         names.dedup();
         names
     }
+}
+
+/// Where the database of a controller is that has these settings.
+pub(crate) fn store_url(
+    state_dir: &Path,
+    store: Option<&StoreText>,
+    password_file: Option<&Path>,
+    wait: Span,
+) -> Result<StoreUrl, Error> {
+    let Some(StoreText(text)) = store else {
+        return Ok(StoreUrl::Sqlite(state_dir.join("windlass.db")));
+    };
+    let mut url: PostgresUrl = text.parse().map_err(Error::Store)?;
+    url = url.with_patience(wait.get());
+    if let Some(file) = password_file {
+        let password = std::fs::read_to_string(file)
+            .map_err(|source| Error::StorePassword { file: file.to_owned(), source })?;
+        url = url.with_password(password.trim_end_matches(['\r', '\n']));
+    }
+    Ok(StoreUrl::Postgres(url))
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ pub struct Bodies {
 }
 
 /// Parts of an upload; the object store asks for at least 5 MiB a part where it is S3.
-const PART: usize = 8 * 1024 * 1024;
+pub(crate) const PART: usize = 8 * 1024 * 1024;
 
 impl Bodies {
     /// Bodies in a folder, made when missing and closed to everybody but its owner.
@@ -80,6 +80,13 @@ impl Bodies {
             .map_err(|error| failed(error.into()))?
             .with_automatic_cleanup(true)
             .with_fsync(true);
+        Ok(Self { store: Arc::new(store) })
+    }
+
+    /// Bodies in a folder that is made for a restore, which flushes all of it at once.
+    pub(crate) fn staging(path: &Path) -> Result<Self, Error> {
+        let store = object_store::local::LocalFileSystem::new_with_prefix(path)
+            .map_err(|source| Error::Open { path: path.to_owned(), source: Box::new(source) })?;
         Ok(Self { store: Arc::new(store) })
     }
 
@@ -105,6 +112,25 @@ impl Bodies {
         let found = self.store.get(&Key::from(key)).await;
         let found = found.map_err(|source| Error::Store { action: "read", key: key.to_owned(), source })?;
         Ok(found.into_stream())
+    }
+
+    /// A body's size, and its content in pieces; `None` where there is no such body.
+    pub(crate) async fn open(
+        &self,
+        key: &str,
+    ) -> Result<Option<(u64, BoxStream<'static, object_store::Result<Bytes>>)>, Error> {
+        match self.store.get(&Key::from(key)).await {
+            Ok(found) => Ok(Some((found.meta.size, found.into_stream()))),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(Error::Store { action: "read", key: key.to_owned(), source }),
+        }
+    }
+
+    /// Begins to keep a body that comes in pieces of [`PART`] bytes, but for the last.
+    pub(crate) async fn upload(&self, key: &str) -> Result<Upload, Error> {
+        let begun = self.store.put_multipart(&Key::from(key)).await;
+        let upload = begun.map_err(|source| Error::Store { action: "write", key: key.to_owned(), source })?;
+        Ok(Upload { upload, key: key.to_owned() })
     }
 
     /// Keeps an upload if it has the named digest (`sha256:…`) and at most `limit` bytes; returns its size. Nothing
@@ -147,6 +173,26 @@ impl Bodies {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(Error::Store { action: "remove", key: key.to_owned(), source }),
         }
+    }
+}
+
+/// A body that comes in pieces. It is there once it is complete.
+pub(crate) struct Upload {
+    upload: Box<dyn MultipartUpload>,
+    key: String,
+}
+
+impl Upload {
+    /// Goes on.
+    pub(crate) async fn put(&mut self, piece: Bytes) -> Result<(), Error> {
+        let put = self.upload.put_part(piece.into()).await;
+        put.map_err(|source| Error::Store { action: "write", key: self.key.clone(), source })
+    }
+
+    /// Ends it.
+    pub(crate) async fn complete(mut self) -> Result<(), Error> {
+        let done = self.upload.complete().await;
+        done.map(drop).map_err(|source| Error::Store { action: "write", key: self.key, source })
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod args;
 pub mod auth;
+pub mod backup;
 pub mod bodies;
 pub mod clock;
 pub mod dispatch;

@@ -23,10 +23,10 @@ use std::path::{Path, PathBuf};
 
 use windlass_store::{ApiTokenRow, Store, StoreOptions, StoreUrl};
 
-use crate::auth;
 use crate::bodies::{self, Bodies};
 use crate::clock::{Clock, IdSource};
 use crate::tls::{self, Authority};
+use crate::{auth, backup};
 
 /// A part of the state folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,8 @@ pub enum Part {
 }
 
 impl Part {
-    const fn name(self) -> &'static str {
+    /// Its name in the folder.
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Database => "windlass.db",
             Self::Key => "pki/ca.key",
@@ -113,6 +114,16 @@ pub enum Error {
         /// Something in it.
         example: String,
     },
+    /// A restore was cut short.
+    #[error(
+        "a restore into {} was cut short, and the folder is neither what it was nor what it should be; run `windlass restore` \
+         again with the same backup or another",
+        path.display()
+    )]
+    HalfRestored {
+        /// The state folder.
+        path: PathBuf,
+    },
     /// A part is missing and others are there.
     #[error(
         "{} is missing: it is {}; to begin anew, move the whole state folder away: every node must then join again",
@@ -177,11 +188,11 @@ const STICKY: u32 = 0o1000;
 /// The mark of a first start that is under way.
 const FIRST_START: &str = "first-start";
 /// The file that is locked while parts are looked at and made.
-const LOCK: &str = ".lock";
+pub(crate) const LOCK: &str = ".lock";
 /// Names, or beginnings of names, of what a controller keeps in its folder.
 const OURS: [&str; 6] = ["windlass.db", "pki", "admin.", "bodies", FIRST_START, LOCK];
 /// The setting that names the authority, by the SHA-256 of its certificate in hexadecimal.
-const AUTHORITY: &str = "authority";
+pub(crate) const AUTHORITY: &str = "authority";
 /// The setting with the secret that node tokens are signed with. A database with it has been in use.
 pub(crate) const NODE_TOKEN_SECRET: &str = "node-token-secret";
 /// The name of the admin token's row.
@@ -230,6 +241,9 @@ pub(crate) async fn open(opening: Opening<'_>) -> Result<State, Error> {
     secure(folder)?;
     let failed = |source| Error::Folder { path: folder.to_owned(), source };
     let starting = lock(folder.join(LOCK)).await.map_err(failed)?;
+    if exists(&folder.join(backup::MARK)).map_err(failed)? {
+        return Err(Error::HalfRestored { path: folder.to_owned() });
+    }
     let database = match &url {
         StoreUrl::Sqlite(file) => Some(file.clone()),
         StoreUrl::SqliteMemory | StoreUrl::Postgres(_) => None,
@@ -407,7 +421,7 @@ impl AdminToken<'_> {
 }
 
 /// Makes the folder where there is none, and closes it to everybody but its owner.
-fn secure(path: &Path) -> Result<(), Error> {
+pub(crate) fn secure(path: &Path) -> Result<(), Error> {
     let failed = |source| Error::Folder { path: path.to_owned(), source };
     DirBuilder::new().recursive(true).mode(MODE).create(path).map_err(failed)?;
     let found = fs::metadata(path).map_err(failed)?;
@@ -432,7 +446,8 @@ fn foreign(path: &Path, found: &Metadata) -> io::Result<Option<String>> {
     for entry in fs::read_dir(path)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         // A file system of its own has one from the start.
-        if name != "lost+found" && !OURS.iter().any(|ours| name.starts_with(ours)) {
+        let ours = OURS.iter().any(|ours| name.starts_with(ours)) || backup::is_ours(&name);
+        if name != "lost+found" && !ours {
             return Ok(Some(name));
         }
     }

@@ -7,6 +7,7 @@
 )]
 
 mod agents;
+mod backups;
 mod database;
 mod fleet;
 mod generated;

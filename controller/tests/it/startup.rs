@@ -10,7 +10,7 @@ use windlass_controller::{Controller, ControllerArgs, Error, state};
 
 /// Starts a controller on this folder. The database of one that has just stopped in this process is let go of a moment
 /// later, so that the lock is waited for.
-async fn start(args: &ControllerArgs, stop: &CancellationToken) -> Result<Controller, Error> {
+pub(crate) async fn start(args: &ControllerArgs, stop: &CancellationToken) -> Result<Controller, Error> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         match Controller::start(args.clone(), stop.clone()).await {
