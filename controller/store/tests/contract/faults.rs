@@ -521,6 +521,27 @@ async fn a_read_only_server_is_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_becomes_a_replica_is_told_as_such_and_serves_again_once_promoted() {
+    let server = Server::own();
+    server.psql("postgres", "CREATE DATABASE fleet");
+    let url = server.url("fleet");
+    let store = on_server(&url).await;
+    creates_one(&store, "before").await;
+    server.stop();
+    std::fs::write(server.data().join("standby.signal"), "").unwrap();
+    server.start();
+    let refused = try_open(&url).await.unwrap_err();
+    assert!(matches!(refused, Error::ReadOnly { .. }), "{refused:?}");
+    let refused = store.ping().await.unwrap_err();
+    assert!(matches!(refused, Error::ReadOnly { .. }), "{refused:?}");
+    let found = store.get_job("default", "before").await.unwrap();
+    assert!(found.is_some(), "lookups go on");
+    server.psql("postgres", "SELECT pg_promote()");
+    wait_for("writes", async || store.ping().await.is_ok()).await;
+    creates_one(&store, "after").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_without_privileges_is_told_so() {
     let server = Server::shared();
     let database = server.database();
