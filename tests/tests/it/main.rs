@@ -1,5 +1,6 @@
 //! End-to-end suites: the whole system as its users meet it.
 
 mod architecture;
+mod features;
 mod simulation;
 mod system;
