@@ -1,6 +1,9 @@
 //! Real processes: the `windlass` program as controller, agents and command line, killed and started again.
 
+mod backups;
 pub(crate) mod fleet;
 mod kills;
 mod network;
+mod once;
+mod shared;
 mod verbs;
