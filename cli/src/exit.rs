@@ -82,7 +82,9 @@ impl Exit {
     /// How a command ends that the server refused with this code of [`windlass_crds::protocol::Problem`].
     pub(crate) fn of_problem(code: &str) -> Self {
         match code {
-            "invalid" | "bad_request" | "too_large" | "digest_mismatch" => Self::Invalid,
+            "invalid" | "bad_request" | "too_large" | "digest_mismatch" | "unsupported_media_type" => {
+                Self::Invalid
+            }
             "unauthenticated" | "forbidden" => Self::Unauthorised,
             "unavailable" => Self::Unreachable,
             // The list is open: a newer server may know more codes, and all of them are refusals.

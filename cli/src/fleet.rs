@@ -37,6 +37,8 @@ pub(crate) struct FleetSettings {
     pub(crate) state_dir: PathBuf,
     /// Where the controller listens; port 0 for a free one.
     pub(crate) listen: SocketAddr,
+    /// The URL that nodes are given; without it an address of this host.
+    pub(crate) advertise_url: Option<Url>,
     /// The node's name; without it the host's.
     pub(crate) name: Option<String>,
     /// The node's labels.
@@ -64,13 +66,13 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// Starts both; the node is ready for work when this returns.
     pub(crate) async fn start(settings: FleetSettings) -> Result<Self, Failure> {
-        let FleetSettings { state_dir, listen, name, labels, concurrency } = settings;
+        let FleetSettings { state_dir, listen, advertise_url, name, labels, concurrency } = settings;
         make_folder(&state_dir)?;
         let stop_controller = CancellationToken::new();
         let folder = state_dir.join("controller");
         // What people type next needs the token, so one that was removed is made again.
         let new_admin_token = !folder.join("admin.token").exists();
-        let args = ControllerArgs { new_admin_token, ..ControllerArgs::new(folder, listen) };
+        let args = ControllerArgs { new_admin_token, advertise_url, ..ControllerArgs::new(folder, listen) };
         let controller = Controller::start(args, stop_controller.clone())
             .await
             .map_err(|error| controller::failure(&error))?;

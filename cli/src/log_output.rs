@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use windlass_crds::protocol::Stream;
 
-use crate::client::model::LogItem;
+use crate::client::model::{LogGap, LogItem};
 use crate::console::Console;
 use crate::exit::Exit;
 use crate::failure::{Failure, Report};
+use crate::output::human::{self, printable};
 
 /// Where the two streams of a job go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,17 @@ impl LogPrinter {
     /// Writes a piece of output.
     pub(crate) fn print(&mut self, item: LogItem) -> Result<(), Failure> {
         let (at, step, stream) = (item.at, item.step.clone(), item.stream);
+        if let Some(LogGap { bytes, reason }) = &item.gap {
+            if self.is_mid_line() && self.console.is_watched() {
+                self.console.note("");
+            }
+            let of = step.as_deref().map(|step| format!(" of step {}", printable(step))).unwrap_or_default();
+            self.console.warn(format!(
+                "here {} of {stream}{of} are missing: {}",
+                human::bytes(*bytes),
+                printable(reason)
+            ));
+        }
         let bytes = item.into_bytes().ok_or_else(|| {
             Report::new(
                 Exit::Failed,

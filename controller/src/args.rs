@@ -1,6 +1,6 @@
 //! Settings of the controller: flags, then `WINDLASS_*`. The environment is read nowhere else.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use clap::Args;
 use windlass_crds::Span;
 use windlass_store::{PostgresUrl, StoreUrl};
 
+use crate::connections::{self, ConnectionLimits};
 use crate::dispatch::LeaseSettings;
 
 /// Settings of the controller.
@@ -44,13 +45,22 @@ pub struct ControllerArgs {
     pub listen: SocketAddr,
 
     /// The URL under which nodes reach this controller, such as `https://windlass.example:12082`. Without it the
-    /// listening address.
+    /// listening address; where that is every address, the one of this host that leads to others.
     #[arg(long, env = "WINDLASS_ADVERTISE_URL", value_name = "URL")]
     pub advertise_url: Option<url::Url>,
 
     /// Another host name or address that the server certificate names; may be repeated.
     #[arg(long, env = "WINDLASS_TLS_SAN", value_delimiter = ',', value_name = "NAME")]
     pub tls_san: Vec<String>,
+
+    /// The most connections at once; without it what the limit of open files permits, and no more than 16384.
+    #[arg(long, env = "WINDLASS_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<u64>,
+
+    /// The most connections of one address (of IPv6 one /64); without it a quarter of all. Behind a proxy or NAT that
+    /// many nodes share, give it more.
+    #[arg(long, env = "WINDLASS_MAX_CONNECTIONS_PER_PEER", value_name = "N")]
+    pub max_connections_per_peer: Option<u64>,
 
     /// How often nodes show a sign of life.
     #[arg(long, env = "WINDLASS_HEARTBEAT", default_value = "10s", value_name = "SPAN")]
@@ -142,6 +152,8 @@ impl ControllerArgs {
             listen,
             advertise_url: None,
             tls_san: Vec::new(),
+            max_connections: None,
+            max_connections_per_peer: None,
             heartbeat: Span::from_secs(10),
             lease: Span::from_secs(25),
             offline_grace: Span::from_secs(15 * 60),
@@ -173,14 +185,23 @@ impl ControllerArgs {
         })
     }
 
-    /// The base of every URL that nodes are given, without a trailing slash.
-    pub(crate) fn base_url(&self, listening: SocketAddr) -> Result<String, Error> {
+    /// How many connections there may be.
+    pub(crate) fn connections(&self) -> Result<ConnectionLimits, connections::Error> {
+        ConnectionLimits::new(
+            self.max_connections,
+            self.max_connections_per_peer,
+            connections::permitted_files(),
+        )
+    }
+
+    /// The base of every URL that nodes are given, without a trailing slash. A wildcard address is nowhere to connect to:
+    /// in its place is `outward`, the address of this host that leads to others, or loopback where there is none.
+    pub(crate) fn base_url(&self, listening: SocketAddr, outward: Option<IpAddr>) -> Result<String, Error> {
         let Some(url) = &self.advertise_url else {
-            // A wildcard address is nowhere to connect to; on the same host loopback is.
             let ip = match listening.ip() {
-                ip if ip.is_unspecified() && ip.is_ipv4() => std::net::Ipv4Addr::LOCALHOST.into(),
-                ip if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
-                ip => ip,
+                ip if !ip.is_unspecified() => ip,
+                ip if ip.is_ipv4() => outward.unwrap_or(Ipv4Addr::LOCALHOST.into()),
+                _ => outward.unwrap_or(Ipv6Addr::LOCALHOST.into()),
             };
             return Ok(format!("https://{}", SocketAddr::new(ip, listening.port())));
         };
@@ -192,8 +213,14 @@ impl ControllerArgs {
     }
 
     /// Every name and address that the server certificate must carry.
-    pub(crate) fn certificate_names(&self, listening: SocketAddr, hostname: Option<String>) -> Vec<String> {
+    pub(crate) fn certificate_names(
+        &self,
+        listening: SocketAddr,
+        outward: Option<IpAddr>,
+        hostname: Option<String>,
+    ) -> Vec<String> {
         let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+        names.extend(outward.map(|ip| ip.to_string()));
         if !listening.ip().is_unspecified() {
             names.push(listening.ip().to_string());
         }
@@ -226,6 +253,26 @@ pub(crate) fn store_url(
         url = url.with_password(password.trim_end_matches(['\r', '\n']));
     }
     Ok(StoreUrl::Postgres(url))
+}
+
+/// The address of this host by which others reach it, where it listens on all of them: the one that its route to
+/// everywhere begins with. Nothing is sent.
+pub(crate) fn outward(listening: SocketAddr) -> Option<IpAddr> {
+    // Addresses that documentation may use and that nobody has.
+    const FAR_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    const FAR_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+    if !listening.ip().is_unspecified() {
+        return None;
+    }
+    let through = |here: IpAddr, far: IpAddr| {
+        let socket = UdpSocket::bind((here, 0)).ok()?;
+        socket.connect((far, 9)).ok()?;
+        let ip = socket.local_addr().ok()?.ip();
+        (!ip.is_unspecified() && !ip.is_loopback()).then_some(ip)
+    };
+    let v4 = || through(Ipv4Addr::UNSPECIFIED.into(), FAR_V4);
+    // A socket of IPv6 takes both in.
+    if listening.is_ipv4() { v4() } else { through(Ipv6Addr::UNSPECIFIED.into(), FAR_V6).or_else(v4) }
 }
 
 #[cfg(test)]
@@ -268,11 +315,20 @@ mod tests {
 
     #[test]
     fn nodes_are_given_an_address_that_can_be_connected_to() {
-        assert_eq!(args().base_url(([0, 0, 0, 0], 8000).into()).unwrap(), "https://127.0.0.1:8000");
+        let all = ([0, 0, 0, 0], 8000).into();
+        let lan = Some(IpAddr::from([192, 0, 2, 7]));
+        assert_eq!(args().base_url(all, lan).unwrap(), "https://192.0.2.7:8000");
+        assert!(args().certificate_names(all, lan, None).contains(&"192.0.2.7".to_owned()));
+        assert_eq!(args().base_url(all, None).unwrap(), "https://127.0.0.1:8000");
+        let all_v6 = (Ipv6Addr::UNSPECIFIED, 8000).into();
+        assert_eq!(args().base_url(all_v6, None).unwrap(), "https://[::1]:8000");
+        let one = ([198, 51, 100, 1], 8000).into();
+        assert_eq!(args().base_url(one, lan).unwrap(), "https://198.51.100.1:8000");
+        assert_eq!(outward(one), None, "it was chosen already");
         let url = |text: &str| ControllerArgs { advertise_url: Some(text.parse().unwrap()), ..args() };
         let listening = ([127, 0, 0, 1], 1).into();
-        assert_eq!(url("https://w.example:9").base_url(listening).unwrap(), "https://w.example:9");
-        assert!(url("http://w.example").base_url(listening).is_err());
-        assert!(url("https://w.example/path").base_url(listening).is_err());
+        assert_eq!(url("https://w.example:9").base_url(listening, None).unwrap(), "https://w.example:9");
+        assert!(url("http://w.example").base_url(listening, None).is_err());
+        assert!(url("https://w.example/path").base_url(listening, None).is_err());
     }
 }

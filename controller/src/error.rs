@@ -33,10 +33,18 @@ pub enum Code {
     InUse,
     /// The same version exists with other content.
     VersionConflict,
+    /// The object is not of the version that `If-Match` names.
+    PreconditionFailed,
     /// A newer instance or attempt has taken over.
     Fenced,
+    /// The stored content of an upload is missing or damaged.
+    InputDamaged,
     /// The body is too large.
     TooLarge,
+    /// The body is of a kind that this path does not take.
+    UnsupportedMediaType,
+    /// The request's headers are too large.
+    HeadersTooLarge,
     /// The object says something that cannot be.
     Invalid,
     /// The content does not have the digest that was named.
@@ -67,7 +75,11 @@ impl Code {
             | Self::InUse
             | Self::VersionConflict
             | Self::Fenced => StatusCode::CONFLICT,
+            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
+            Self::InputDamaged => StatusCode::GONE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Invalid | Self::DigestMismatch => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -89,8 +101,12 @@ impl Code {
             Self::NotEnded => "Not ended yet",
             Self::InUse => "Still in use",
             Self::VersionConflict => "Version exists with other content",
+            Self::PreconditionFailed => "Another version",
             Self::Fenced => "Superseded",
+            Self::InputDamaged => "Stored content damaged",
             Self::TooLarge => "Too large",
+            Self::UnsupportedMediaType => "Unsupported kind of body",
+            Self::HeadersTooLarge => "Headers too large",
             Self::Invalid => "Invalid object",
             Self::DigestMismatch => "Digest mismatch",
             Self::UnsupportedPayloadVersion => "Unsupported payload version",

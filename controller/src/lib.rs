@@ -9,6 +9,7 @@ pub mod auth;
 pub mod backup;
 pub mod bodies;
 pub mod clock;
+pub mod connections;
 pub mod dispatch;
 pub mod error;
 pub mod metrics;

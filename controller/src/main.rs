@@ -28,7 +28,9 @@ fn main() -> ExitCode {
             {
                 eprintln!("error: {error:#}");
             }
-            ExitCode::FAILURE
+            // As `windlass --help` has it: 2 for a wrong command line, 1 for everything else.
+            let usage = error.downcast_ref().is_some_and(windlass_controller::Error::is_usage);
+            if usage { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

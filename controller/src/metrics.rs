@@ -27,6 +27,36 @@ struct PhaseLabels {
     phase: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClosingLabels {
+    reason: &'static str,
+}
+
+/// Why a connection is turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Refusal {
+    /// There are too many.
+    Full,
+    /// Its peer has too many.
+    Peer,
+}
+
+/// Why a connection was closed here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Closing {
+    /// No request was under way.
+    Idle,
+    /// The peer read nothing.
+    Stalled,
+}
+
 /// The controller's metrics; cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
@@ -42,6 +72,14 @@ struct Inner {
     nodes: Gauge,
     live_attempts: Gauge,
     expired_leases: Gauge,
+    connections: Gauge,
+    refused_connections: Family<RefusalLabels, Counter>,
+    closed_connections: Family<ClosingLabels, Counter>,
+    damaged_rows: Gauge,
+    swept_bodies: Counter,
+    swept_bytes: Counter,
+    swept_at: Gauge<f64, AtomicU64>,
+    unreadable_logs: Counter,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -83,8 +121,61 @@ impl Metrics {
             "Attempts whose lease has ended and that are not taken back yet.",
             expired_leases.clone(),
         );
-        let inner =
-            Inner { registry, requests, latency, jobs, oldest_queued, nodes, live_attempts, expired_leases };
+        let connections = Gauge::default();
+        registry.register("connections", "Connections that are open.", connections.clone());
+        let refused_connections = Family::default();
+        registry.register(
+            "refused_connections",
+            "Connections that were turned away: `full` when there are too many, `peer` when one address has too many.",
+            refused_connections.clone(),
+        );
+        let closed_connections = Family::default();
+        registry.register(
+            "closed_connections",
+            "Connections that were closed here: `idle` without a request under way, `stalled` when nothing was read.",
+            closed_connections.clone(),
+        );
+        let damaged_rows = Gauge::default();
+        registry.register(
+            "damaged_rows",
+            "Rows of the database that the sweeper cannot read and leaves out.",
+            damaged_rows.clone(),
+        );
+        let swept_bodies = Counter::default();
+        registry.register("swept_bodies", "Stored bodies removed that nobody named.", swept_bodies.clone());
+        let swept_bytes = Counter::default();
+        registry.register_with_unit("swept_bodies", "Their size.", Unit::Bytes, swept_bytes.clone());
+        let swept_at = Gauge::default();
+        registry.register_with_unit(
+            "swept_bodies_time",
+            "When stored bodies were last swept, since 1970.",
+            Unit::Seconds,
+            swept_at.clone(),
+        );
+        let unreadable_logs = Counter::default();
+        registry.register(
+            "unreadable_logs",
+            "Pieces of output that somebody asked for and that could not be read.",
+            unreadable_logs.clone(),
+        );
+        let inner = Inner {
+            registry,
+            requests,
+            latency,
+            jobs,
+            oldest_queued,
+            nodes,
+            live_attempts,
+            expired_leases,
+            connections,
+            refused_connections,
+            closed_connections,
+            damaged_rows,
+            swept_bodies,
+            swept_bytes,
+            swept_at,
+            unreadable_logs,
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -94,6 +185,38 @@ impl Metrics {
             RequestLabels { method: method.to_string(), route: route.to_owned(), status: status.as_u16() };
         self.inner.requests.get_or_create(&labels).inc();
         self.inner.latency.observe(took.as_secs_f64());
+    }
+
+    /// Says how many connections are open.
+    pub fn connections(&self, open: usize) {
+        self.inner.connections.set(i64::try_from(open).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a connection that was turned away.
+    pub fn refused(&self, reason: Refusal) {
+        self.inner.refused_connections.get_or_create(&RefusalLabels { reason: reason.into() }).inc();
+    }
+
+    /// Counts a connection that was closed here.
+    pub fn closed(&self, reason: Closing) {
+        self.inner.closed_connections.get_or_create(&ClosingLabels { reason: reason.into() }).inc();
+    }
+
+    /// Says how many rows the sweeper cannot read.
+    pub fn damaged_rows(&self, count: usize) {
+        self.inner.damaged_rows.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Counts what a sweep of stored bodies has removed.
+    pub fn bodies_swept(&self, count: u64, bytes: u64, at: Timestamp) {
+        self.inner.swept_bodies.inc_by(count);
+        self.inner.swept_bytes.inc_by(bytes);
+        self.inner.swept_at.set(at.duration_since(Timestamp::UNIX_EPOCH).as_secs_f64());
+    }
+
+    /// Counts a piece of output that could not be read.
+    pub fn unreadable_log(&self) {
+        self.inner.unreadable_logs.inc();
     }
 
     /// The metrics as OpenMetrics text, with the store's counts as they are now.

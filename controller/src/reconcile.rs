@@ -4,6 +4,7 @@
 //! nothing depends on having seen every event.
 
 mod nodes;
+mod orphans;
 mod pruner;
 mod queues;
 mod sweeper;
@@ -19,11 +20,13 @@ use crate::bodies::Bodies;
 use crate::clock::Clock;
 use crate::dispatch::Dispatch;
 use crate::error::{ApiError, chain};
+use crate::metrics::Metrics;
 use std::sync::Arc;
 use windlass_store::{Change, Store};
 
 pub use nodes::Nodes;
 pub(crate) use nodes::hold_phase;
+pub use orphans::Orphans;
 pub(crate) use pruner::remove_bodies;
 pub use sweeper::Sweeper;
 
@@ -36,16 +39,33 @@ const QUEUES: Duration = Duration::from_secs(1);
 /// How often what has outlived its keep is removed.
 const PRUNE: Duration = Duration::from_secs(60);
 
+/// How often bodies are listed that nobody may name: a crash leaves few, and a listing of a large store has its price.
+const ORPHANS: Duration = Duration::from_secs(6 * 3600);
+
+/// What the loops work with.
+pub struct LoopParts<'a> {
+    /// The agent protocol.
+    pub dispatch: &'a Dispatch,
+    /// The store.
+    pub store: &'a Store,
+    /// Bodies of logs and inputs.
+    pub bodies: &'a Bodies,
+    /// What time it is.
+    pub clock: &'a Arc<dyn Clock>,
+    /// Counters.
+    pub metrics: &'a Metrics,
+}
+
 /// Starts all loops; they end when `stop` fires.
-pub fn start(
-    tasks: &mut JoinSet<()>,
-    stop: &CancellationToken,
-    dispatch: &Dispatch,
-    store: &Store,
-    bodies: &Bodies,
-    clock: &Arc<dyn Clock>,
-) {
-    let sweeper = Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone());
+pub fn start(tasks: &mut JoinSet<()>, stop: &CancellationToken, parts: LoopParts<'_>) {
+    let LoopParts { dispatch, store, bodies, clock, metrics } = parts;
+    let sweeper =
+        Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone(), metrics.clone());
+    let orphans = Orphans::new(store.clone(), bodies.clone(), clock.clone(), metrics.clone());
+    tasks.spawn(every(ORPHANS, std::future::pending::<()>, stop.clone(), "orphans", move || {
+        let orphans = orphans.clone();
+        async move { orphans.sweep().await }
+    }));
     let nodes = Nodes::new(dispatch, store.clone(), clock.clone());
     let pruner = pruner::Pruner::new(store.clone(), bodies.clone(), clock.clone());
     tasks.spawn(every(SWEEP, std::future::pending::<()>, stop.clone(), "sweep", move || {

@@ -1,7 +1,7 @@
 //! The REST API: routes, who may call them, and what every request has in common.
 //!
 //! ```text
-//! request ─► id, trace, panic ─► body limit ─► time-out ─► operator or node ─► handler ─► JSON | SSE | problem+json
+//! request ─► id, trace, panic ─► headers, pace ─► body limit ─► time-out ─► operator or node ─► handler ─► JSON | SSE | problem+json
 //! ```
 
 mod agent;
@@ -13,6 +13,7 @@ mod join_tokens;
 mod meta;
 mod nodes;
 pub mod openapi;
+pub(crate) mod pace;
 mod present;
 mod queues;
 mod sse;
@@ -126,6 +127,7 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(no_route)
         .layer(DefaultBodyLimit::max(JSON_LIMIT))
+        .layer(middleware::from_fn(pace::admit))
         .layer(middleware::from_fn_with_state(app.clone(), observe))
         .layer(tower_http::catch_panic::CatchPanicLayer::custom(panicked))
         .with_state(app)

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum_server::Handle;
-use axum_server::accept::NoDelayAcceptor;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -18,10 +17,11 @@ use windlass_store::Store;
 use crate::args::{self, ControllerArgs};
 use crate::auth::NodeTokens;
 use crate::clock::{Clock, IdSource, RandomIds, SystemClock};
+use crate::connections::{self, Acceptor, Gate, Times, limit_http};
 use crate::dispatch::{Dispatch, DispatchParts};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::reconcile;
+use crate::reconcile::{self, LoopParts};
 use crate::rest::{self, App, AppParts, NewJoinToken};
 use crate::state::{self, Opening, State};
 use crate::tls;
@@ -53,13 +53,33 @@ pub enum Error {
     /// Serving ended with an error.
     #[error("the server stopped")]
     Serve(#[source] io::Error),
+    /// Connections cannot be limited as was asked.
+    #[error(transparent)]
+    Connections(#[from] connections::Error),
     /// Something of the API failed at start.
     #[error("could not start")]
     Start(#[source] ApiError),
 }
 
+impl Error {
+    /// Whether the command line or the environment is wrong, and nothing else.
+    pub const fn is_usage(&self) -> bool {
+        match self {
+            Self::Args(_) | Self::Connections(_) => true,
+            Self::State(_)
+            | Self::Store(_)
+            | Self::Tls(_)
+            | Self::Listen { .. }
+            | Self::Serve(_)
+            | Self::Start(_) => false,
+        }
+    }
+}
+
 /// How long agents have to send a last heartbeat once the controller stops: a round trip or two.
 const NOTICE: Duration = Duration::from_millis(500);
+/// How long a peer may take for the TLS handshake: three round trips over the worst line, and a slow device.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long requests may go on once the controller stops.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -79,6 +99,7 @@ impl Controller {
     /// Starts a controller; it is listening when this returns, and stops when `stop` fires.
     pub async fn start(args: ControllerArgs, stop: CancellationToken) -> Result<Self, Error> {
         let leases = args.leases()?;
+        let limits = args.connections()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let ids: Arc<dyn IdSource> = Arc::new(RandomIds::from_os());
         let opening = Opening {
@@ -95,12 +116,15 @@ impl Controller {
         let listener = TcpListener::bind(args.listen).map_err(listening)?;
         listener.set_nonblocking(true).map_err(listening)?;
         let address = listener.local_addr().map_err(listening)?;
-        let base_url = args.base_url(address)?;
+        let outward = args::outward(address);
+        let base_url = args.base_url(address, outward)?;
+        tell_where(&base_url, address, args.advertise_url.is_some());
         let hostname =
             fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned());
         let hostname = hostname.filter(|name| windlass_crds::names::check_subdomain(name).is_ok());
-        let tls =
-            RustlsConfig::from_config(authority.server_config(&args.certificate_names(address, hostname))?);
+        let tls = RustlsConfig::from_config(
+            authority.server_config(&args.certificate_names(address, outward, hostname))?,
+        );
 
         let dispatch = Dispatch::new(DispatchParts {
             store: store.clone(),
@@ -114,25 +138,33 @@ impl Controller {
             stopping: stop.clone(),
         });
         let mut tasks = JoinSet::new();
-        reconcile::start(&mut tasks, &stop, &dispatch, &store, &bodies, &clock);
+        let metrics = Metrics::new();
+        let parts = LoopParts {
+            dispatch: &dispatch,
+            store: &store,
+            bodies: &bodies,
+            clock: &clock,
+            metrics: &metrics,
+        };
+        reconcile::start(&mut tasks, &stop, parts);
         let app: App = Arc::new(AppParts {
             store: store.clone(),
             bodies,
             dispatch,
             clock,
             ids,
-            metrics: Metrics::new(),
+            metrics: metrics.clone(),
             base_url,
             ca_fingerprint: authority.fingerprint(),
             stopping: stop.clone(),
         });
 
         let handle = Handle::new();
-        // Answers are small and often two to a connection: held back for the acknowledgement of the one before, each waits
-        // for the other side's delayed acknowledgement, 40 ms.
-        let acceptor = RustlsAcceptor::new(tls).acceptor(NoDelayAcceptor::new());
-        let server =
+        let guarded = Acceptor::new(Gate::new(limits, metrics), Times::DEFAULT);
+        let acceptor = RustlsAcceptor::new(tls).handshake_timeout(HANDSHAKE).acceptor(guarded);
+        let mut server =
             axum_server::from_tcp(listener).map_err(listening)?.acceptor(acceptor).handle(handle.clone());
+        limit_http(server.http_builder());
         let service = rest::router(app.clone()).into_make_service();
         let serving = tokio::spawn(server.serve(service));
         tasks.spawn(async move {
@@ -204,6 +236,30 @@ impl Controller {
             Ok(result) => result.map_err(Error::Serve),
             Err(error) => Err(Error::Serve(io::Error::other(error))),
         }
+    }
+}
+
+/// Says which address nodes are given where nobody chose it, and whether they can have any use for it.
+fn tell_where(base_url: &str, listening: SocketAddr, chosen: bool) {
+    if chosen || !listening.ip().is_unspecified() {
+        return;
+    }
+    let loopback = url::Url::parse(base_url).is_ok_and(|url| match url.host() {
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(url::Host::Domain(_)) | None => false,
+    });
+    if loopback {
+        tracing::warn!(
+            url = base_url,
+            "this host has no address that leads to others: nodes are given one that only this host can reach; say \
+             --advertise-url https://HOST:PORT"
+        );
+    } else {
+        tracing::info!(
+            url = base_url,
+            "nodes are given the address that leads from this host to others; --advertise-url chooses another"
+        );
     }
 }
 

@@ -15,6 +15,7 @@
 //! ```
 
 mod bootstrap;
+pub mod bounds;
 mod capability;
 mod claim;
 mod config;
@@ -31,6 +32,7 @@ pub use capability::{
 };
 pub use claim::{
     Assignment, AttemptId, ClaimRequest, ClaimResponse, HeartbeatRequest, HeartbeatResponse, Order, Renewal,
+    Unreadable,
 };
 pub use config::{
     AckError, AckStatus, ConfigAck, ConfigEndpoints, ConfigOrchestrator, Configuration, Constraints,
@@ -48,3 +50,16 @@ pub const VERSION: u32 = 1;
 /// Names that a node cannot have, because they are paths of the protocol.
 pub const RESERVED_NODE_NAMES: [&str; 7] =
     ["register", "config", "capability", "claim", "heartbeat", "report", "inputs"];
+
+/// Reads a part of a message; where that fails, what names the part, and why it failed.
+fn read_lenient<T: serde::de::DeserializeOwned, N: serde::de::DeserializeOwned>(
+    part: serde_json::Value,
+) -> Result<Result<T, (N, String)>, serde_json::Error> {
+    match serde_path_to_error::deserialize(&part) {
+        Ok(read) => Ok(Ok(read)),
+        Err(error) => {
+            let problem = error.to_string();
+            serde_json::from_value(part).map(|name| Err((name, problem)))
+        }
+    }
+}

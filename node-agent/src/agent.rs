@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument as _;
-use windlass_crds::protocol::SandboxCapability;
+use windlass_crds::protocol::{AttemptId, SandboxCapability};
 
 pub use self::parts::{AgentParts, Error, KeeperHost, Settings, Stop};
 use self::wiring::{BringUp, Wiring};
@@ -29,13 +29,13 @@ use crate::capabilities::{Capabilities, NodeFacts};
 use crate::claim::{Claimed, Claims};
 use crate::config_sync::{ConfigState, ConfigSync, InForce};
 use crate::executor::inputs::InputCache;
-use crate::executor::{AttemptTask, ExecutorParts, Recovered, end_unit, release_record};
+use crate::executor::{AttemptTask, ExecutorParts, Recovered, end_unit, refusal_record, release_record};
 use crate::heartbeat::LeaseKeeper;
 use crate::held::{HeldAttempts, StopCause};
 use crate::ledger::{self, Ledger};
 use crate::names::attempt_name;
 use crate::outbox::sender::Sender;
-use crate::outbox::{Outbox, OutboxWriter};
+use crate::outbox::{NewRecord, Outbox, OutboxWriter};
 use crate::readiness::{Part, Readiness};
 use crate::recovery::{self, Found, Resumed};
 use crate::registration::Registration;
@@ -390,18 +390,25 @@ impl Running {
                 }
             }
             Claimed::Release(assignment, release) => {
-                let executor = Arc::clone(&self.executor);
-                self.tasks.spawn(async move {
-                    let attempt = assignment.attempt;
-                    tracing::info!(job.id = attempt.job, reason = release.reason, "attempt given back");
-                    let record = release_record(&release, executor.clock.now());
-                    executor.ledger.remember_ended(&attempt);
-                    executor.outbox.append(&attempt, vec![record]).await;
-                    executor.outbox.forget(&attempt);
-                    Ended::Released
-                });
+                let attempt = assignment.attempt;
+                tracing::info!(job.id = attempt.job, reason = release.reason, "attempt given back");
+                self.end_untouched(attempt, release_record(&release, self.executor.clock.now()));
+            }
+            Claimed::Refuse(attempt, message) => {
+                self.end_untouched(attempt, refusal_record(message, self.executor.clock.now()));
             }
         }
+    }
+
+    /// Reports the end of an attempt of which nothing was begun.
+    fn end_untouched(&mut self, attempt: AttemptId, end: NewRecord) {
+        let executor = Arc::clone(&self.executor);
+        self.tasks.spawn(async move {
+            executor.ledger.remember_ended(&attempt);
+            executor.outbox.append(&attempt, vec![end]).await;
+            executor.outbox.forget(&attempt);
+            Ended::Released
+        });
     }
 
     fn spawn_attempt(

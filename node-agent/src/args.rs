@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
+use windlass_crds::names;
+use windlass_crds::protocol::bounds::reserved_label;
 
 /// Settings of the agent.
 #[derive(Args, Clone)]
@@ -76,6 +78,11 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
     if key.is_empty() {
         return Err(format!("`{text}` has no key before the `=`"));
     }
+    names::check_label_key(key).map_err(|error| format!("the key `{key}` {error}"))?;
+    if let Some(reason) = reserved_label(key) {
+        return Err(reason);
+    }
+    names::check_label_value(value).map_err(|error| format!("the value `{value}` of `{key}` {error}"))?;
     Ok((key.to_owned(), value.to_owned()))
 }
 
@@ -94,10 +101,19 @@ mod tests {
     #[test]
     fn the_flags_are_sound_and_a_token_is_never_shown() {
         Cli::command().debug_assert();
-        let line =
-            ["agent", "--join", "wl1.secret", "--label", "a=1", "--label", "b=x=y", "--concurrency", "3"];
+        let line = [
+            "agent",
+            "--join",
+            "wl1.secret",
+            "--label",
+            "a=1",
+            "--label",
+            "example.org/b=x",
+            "--concurrency",
+            "3",
+        ];
         let args = Cli::parse_from(line).args;
-        assert_eq!(args.label_map(), crate::testing::labels(&[("a", "1"), ("b", "x=y")]));
+        assert_eq!(args.label_map(), crate::testing::labels(&[("a", "1"), ("example.org/b", "x")]));
         assert_eq!(args.concurrency, Some(3));
         assert!(!format!("{args:?}").contains("secret"));
     }
@@ -107,11 +123,21 @@ mod tests {
         for wrong in [
             &["--label", "novalue"][..],
             &["--label", "=x"],
+            &["--label", "b=x=y"],
+            &["--label", "not a key=x"],
+            &["--label", "windlass.dev/arch=sparc"],
             &["--concurrency", "0"],
             &["--join", "a", "--join-file", "b"],
         ] {
             let line = ["agent"].iter().chain(wrong);
             assert!(Cli::try_parse_from(line).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_reserved_label_is_refused_by_name() {
+        let line = ["agent", "--label", "windlass.dev/node=other"];
+        let refused = Cli::try_parse_from(line).err().expect("it is refused").to_string();
+        assert!(refused.contains("windlass.dev/node") && refused.contains("reserved"), "{refused}");
     }
 }

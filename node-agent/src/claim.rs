@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
-use windlass_crds::protocol::{Assignment, ClaimRequest, ClaimResponse, VERSION};
+use windlass_crds::protocol::{Assignment, AttemptId, ClaimRequest, ClaimResponse, Unreadable, VERSION};
 
 use crate::backoff::Backoff;
 use crate::client::{self, ControllerClient};
@@ -41,6 +41,8 @@ pub(crate) enum Claimed {
     Take(ledger::Entry, watch::Receiver<Control>),
     /// An attempt that is given back untouched.
     Release(Assignment, Release),
+    /// An attempt that fails because its job cannot be read, with the reason for people.
+    Refuse(AttemptId, String),
 }
 
 /// Why an attempt is given back.
@@ -117,7 +119,9 @@ impl Claims {
                     if trouble.take().is_some() {
                         tracing::info!("claims reach the controller again");
                     }
-                    let empty = response.assignments.is_empty() && response.orders.is_empty();
+                    let empty = response.assignments.is_empty()
+                        && response.orders.is_empty()
+                        && response.unreadable.is_empty();
                     self.take_over(response, asked.first_sent_at).await;
                     if empty && began.elapsed() < TOO_SOON {
                         tokio::time::sleep(backoff.next(&*self.ids)).await;
@@ -191,7 +195,7 @@ impl Claims {
     }
 
     async fn take_over(&self, response: ClaimResponse, first_sent_at: Duration) {
-        let ClaimResponse { version: _, assignments, orders, stopping } = response;
+        let ClaimResponse { version: _, assignments, orders, stopping, unreadable } = response;
         if stopping {
             // The answer to a heartbeat that is sent now grants leases that outlast the controller's absence.
             self.hurry.notify_one();
@@ -226,6 +230,21 @@ impl Claims {
                 }
             }
         });
+        for Unreadable { attempt, problem } in unreadable {
+            tracing::warn!(
+                job.id = attempt.job,
+                error = problem,
+                "a job asks for what this agent does not know and is refused; update the agent"
+            );
+            let message = format!(
+                "the agent of version {} cannot read the job: {problem}; update the agent, or leave out what is new",
+                env!("CARGO_PKG_VERSION")
+            );
+            // The dispatcher is gone only when the whole agent is.
+            if self.claimed.send(Claimed::Refuse(attempt, message)).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
         for claimed in futures::future::join_all(took).await.into_iter().flatten() {
             // The dispatcher is gone only when the whole agent is.
             if self.claimed.send(claimed).await.is_err() {

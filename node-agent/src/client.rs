@@ -130,9 +130,9 @@ impl Error {
         matches!(self, Self::Refused { status: 409, code, .. } if code == "fenced")
     }
 
-    /// Whether the controller does not have what was asked for.
+    /// Whether the controller does not have what was asked for, or has it no more.
     pub const fn is_not_found(&self) -> bool {
-        matches!(self, Self::Refused { status: 404, .. })
+        matches!(self, Self::Refused { status: 404 | 410, .. })
     }
 
     /// Whether the request's body will be refused however often it is sent.

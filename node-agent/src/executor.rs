@@ -40,8 +40,8 @@ use windlass_sandbox::{Driver, Error as SandboxError, Mount, UnitId};
 
 use self::inputs::InputCache;
 use self::step::StepRun;
-pub(crate) use self::verdict::release_record;
 use self::verdict::{Verdict, describe, plugin_reason, sandbox_verdict, terminal_record};
+pub(crate) use self::verdict::{refusal_record, release_record};
 use crate::backoff::Backoff;
 use crate::client::ControllerClient;
 use crate::clock::Clock;
@@ -365,6 +365,10 @@ impl AttemptTask {
             let message = crate::error_chain(&error);
             if !error.is_transient() {
                 return Err(Verdict::failed("InputMissing", message));
+            }
+            if tries == INPUT_TRIES && matches!(error, inputs::Error::Mismatch { .. }) {
+                // It comes damaged each time, and would on every other node.
+                return Err(Verdict::failed("InputDamaged", message));
             }
             if tries == INPUT_TRIES {
                 return Err(Verdict::released("InputUnavailable", message));

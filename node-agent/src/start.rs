@@ -98,6 +98,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the command line or the environment is wrong, and nothing else.
+    pub const fn is_usage(&self) -> bool {
+        match self {
+            Self::NoStateDir | Self::JoinFile { .. } | Self::Token(_) | Self::NotJoined => true,
+            Self::State { .. }
+            | Self::InUse { .. }
+            | Self::Identity(_)
+            | Self::Client(_)
+            | Self::BrokenEnrolment { .. }
+            | Self::Sandbox(_)
+            | Self::Clock(_) => false,
+        }
+    }
+
     /// A stable word for the kind of error.
     pub const fn kind(&self) -> &'static str {
         match self {

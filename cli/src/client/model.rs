@@ -165,6 +165,18 @@ pub(crate) struct LogItem {
     /// What was written, where it is not.
     #[serde(default)]
     pub(crate) base64: Option<String>,
+    /// What is missing here, where the server cannot read it any more.
+    #[serde(default)]
+    pub(crate) gap: Option<LogGap>,
+}
+
+/// Output that the server has taken in and cannot read any more.
+#[derive(Deserialize, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LogGap {
+    /// How much it is.
+    pub(crate) bytes: u64,
+    /// Why, in words.
+    pub(crate) reason: String,
 }
 
 impl LogItem {
@@ -448,6 +460,9 @@ pub(crate) struct CreatedJoinToken {
     /// The node whose place the new one takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) replace_node: Option<String>,
+    /// Where it leads nodes to; servers of before do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) server: Option<String>,
 }
 
 impl std::fmt::Debug for CreatedJoinToken {

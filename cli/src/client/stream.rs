@@ -21,6 +21,8 @@ use super::{Client, Error};
 
 /// The first wait before a lost connection is tried again.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// A connection that lived this long was a good one, also where nothing came on it.
+const GOOD: Duration = Duration::from_secs(30);
 /// The longest wait between two tries.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How long a connection is tried again before the stream is given up: an upgrade of the controller is shorter.
@@ -87,8 +89,12 @@ async fn follow(client: Client, url: Url, sender: mpsc::Sender<Result<Followed, 
             return;
         }
     };
+    let mut tries = Tries::default();
     loop {
-        let reason = match read(response, &sender, &mut last_id).await {
+        let (since, before) = (Instant::now(), last_id.clone());
+        let end = read(response, &sender, &mut last_id).await;
+        tries.judge(last_id != before, since.elapsed());
+        let reason = match end {
             End::Broken(reason) => reason,
             End::Final(error) => {
                 sender.send(Err(error)).await.ok();
@@ -99,7 +105,7 @@ async fn follow(client: Client, url: Url, sender: mpsc::Sender<Result<Followed, 
         if sender.send(Ok(Followed::Lost(reason))).await.is_err() {
             return;
         }
-        response = match reconnect(&client, &url, last_id.as_deref()).await {
+        response = match reconnect(&client, &url, last_id.as_deref(), &mut tries).await {
             Ok(response) => response,
             Err(error) => {
                 sender.send(Err(error)).await.ok();
@@ -153,17 +159,50 @@ fn last_word(data: &str) -> End {
     if error.is_passing() { End::Broken(error.to_string()) } else { End::Final(error) }
 }
 
-async fn reconnect(client: &Client, url: &Url, last_id: Option<&str>) -> Result<reqwest::Response, Error> {
-    let begun = Instant::now();
-    let mut wait = FIRST_WAIT;
+/// The tries since the stream last got on. A server that takes each connection and breaks it again at once is asked as
+/// seldom as one that takes none.
+#[derive(Debug, Default)]
+struct Tries {
+    count: u32,
+    since: Option<Instant>,
+}
+
+impl Tries {
+    /// Begins anew after a connection that brought something that need not be asked for again, or lived for a while.
+    fn judge(&mut self, got_on: bool, lived: Duration) {
+        if got_on || lived >= GOOD {
+            *self = Self::default();
+        }
+    }
+
+    /// The longest wait before the next try.
+    fn next(&mut self) -> Duration {
+        let factor = 1_u32.checked_shl(self.count).unwrap_or(u32::MAX);
+        self.count = self.count.saturating_add(1);
+        self.since.get_or_insert_with(Instant::now);
+        FIRST_WAIT.saturating_mul(factor).min(LONGEST_WAIT)
+    }
+
+    /// Whether it has been tried for too long.
+    fn are_over(&self) -> bool {
+        self.since.is_some_and(|since| since.elapsed() > PATIENCE)
+    }
+}
+
+async fn reconnect(
+    client: &Client,
+    url: &Url,
+    last_id: Option<&str>,
+    tries: &mut Tries,
+) -> Result<reqwest::Response, Error> {
     loop {
+        let over = tries.are_over();
         // Between half of the wait and all of it, so that many clients of one server do not come back at once.
-        tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
+        tokio::time::sleep(tries.next().mul_f64(rand::random_range(0.5..1.0))).await;
         match client.open_stream(url.clone(), last_id).await {
             Ok(response) => return Ok(response),
             Err(error) if !error.is_passing() => return Err(error),
-            Err(error) if begun.elapsed() > PATIENCE => {
+            Err(error) if over => {
                 return Err(Error::StreamLost {
                     url: client.base().clone(),
                     seconds: PATIENCE.as_secs(),
@@ -172,5 +211,33 @@ async fn reconnect(client: &Client, url: &Url, last_id: Option<&str>) -> Result<
             }
             Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_breaks_at_once_is_no_success() {
+        let mut tries = Tries::default();
+        for wait in [250, 500, 1000] {
+            assert_eq!(tries.next().as_millis(), wait);
+            tries.judge(false, Duration::from_millis(20));
+        }
+        tries.judge(true, Duration::from_millis(20));
+        assert_eq!(tries.next(), FIRST_WAIT);
+        tries.judge(false, GOOD);
+        assert_eq!(tries.next(), FIRST_WAIT);
+    }
+
+    #[test]
+    fn waits_grow_to_a_bound_however_often_it_is_tried() {
+        let mut tries = Tries::default();
+        let waits: Vec<u128> = (0..8).map(|_| tries.next().as_millis()).collect();
+        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 5000, 5000, 5000]);
+        tries.count = u32::MAX;
+        assert_eq!(tries.next(), LONGEST_WAIT);
+        assert!(!tries.are_over());
     }
 }

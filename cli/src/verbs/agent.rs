@@ -66,6 +66,8 @@ pub(crate) fn args(join: String, state_dir: PathBuf) -> AgentArgs {
 }
 
 /// Why an agent did not start or could not go on.
-pub(crate) fn failure(error: &dyn std::error::Error) -> Failure {
-    Report::new(Exit::Failed, error.to_string()).causes(error).into()
+pub(crate) fn failure(error: &(dyn std::error::Error + 'static)) -> Failure {
+    let usage = error.downcast_ref().is_some_and(windlass_agent::StartError::is_usage);
+    let exit = if usage { Exit::Usage } else { Exit::Failed };
+    Report::new(exit, error.to_string()).causes(error).into()
 }

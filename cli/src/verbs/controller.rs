@@ -46,5 +46,6 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
 
 /// Why a controller did not start or did not stop well.
 pub(crate) fn failure(error: &windlass_controller::Error) -> Failure {
-    Report::new(Exit::Failed, error.to_string()).causes(error).into()
+    let exit = if error.is_usage() { Exit::Usage } else { Exit::Failed };
+    Report::new(exit, error.to_string()).causes(error).into()
 }

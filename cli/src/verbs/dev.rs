@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use url::Url;
 use windlass_agent::Stop;
 use windlass_controller::telemetry::TelemetryArgs;
 
@@ -32,6 +33,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:12082", env = "WINDLASS_LISTEN")]
     listen: SocketAddr,
 
+    /// Give nodes this URL to come to. Without it the address that is listened on; where that is all of them, the one of
+    /// this host that leads to the others.
+    #[arg(long, value_name = "URL", env = "WINDLASS_ADVERTISE_URL")]
+    advertise_url: Option<Url>,
+
     /// Name the node; without it it is named after the host.
     #[arg(long, value_name = "NAME", env = "WINDLASS_NODE_NAME")]
     name: Option<String>,
@@ -47,7 +53,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let Args { state_dir, listen, name, concurrency, log } = args;
+    let Args { state_dir, listen, advertise_url, name, concurrency, log } = args;
     let telemetry = TelemetryArgs { log, log_format: None };
     telemetry.init().map_err(|error| Report::new(Exit::Usage, error.to_string()).causes(&error))?;
     let state_dir = match state_dir {
@@ -56,8 +62,14 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
     };
     let mut interrupts = Interrupts::catch()?;
     context.console.note("Starting a controller and a node…");
-    let settings =
-        FleetSettings { state_dir: state_dir.clone(), listen, name, labels: Vec::new(), concurrency };
+    let settings = FleetSettings {
+        state_dir: state_dir.clone(),
+        listen,
+        advertise_url,
+        name,
+        labels: Vec::new(),
+        concurrency,
+    };
     let mut fleet = Fleet::start(settings).await.map_err(|failure| name_other(context, failure))?;
     let published = Published::write(context, &fleet)?;
     greet(context, &fleet, &state_dir, published.is_some())?;

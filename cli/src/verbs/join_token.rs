@@ -1,14 +1,16 @@
 //! `windlass join-token`: the tokens by which nodes join.
 
+use url::Url;
 use windlass_crds::Span;
 
 use super::Context;
-use crate::client::model::{JoinToken, NewJoinToken};
+use crate::client::model::{CreatedJoinToken, JoinToken, NewJoinToken};
 use crate::clock;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::table::{self, Cell, column, flexible};
 use crate::output::{PlainFormat, human, json, yaml};
+use crate::settings::is_loopback;
 
 /// Make, list and revoke the tokens by which nodes join.
 #[derive(clap::Args, Debug)]
@@ -88,9 +90,28 @@ async fn create(context: &Context, args: CreateArgs) -> Result<Exit, Failure> {
                  {}` ends that sooner.",
                 human::printable(&created.id)
             ));
+            tell_where(context, &created);
         }
     }
     Ok(Exit::Success)
+}
+
+/// Says where the token leads nodes to, and when only those of the controller's own host get there.
+fn tell_where(context: &Context, created: &CreatedJoinToken) {
+    // A server of before does not say it.
+    let Some(server) = created.server.as_deref().and_then(|server| server.parse::<Url>().ok()) else {
+        return;
+    };
+    if is_loopback(&server) {
+        context.console.warn(format!(
+            "the token leads to {server}, which only agents on the controller's own host can reach; for others start the \
+             controller with `--listen 0.0.0.0:PORT --advertise-url https://HOST:PORT` and make another token"
+        ));
+    } else {
+        context.console.note(format!(
+            "It leads nodes to {server}; the controller's `--advertise-url` chooses another address."
+        ));
+    }
 }
 
 async fn list(context: &Context, args: &ListArgs) -> Result<Exit, Failure> {

@@ -37,6 +37,26 @@ async fn a_followed_job_goes_on_where_the_connection_broke() {
 }
 
 #[tokio::test]
+async fn output_that_the_server_has_lost_is_said_where_it_is_missing() {
+    let gap = json!({
+        "epoch": 1, "sequence": 2, "at": "2026-01-01T00:00:00Z", "step": "main", "stream": "stdout", "offset": 4,
+        "text": "", "gap": {"bytes": 20480, "reason": "it is not stored any more"},
+    });
+    let gap = format!("id: 1.2\nevent: log\ndata: {gap}\n\n");
+    let events =
+        format!("{}{gap}{}{}", log("1.1", 1, "one\n"), log("1.3", 1, "three\n"), end("Succeeded", 0));
+    let fake = Fake::new(vec![
+        broken_stream(LOGS, &events),
+        json(JOB, &json!({"metadata": {"name": "a"}, "status": {"phase": "Succeeded"}})),
+    ])
+    .await;
+    let output = fake.cli(&["logs", "-f", "a"]).await.ok();
+    assert_eq!(output.stdout, "one\nthree\n");
+    let warning = "of stdout of step main are missing: it is not stored any more";
+    assert!(output.stderr.contains("here 20") && output.stderr.contains(warning), "{}", output.stderr);
+}
+
+#[tokio::test]
 async fn a_new_attempt_is_announced_between_its_output_and_the_old_one() {
     let fake = Fake::new(vec![
         json(JOBS, &json!({"metadata": {"name": "a"}})),

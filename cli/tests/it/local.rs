@@ -207,9 +207,9 @@ async fn an_agent_joins_with_nothing_but_the_token() {
     let output = agent.end().await.ok();
     assert!(output.stderr.contains("Draining"), "{output:?}");
 
-    let nonsense = home.cli(&["agent", "--join", "wl1.nonsense", "--state-dir", "other"]).await.failed(1);
+    let nonsense = home.cli(&["agent", "--join", "wl1.nonsense", "--state-dir", "other"]).await.failed(2);
     assert!(nonsense.contains("token"), "{nonsense}");
-    let unjoined = home.cli(&["agent", "--state-dir", "other"]).await.failed(1);
+    let unjoined = home.cli(&["agent", "--state-dir", "other"]).await.failed(2);
     assert!(unjoined.contains("windlass join-token create"), "{unjoined}");
 }
 
@@ -224,6 +224,17 @@ async fn a_controller_says_what_is_wrong_with_its_port_and_its_folder() {
     let port = run(&["controller", "--state-dir", "fresh", "--listen", address]).await.failed(1);
     assert!(port.contains("another program may have it"), "{port}");
 
+    for (flags, said) in [
+        (["--lease", "1s"], "--lease 1s"),
+        (["--max-connections", "1"], "--max-connections 1 is too few"),
+        (["--max-connections", "9999999999"], "open files"),
+        (["--advertise-url", "http://host"], "--advertise-url"),
+    ] {
+        let args = [&["controller", "--state-dir", "fresh", "--listen", "127.0.0.1:0"], &flags[..]].concat();
+        let usage = run(&args).await.failed(2);
+        assert!(usage.contains(said), "{usage}");
+    }
+
     let mut controller = Running::start(bare(
         &["controller", "--state-dir", "fresh", "--listen", "127.0.0.1:0"],
         world.folder.path(),
@@ -231,6 +242,16 @@ async fn a_controller_says_what_is_wrong_with_its_port_and_its_folder() {
     controller.stderr_has("controller is listening").await;
     controller.interrupt();
     controller.end().await.ok();
+}
+
+#[tokio::test]
+async fn a_token_that_only_this_host_can_use_says_so() {
+    let world = World::new().await;
+    let made = world.cli(&["join-token", "create"]).await.ok();
+    assert_eq!(made.stdout.lines().count(), 1, "the token alone is the data");
+    for said in [world.url.as_str(), "only agents on the controller's own host", "--advertise-url"] {
+        assert!(made.stderr.contains(said), "{said}: {}", made.stderr);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -148,13 +148,14 @@ impl Offer {
     pub fn new(name: &str, report: &CapabilityReport, spec: &NodeConfigSpec) -> Self {
         let sandbox = report.sandbox.clone().unwrap_or_default();
         let arch: Option<Arch> = report.platform.arch.parse().ok();
-        let mut labels = BTreeMap::from([
+        let mut labels = report.node.labels.clone();
+        labels.extend(spec.labels.clone());
+        // Last, so that nobody can give himself the name of another node.
+        labels.extend([
             ("windlass.dev/node".to_owned(), name.to_owned()),
             ("windlass.dev/os".to_owned(), report.platform.os.clone()),
             ("windlass.dev/arch".to_owned(), report.platform.arch.clone()),
         ]);
-        labels.extend(report.node.labels.clone());
-        labels.extend(spec.labels.clone());
         let permitted_networks = if spec.sandbox.networks.is_empty() {
             BTreeSet::from([Network::None, Network::Restricted])
         } else {

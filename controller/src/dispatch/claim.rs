@@ -12,7 +12,7 @@ use windlass_crds::protocol::{self, Assignment, AttemptId, ClaimRequest, ClaimRe
 use windlass_store::{Change, ClaimSpec, ClaimedJob, NodeRow, Overdue, Reserve};
 
 use super::{Dispatch, check_version};
-use crate::error::{ApiError, Code};
+use crate::error::ApiError;
 
 /// The longest long poll; below the 60 s after which many middleboxes drop a silent connection.
 const MAX_WAIT: Duration = Duration::from_secs(50);
@@ -24,9 +24,6 @@ impl Dispatch {
     /// Work and orders for a node, waiting for them at most as long as the request says.
     pub async fn claim(&self, name: &str, request: &ClaimRequest) -> Result<ClaimResponse, ApiError> {
         check_version(request.version)?;
-        if request.request_id.is_empty() || request.request_id.len() > 100 {
-            return Err(ApiError::new(Code::BadRequest, "request_id must have 1 to 100 characters"));
-        }
         let received = Instant::now();
         let deadline = received + Duration::from_secs(request.wait_seconds.into()).min(MAX_WAIT);
         let mut changes = self.parts.store.changes();
@@ -63,7 +60,8 @@ impl Dispatch {
         self.check_boot(&node, &request.boot_id).await?;
         let orders = self.orders(&node, &request.held).await?;
         let assignments = self.assign(&node, request).await?;
-        Ok(ClaimResponse { version: protocol::VERSION, assignments, orders, stopping: false })
+        let unreadable = Vec::new();
+        Ok(ClaimResponse { version: protocol::VERSION, assignments, orders, stopping: false, unreadable })
     }
 
     async fn assign(&self, node: &NodeRow, request: &ClaimRequest) -> Result<Vec<Assignment>, ApiError> {

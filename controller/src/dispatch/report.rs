@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use windlass_core::life::{self, Ending, JobView, Next};
 use windlass_core::progress::{End, Progress};
 use windlass_crds::JobPhase;
+use windlass_crds::protocol::bounds::Bounded as _;
 use windlass_crds::protocol::{
     self, AttemptId, Outcome, Record, RecordBody, RecordOutcome, ReportRequest, ReportResponse, Terminal,
     TerminalPhase,
@@ -92,9 +93,9 @@ impl Dispatch {
         let mut kept = Vec::with_capacity(request.records.len());
         let mut large = Vec::new();
         let mut outcomes: Vec<Option<RecordOutcome>> = Vec::with_capacity(request.records.len());
-        for record in request.records {
+        for mut record in request.records {
             let id = (record.attempt.clone(), record.sequence);
-            match prepare(&record)? {
+            match prepare(&mut record)? {
                 Ok(Prepared { new, large: body }) => {
                     large.extend(body.map(|body| (stored.len(), body)));
                     stored.push(new);
@@ -489,7 +490,10 @@ const fn is_done(outcome: &TransitionOutcome) -> bool {
 }
 
 /// The record as it is stored; the inner error says why it can never be accepted.
-fn prepare(record: &Record) -> Result<Result<Prepared, String>, ApiError> {
+fn prepare(record: &mut Record) -> Result<Result<Prepared, String>, ApiError> {
+    if let Some(error) = record.bound("").into_iter().next() {
+        return Ok(Err(error.to_string()));
+    }
     if let Some(problem) = problem(record) {
         return Ok(Err(problem));
     }

@@ -1,5 +1,6 @@
 //! The sweeper: attempts whose lease has ended, and jobs whose time to live is over.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
@@ -8,13 +9,15 @@ use windlass_core::progress::{End, Progress};
 use windlass_crds::JobPhase;
 use windlass_crds::protocol::TerminalPhase;
 use windlass_store::{
-    AttemptRow, DeleteOutcome, EventLevel, JobChange, JobRow, NewEvent, Store, Transition, TransitionOutcome,
+    AttemptRow, DeleteOutcome, EventLevel, JobChange, JobRow, NewEvent, Readable, Store, Transition,
+    TransitionOutcome,
 };
 
 use crate::bodies::Bodies;
 use crate::clock::Clock;
 use crate::dispatch::{Dispatch, transition};
 use crate::error::ApiError;
+use crate::metrics::Metrics;
 
 /// The most rows of a kind in one sweep; the rest waits for the next.
 const BATCH: u32 = 500;
@@ -37,13 +40,22 @@ pub struct Sweeper {
     clock: Arc<dyn Clock>,
     /// How far the time of day was ahead of the steady clock when leases were last judged.
     ahead: Arc<Mutex<SignedDuration>>,
+    metrics: Metrics,
+    /// The damaged rows that were told of; the lock is held only to exchange them.
+    told: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Sweeper {
     /// A sweeper that works on this store.
-    pub fn new(dispatch: Dispatch, store: Store, bodies: Bodies, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(
+        dispatch: Dispatch,
+        store: Store,
+        bodies: Bodies,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Self {
         let ahead = Arc::new(Mutex::new(ahead(&*clock)));
-        Self { dispatch, store, bodies, clock, ahead }
+        Self { dispatch, store, bodies, clock, ahead, metrics, told: Arc::default() }
     }
 
     /// One round.
@@ -53,8 +65,20 @@ impl Sweeper {
         // Of several controllers one does this, and only while it leads.
         let Some(store) = store else { return Ok(()) };
         let now = self.clock.now();
-        self.expire(&store, now).await?;
-        self.collect(&store, now).await
+        let mut damaged = self.expire(&store, now).await?;
+        damaged.extend(self.collect(&store, now).await?);
+        self.tell_of_damage(damaged.into_iter().collect());
+        Ok(())
+    }
+
+    /// Says which rows are left out, each once for as long as it is damaged.
+    fn tell_of_damage(&self, damaged: BTreeSet<String>) {
+        self.metrics.damaged_rows(damaged.len());
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for row in damaged.difference(&told) {
+            tracing::error!(error = %row, "a row cannot be read; the sweeper leaves it out until it is repaired");
+        }
+        *told = damaged;
     }
 
     /// Leases are durations, and the store keeps when they end. When somebody has put the clock forward, they end so
@@ -83,14 +107,14 @@ impl Sweeper {
     }
 
     /// Takes back attempts whose lease has ended. A controller that has just come up waits one lease first, so that
-    /// nodes that could not reach it have time to show that they live.
-    async fn expire(&self, store: &Store, now: Timestamp) -> Result<(), ApiError> {
+    /// nodes that could not reach it have time to show that they live. Yields what cannot be read.
+    async fn expire(&self, store: &Store, now: Timestamp) -> Result<Vec<String>, ApiError> {
         if self.dispatch.was_away(now) {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let expired = store.expired_leases(now, BATCH).await?;
+        let Readable { rows: expired, damaged } = store.expired_leases(now, BATCH).await?;
         if expired.is_empty() {
-            return Ok(());
+            return Ok(damaged);
         }
         let transitions: Vec<Transition> =
             expired.iter().map(|(job, attempt)| self.lost(job, attempt)).collect();
@@ -101,7 +125,7 @@ impl Sweeper {
                 self.tell(now, job, attempt, &after).await?;
             }
         }
-        Ok(())
+        Ok(damaged)
     }
 
     fn lost(&self, job: &JobRow, attempt: &AttemptRow) -> Transition {
@@ -149,10 +173,11 @@ impl Sweeper {
         Ok(())
     }
 
-    /// Removes jobs whose time to live is over.
-    async fn collect(&self, store: &Store, now: Timestamp) -> Result<(), ApiError> {
-        for job in store.ttl_due(now, BATCH).await? {
-            match store.delete_job(now, &job.uid).await? {
+    /// Removes jobs whose time to live is over. Yields what cannot be read.
+    async fn collect(&self, store: &Store, now: Timestamp) -> Result<Vec<String>, ApiError> {
+        let Readable { rows, damaged } = store.ttl_due(now, BATCH).await?;
+        for job in rows {
+            match store.delete_job(now, &job.uid, None).await? {
                 DeleteOutcome::Deleted { bodies } => {
                     tracing::info!(job.id = %job.uid, job.name = %job.name, "job removed");
                     super::pruner::remove_bodies(store, &self.bodies, bodies).await?;
@@ -160,6 +185,6 @@ impl Sweeper {
                 DeleteOutcome::StillHeld(_) | DeleteOutcome::NotFound => {}
             }
         }
-        Ok(())
+        Ok(damaged)
     }
 }

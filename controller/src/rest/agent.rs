@@ -3,25 +3,28 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt as _;
 use serde::Deserialize;
 use windlass_crds::protocol::{
     CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck, HeartbeatRequest, HeartbeatResponse,
     RegisterRequest, ReportRequest, ReportResponse,
 };
+use windlass_store::InputRow;
 
-use super::App;
-use super::extract::{Json, Node, Query};
-use crate::error::ApiError;
+use super::extract::{Message, Node, Path, Query, Raw, not_taken};
+use super::{App, inputs};
+use crate::bodies;
+use crate::error::{ApiError, chain};
 
 /// The longest wait for a newer configuration.
 const MAX_WAIT: u64 = 50;
 
 pub(super) async fn register(
     State(app): State<App>,
-    Json(request): Json<RegisterRequest>,
+    Message(request): Message<RegisterRequest>,
 ) -> Result<Response, ApiError> {
     let (bootstrap, created) = app.dispatch.register(request).await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
@@ -51,7 +54,7 @@ pub(super) async fn configuration(
 pub(super) async fn acknowledge(
     State(app): State<App>,
     Node(node): Node,
-    Json(ack): Json<ConfigAck>,
+    Message(ack): Message<ConfigAck>,
 ) -> Result<StatusCode, ApiError> {
     app.dispatch.acknowledge(&node, ack).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -60,7 +63,7 @@ pub(super) async fn acknowledge(
 pub(super) async fn capability(
     State(app): State<App>,
     Node(node): Node,
-    Json(report): Json<CapabilityReport>,
+    Message(report): Message<CapabilityReport>,
 ) -> Result<StatusCode, ApiError> {
     app.dispatch.capability(&node, report).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -69,7 +72,7 @@ pub(super) async fn capability(
 pub(super) async fn claim(
     State(app): State<App>,
     Node(node): Node,
-    Json(request): Json<ClaimRequest>,
+    Message(request): Message<ClaimRequest>,
 ) -> Result<axum::Json<ClaimResponse>, ApiError> {
     app.dispatch.claim(&node.name, &request).await.map(axum::Json)
 }
@@ -77,7 +80,7 @@ pub(super) async fn claim(
 pub(super) async fn heartbeat(
     State(app): State<App>,
     Node(node): Node,
-    Json(request): Json<HeartbeatRequest>,
+    Message(request): Message<HeartbeatRequest>,
 ) -> Result<axum::Json<HeartbeatResponse>, ApiError> {
     app.dispatch.heartbeat(&node, request).await.map(axum::Json)
 }
@@ -85,9 +88,12 @@ pub(super) async fn heartbeat(
 pub(super) async fn report(
     State(app): State<App>,
     Node(node): Node,
-    Json(request): Json<ReportRequest>,
+    Raw(body): Raw,
 ) -> Result<axum::Json<ReportResponse>, ApiError> {
-    app.dispatch.report(&node, request).await.map(axum::Json)
+    let (request, refused) = ReportRequest::read(&body).map_err(|error| not_taken(&error))?;
+    let mut response = app.dispatch.report(&node, request).await?;
+    response.results.extend(refused);
+    Ok(axum::Json(response))
 }
 
 /// An input of a job that the node holds.
@@ -104,7 +110,30 @@ pub(super) async fn input(
     // A node sees the inputs of its own jobs and nobody else's.
     let row = if digests.any(|named| *named == digest) { app.store.get_input(&digest).await? } else { None };
     let row = row.ok_or_else(|| ApiError::not_found("input of a job on this node", &digest))?;
-    let content = app.bodies.stream(&row.object_key).await;
+    let Some(row) = inputs::find_whole(&app, &digest).await? else {
+        tracing::error!(input.digest = %digest, body.key = %row.object_key, "the body of an input is missing or cut");
+        return Err(inputs::damaged(&digest));
+    };
+    let content = app.bodies.verified(&row.object_key, &digest).await;
     let content = content.map_err(|error| ApiError::internal("read an input", error))?;
-    Ok(([("content-length", row.size.to_string())], Body::from_stream(content)).into_response())
+    let InputRow { digest, size, object_key } = row;
+    let watched = content.then(move |piece| {
+        let (app, digest, object_key) = (app.clone(), digest.clone(), object_key.clone());
+        async move {
+            if let Err(bodies::Error::Digest { found, .. }) = &piece {
+                tracing::error!(
+                    input.digest = %digest,
+                    input.found = %found,
+                    body.key = %object_key,
+                    "the body of an input is damaged and set aside; who needs it must upload it again"
+                );
+                // The node comes again because the answer was cut off, and is then told what the matter is.
+                if let Err(error) = app.bodies.set_aside(&object_key).await {
+                    tracing::error!(body.key = %object_key, error = %chain(&error), "a damaged body stays in its place");
+                }
+            }
+            piece
+        }
+    });
+    Ok(([("content-length", size.to_string())], Body::from_stream(watched)).into_response())
 }

@@ -1,13 +1,14 @@
 //! Uploaded inputs, named by the hash of their content.
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use futures::StreamExt as _;
 use windlass_store::InputRow;
 
 use super::App;
-use super::extract::Operator;
+use super::extract::{Operator, Path};
+use super::pace::TooSlow;
 use crate::bodies;
 use crate::error::{ApiError, Code};
 
@@ -20,8 +21,34 @@ pub(super) async fn head(
     Path(digest): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     check(&digest)?;
-    let found = app.store.get_input(&digest).await?;
+    let found = find_whole(&app, &digest).await?;
     found.map(|_| StatusCode::OK).ok_or_else(|| ApiError::not_found("input", &digest))
+}
+
+/// An input whose body is there in its full size. One whose body is gone is as if it had never been uploaded, so that
+/// uploading it again repairs it.
+pub(super) async fn find_whole(app: &App, digest: &str) -> Result<Option<InputRow>, ApiError> {
+    let Some(row) = app.store.get_input(digest).await? else { return Ok(None) };
+    let size = app.bodies.size(&row.object_key).await.map_err(unavailable)?;
+    Ok((size == Some(row.size)).then_some(row))
+}
+
+fn unavailable(error: bodies::Error) -> ApiError {
+    ApiError {
+        source: Some(Box::new(error)),
+        ..ApiError::new(Code::Unavailable, "could not look for an input")
+    }
+}
+
+/// The answer where the stored content of an input is not what was uploaded.
+pub(super) fn damaged(digest: &str) -> ApiError {
+    ApiError::new(
+        Code::InputDamaged,
+        format!(
+            "the stored content of input `{digest}` is missing or damaged; upload it again (`windlass run --input PATH`, \
+             or PUT /v1/inputs/{digest}) and run the job again"
+        ),
+    )
 }
 
 pub(super) async fn put(
@@ -31,17 +58,21 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<StatusCode, ApiError> {
     let hash = check(&digest)?;
-    if let Some(row) = app.store.get_input(&digest).await? {
+    if let Some(row) = find_whole(&app, &digest).await? {
         // Uploading again keeps it from being pruned as unused.
         app.store.put_input(app.clock.now(), row).await?;
         return Ok(StatusCode::OK);
     }
-    let object_key = format!("inputs/{}/{hash}", &hash[..2]);
+    // Each upload has a key of its own, so that removing an old one can never hit a new one.
+    let object_key = format!("inputs/{}/{hash}.{}", &hash[..2], app.ids.uid(app.clock.now()));
     let stored = app.bodies.put_verified(&object_key, &digest, LIMIT, body.into_data_stream().boxed()).await;
     let size = stored.map_err(|error| match error {
         bodies::Error::Digest { .. } => ApiError::new(Code::DigestMismatch, error.to_string()),
         bodies::Error::TooLarge { .. } => ApiError::new(Code::TooLarge, error.to_string()),
-        bodies::Error::Upload { .. } => ApiError::new(Code::BadRequest, crate::error::chain(&error)),
+        bodies::Error::Upload { .. } => match TooSlow::find(&error) {
+            Some(slow) => ApiError::new(Code::Timeout, slow.to_string()),
+            None => ApiError::new(Code::BadRequest, crate::error::chain(&error)),
+        },
         bodies::Error::Open { .. } | bodies::Error::Store { .. } => ApiError {
             source: Some(Box::new(error)),
             ..ApiError::new(Code::Unavailable, "could not store the input")

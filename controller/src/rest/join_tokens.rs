@@ -1,7 +1,7 @@
 //! Join tokens: what lets a new host become a node.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use windlass_crds::Span;
 use windlass_store::JoinTokenRow;
 
 use super::App;
-use super::extract::{self, Operator};
+use super::extract::{self, Operator, Path};
 use crate::auth;
 use crate::error::{ApiError, Code};
 
@@ -84,6 +84,7 @@ pub(super) async fn post(
     let (token, row) = create(&app, new).await?;
     let mut value = present(&row, app.clock.now());
     value["token"] = json!(token);
+    value["server"] = json!(app.base_url);
     Ok((StatusCode::CREATED, Json(value)))
 }
 

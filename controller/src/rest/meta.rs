@@ -17,15 +17,24 @@ pub(super) async fn livez() -> &'static str {
     "ok"
 }
 
-/// Ready when the store can write and the controller is not stopping.
+/// Ready when the database and the bodies can be written and the controller is not stopping. Each line of another answer
+/// begins with what is not ready: `controller`, `database` or `bodies`.
 pub(super) async fn readyz(State(app): State<App>) -> Response {
     if app.stopping.is_cancelled() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "stopping").into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, "controller: it is stopping\n").into_response();
     }
-    match app.store.ping().await {
-        Ok(()) => "ready".into_response(),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("store: {}", chain(&error))).into_response(),
+    let (database, bodies) = tokio::join!(app.store.ping(), app.bodies.ping());
+    let mut failing = String::new();
+    if let Err(error) = database {
+        failing.push_str(&format!("database: {}\n", chain(&error)));
     }
+    if let Err(error) = bodies {
+        failing.push_str(&format!("bodies: {}\n", chain(&error)));
+    }
+    if failing.is_empty() {
+        return "ready".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, failing).into_response()
 }
 
 pub(super) async fn metrics(State(app): State<App>) -> Result<Response, ApiError> {

@@ -5,7 +5,7 @@ mod operate;
 use std::collections::HashMap;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -19,7 +19,7 @@ use windlass_store::{Change, EventLevel, LiveAttempts, NewEvent, NewNodeConfig, 
 pub(super) use operate::{DrainRequest, attempts, cordon, drain, history, uncordon};
 
 use super::App;
-use super::extract::{Body, Operator, Query};
+use super::extract::{Body, IfMatch, Operator, Path, Query};
 use super::{present, sse};
 use crate::error::{ApiError, Code};
 
@@ -67,6 +67,7 @@ pub(super) async fn apply(
     _: Operator,
     Path(name): Path<String>,
     Query(query): Query<WriteQuery>,
+    if_match: IfMatch,
     Body(node): Body<NodeConfig>,
 ) -> Result<Response, ApiError> {
     if let Some(found) = node.metadata.name.as_ref().filter(|found| **found != name) {
@@ -75,8 +76,10 @@ pub(super) async fn apply(
         return Err(ApiError::invalid("node", vec![error]));
     }
     validate::validate_node(&node).map_err(|errors| ApiError::invalid("node", errors))?;
+    let found = app.store.get_node(&name).await?;
+    if_match.check("node", &name, found.as_ref().map(|row| row.resource_version))?;
     if query.dry_run {
-        let word = match app.store.get_node(&name).await? {
+        let word = match found {
             None => "created",
             Some(row) if row.spec == node.spec => "unchanged",
             Some(_) => "configured",
@@ -90,10 +93,10 @@ pub(super) async fn apply(
         spec: node.spec,
         labels: node.metadata.labels.unwrap_or_default(),
         annotations: node.metadata.annotations.unwrap_or_default(),
-        // Applying means this spec, whatever was there before; two operators are serialised by the store.
-        expected_version: None,
+        // Without If-Match applying means this spec, whatever was there before; two operators are serialised by the store.
+        expected_version: if_match.version(),
     };
-    let put = app.store.put_node_config(now, new).await?;
+    let put = if_match.settle(app.store.put_node_config(now, new).await)?;
     let (status, word) = match &put {
         Put::Created(_) => (StatusCode::CREATED, "created"),
         Put::Updated(_) => (StatusCode::OK, "configured"),
@@ -115,10 +118,11 @@ pub(super) async fn remove(
     _: Operator,
     Path(name): Path<String>,
     Query(query): Query<RemoveQuery>,
+    if_match: IfMatch,
 ) -> Result<Json<NodeConfig>, ApiError> {
     let attempts = if query.force { LiveAttempts::Abandon } else { LiveAttempts::Refuse };
     let now = app.clock.now();
-    let row = match app.store.delete_node(now, &name, attempts).await {
+    let row = match app.store.delete_node(now, &name, attempts, if_match.version()).await {
         Err(windlass_store::Error::InUse { by, .. }) => {
             let detail = format!(
                 "node `{name}` has {by}; `windlass drain {name} --wait` empties it first, and `--force` lets its \
@@ -126,7 +130,7 @@ pub(super) async fn remove(
             );
             return Err(ApiError::new(Code::InUse, detail));
         }
-        result => result?.ok_or_else(|| ApiError::not_found("node", &name))?,
+        result => if_match.settle(result)?.ok_or_else(|| ApiError::not_found("node", &name))?,
     };
     tracing::info!(node.name = %name, node.running = row.running, "node deregistered by request");
     let event = NewEvent {

@@ -97,7 +97,7 @@ const OPERATIONS: &[Operation] = &[
         "post",
         "/v1/namespaces/{namespace}/jobs",
         "jobs",
-        "Create a job. The header Idempotency-Key makes a repeated request harmless.",
+        "Create a job. The header Idempotency-Key makes a repeated request harmless for a day.",
         Operator,
         DRY_RUN,
         Some("SandboxJob"),
@@ -609,6 +609,14 @@ fn describe(operation: &Operation) -> Value {
     let in_query = operation.query.iter().map(|(name, description)| {
         json!({"name": name, "in": "query", "description": description, "schema": {"type": "string"}})
     });
+    let versioned = ["put", "delete"].contains(&operation.method)
+        && ["jobs", "templates", "nodes"].contains(&operation.tag)
+        && operation.caller == Operator;
+    let in_header = versioned.then(|| {
+        let description = "Only if the object has this `metadata.resourceVersion`, or, with `*`, if it exists; \
+                           otherwise 412.";
+        json!({"name": "If-Match", "in": "header", "description": description, "schema": {"type": "string"}})
+    });
     let mut answers = Map::new();
     for (status, schema) in operation.answers {
         let mut answer = json!({"description": "Success."});
@@ -627,7 +635,7 @@ fn describe(operation: &Operation) -> Value {
         "tags": [operation.tag],
         "summary": operation.summary,
         "operationId": operation_id(operation),
-        "parameters": in_path.chain(in_query).collect::<Vec<_>>(),
+        "parameters": in_path.chain(in_query).chain(in_header).collect::<Vec<_>>(),
         "responses": answers,
         "security": match operation.caller {
             Anyone => json!([]),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use windlass_crds::protocol::FieldError;
 use windlass_store::{QueueCounts, QueueRow, QueueSettings, QueueSettingsRow};
 
 use super::App;
-use super::extract::{Json as Input, Operator};
+use super::extract::{Json as Input, Operator, Path};
 use crate::error::ApiError;
 
 /// The largest weight: a share of a thousandth is as good as none.

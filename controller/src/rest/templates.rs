@@ -1,7 +1,7 @@
 //! Job templates.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
@@ -11,7 +11,7 @@ use windlass_crds::protocol::FieldError;
 use windlass_store::PutTemplate;
 
 use super::App;
-use super::extract::{Body, Operator};
+use super::extract::{Body, IfMatch, Operator, Path};
 use super::present;
 use crate::error::{ApiError, Code};
 
@@ -47,6 +47,7 @@ pub(super) async fn apply(
     State(app): State<App>,
     _: Operator,
     Path((namespace, name)): Path<(String, String)>,
+    if_match: IfMatch,
     Body(template): Body<JobTemplate>,
 ) -> Result<Response, ApiError> {
     for (field, found, wanted) in [
@@ -62,11 +63,13 @@ pub(super) async fn apply(
     validate::validate_template(&template).map_err(|errors| ApiError::invalid("template", errors))?;
     let now = app.clock.now();
     let uid = app.ids.uid(now);
-    let (status, word, row) = match app
-        .store
-        .put_template(now, &namespace, &name, &uid, template.spec)
-        .await?
-    {
+    if if_match == IfMatch::Exists {
+        let found = app.store.get_template(&namespace, &name).await?;
+        if_match.check("template", &name, found.map(|row| row.resource_version))?;
+    }
+    let place = (namespace.as_str(), name.as_str());
+    let put = app.store.put_template(now, place, &uid, template.spec, if_match.version()).await;
+    let (status, word, row) = match if_match.settle(put)? {
         PutTemplate::Created(row) => (StatusCode::CREATED, "created", row),
         PutTemplate::Updated(row) => (StatusCode::OK, "configured", row),
         PutTemplate::Unchanged(row) => (StatusCode::OK, "unchanged", row),
@@ -87,8 +90,9 @@ pub(super) async fn remove(
     State(app): State<App>,
     _: Operator,
     Path((namespace, name)): Path<(String, String)>,
+    if_match: IfMatch,
 ) -> Result<Json<JobTemplate>, ApiError> {
-    let row = app.store.delete_template(&namespace, &name).await?;
+    let row = if_match.settle(app.store.delete_template(&namespace, &name, if_match.version()).await)?;
     row.map(|row| Json(present::template(&row)))
         .ok_or_else(|| ApiError::not_found("template", &format!("{namespace}/{name}")))
 }

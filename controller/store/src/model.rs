@@ -9,6 +9,7 @@ mod job;
 mod node;
 mod placement;
 mod queue;
+mod readable;
 mod report;
 mod retention;
 mod stats;
@@ -32,11 +33,12 @@ pub use node::{
 };
 pub use placement::{HolderRow, NodeUsage, QueuePosition};
 pub use queue::{QueueSettings, QueueSettingsRow};
+pub use readable::Readable;
 pub use report::{
     Applied, AttemptChange, JobChange, LateOutcome, LateSteps, LogCursor, LogFilter, LogRow, MAX_SEQUENCE,
     NewRecord, NodeChange, RecordKind, RecordStore, Reportable, Transition, TransitionOutcome,
 };
-pub use retention::{Pruned, RetentionPolicy};
+pub use retention::{BodyOf, Pruned, RetentionPolicy, StoredBody};
 pub use stats::{Counts, PriorityRow, QueueCounts, QueueRow};
 pub use template::{PutTemplate, TemplateRow};
 pub use token::{ApiTokenRow, JoinTokenRow};

@@ -21,3 +21,15 @@ mod settings;
 mod stats;
 mod templates;
 mod tokens;
+
+use crate::Error;
+
+/// Refuses a change of an object that is not at the version on which it was decided. `found` is 0 where there is none.
+fn expect_version(object: &'static str, key: &str, expected: Option<i64>, found: i64) -> Result<(), Error> {
+    match expected {
+        Some(expected) if expected != found => {
+            Err(Error::Conflict { object, key: key.to_owned(), expected, found })
+        }
+        Some(_) | None => Ok(()),
+    }
+}

@@ -234,6 +234,41 @@ async fn a_value_that_cannot_be_read_is_named() {
     }
 }
 
+#[tokio::test]
+async fn a_damaged_job_hides_no_other_from_claims_and_from_the_sweeper() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = database(folder.path());
+    let store = on_disk(folder.path()).await;
+    register(&store, &["n", "m"]).await;
+    for name in ["held", "held-too"] {
+        claimed(&store, "n", name, at(0)).await;
+    }
+    let ended = claimed(&store, "n", "ended", at(0)).await;
+    finish(&store, &ended, at(1)).await;
+    job("queued").create(&store, at(2)).await;
+    job("queued-too").create(&store, at(3)).await;
+    store.close().await.unwrap();
+    for sql in [
+        "UPDATE jobs SET steps = '[{]' WHERE name IN ('held', 'queued')",
+        "UPDATE jobs SET ttl_at = 1000 WHERE name = 'ended'",
+        "UPDATE jobs SET ttl_at = 999 WHERE name = 'held-too'",
+    ] {
+        tamper(&file, sql).await;
+    }
+    let store = on_disk(folder.path()).await;
+    let expired = store.expired_leases(at(1000), 10).await.unwrap();
+    assert_eq!(expired.rows.iter().map(|(job, _)| job.name.as_str()).collect::<Vec<_>>(), ["held-too"]);
+    assert_eq!(expired.damaged.len(), 1);
+    assert!(expired.damaged[0].contains("steps") && expired.damaged[0].contains("jobs"), "{expired:?}");
+    assert_eq!(claim("m").names(&store, at(4)).await, ["queued-too"], "the damaged one is set aside");
+    store.close().await.unwrap();
+    tamper(&file, "UPDATE jobs SET steps = '[{]' WHERE name = 'held-too'").await;
+    let store = on_disk(folder.path()).await;
+    let due = store.ttl_due(at(1000), 10).await.unwrap();
+    assert_eq!(due.rows.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(), ["ended"]);
+    assert_eq!(due.damaged.len(), 1);
+}
+
 #[test]
 fn a_killed_process_loses_nothing_that_it_had_acknowledged() {
     let folder = tempfile::tempdir().unwrap();

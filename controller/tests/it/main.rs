@@ -11,6 +11,7 @@ mod backups;
 mod database;
 mod fleet;
 mod generated;
+mod hardening;
 mod inputs;
 mod jobs;
 mod nodes;

@@ -16,7 +16,7 @@ use windlass_controller::bodies::Bodies;
 use windlass_controller::clock::{Clock, ManualClock, RandomIds};
 use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings};
 use windlass_controller::metrics::Metrics;
-use windlass_controller::reconcile::{Nodes, Sweeper};
+use windlass_controller::reconcile::{Nodes, Orphans, Sweeper};
 use windlass_controller::rest::{AppParts, router};
 use windlass_store::{ApiTokenRow, Store, StoreOptions, StoreUrl};
 
@@ -29,6 +29,7 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) bodies: Bodies,
     pub(crate) sweeper: Sweeper,
+    pub(crate) orphans: Orphans,
     pub(crate) nodes: Nodes,
     pub(crate) stopping: CancellationToken,
 }
@@ -48,12 +49,16 @@ impl World {
 
     /// A world on an empty database.
     pub(crate) async fn on(url: StoreUrl) -> Self {
+        Self::with(url, Bodies::memory()).await
+    }
+
+    /// A world on an empty database, with bodies in a place of their own.
+    pub(crate) async fn with(url: StoreUrl, bodies: Bodies) -> Self {
         let options = StoreOptions { url, read_connections: 2 };
         let store = Store::open(options).await.expect("an empty store opens");
         let clock = Arc::new(ManualClock::at_millis(1_700_000_000_000));
         let ids = Arc::new(RandomIds::seeded(1));
         let stopping = CancellationToken::new();
-        let bodies = Bodies::memory();
         let token = ApiTokenRow {
             id: "operator".into(),
             secret_hash: secret_hash(OPERATOR),
@@ -74,7 +79,10 @@ impl World {
             ca_pem: None,
             stopping: stopping.clone(),
         });
-        let sweeper = Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone());
+        let metrics = Metrics::new();
+        let sweeper =
+            Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone(), metrics.clone());
+        let orphans = Orphans::new(store.clone(), bodies.clone(), clock.clone(), metrics.clone());
         let nodes = Nodes::new(&dispatch, store.clone(), clock.clone());
         let app = AppParts {
             store: store.clone(),
@@ -82,12 +90,12 @@ impl World {
             dispatch,
             clock: clock.clone(),
             ids,
-            metrics: Metrics::new(),
+            metrics,
             base_url: "https://controller.test".into(),
             ca_fingerprint: "00".repeat(32),
             stopping: stopping.clone(),
         };
-        Self { router: router(Arc::new(app)), clock, store, bodies, sweeper, nodes, stopping }
+        Self { router: router(Arc::new(app)), clock, store, bodies, sweeper, orphans, nodes, stopping }
     }
 
     /// A world whose controller has been up long enough to judge leases.
@@ -106,6 +114,24 @@ impl World {
             .method(method)
             .uri(path)
             .header("authorization", format!("Bearer {token}"))
+            .body(body.map_or_else(Body::empty, |body| Body::from(body.to_string())))
+            .expect("a test's request is well-formed");
+        read(self.raw(request).await).await
+    }
+
+    /// Sends a request as the operator on condition of a version.
+    pub(crate) async fn if_match(
+        &self,
+        version: &str,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Answer {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("authorization", format!("Bearer {OPERATOR}"))
+            .header("if-match", version)
             .body(body.map_or_else(Body::empty, |body| Body::from(body.to_string())))
             .expect("a test's request is well-formed");
         read(self.raw(request).await).await

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::read_lenient;
 use crate::sandbox_job::{OfflinePolicy, SandboxJobSpec};
 
 /// One execution of a job. Every report names it, and a report of an older epoch is refused.
@@ -54,6 +55,55 @@ pub struct ClaimResponse {
     /// absence.
     #[serde(default)]
     pub stopping: bool,
+    /// Assignments that the one who read this could not read; never on the wire.
+    #[serde(skip)]
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// An assignment that this program cannot read: its job asks for what only a newer agent knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// What cannot be read.
+    pub problem: String,
+}
+
+impl ClaimResponse {
+    /// Reads an answer, assignment by assignment: one that cannot be read does not keep the others from being carried
+    /// out. Orders of a kind that is not known are left out.
+    ///
+    /// # Errors
+    /// Where it is no answer at all, or does not say which attempt it is that cannot be read.
+    pub fn read(json: &[u8]) -> Result<Self, serde_json::Error> {
+        if let Ok(answer) = serde_json::from_slice::<Self>(json) {
+            return Ok(answer);
+        }
+        #[derive(Deserialize)]
+        struct Answer {
+            version: u32,
+            #[serde(default)]
+            assignments: Vec<serde_json::Value>,
+            #[serde(default)]
+            orders: Vec<serde_json::Value>,
+            #[serde(default)]
+            stopping: bool,
+        }
+        #[derive(Deserialize)]
+        struct Named {
+            attempt: AttemptId,
+        }
+        let Answer { version, assignments: items, orders, stopping } = serde_json::from_slice(json)?;
+        let (mut assignments, mut unreadable) = (Vec::new(), Vec::new());
+        for item in items {
+            match read_lenient::<Assignment, Named>(item)? {
+                Ok(assignment) => assignments.push(assignment),
+                Err((Named { attempt }, problem)) => unreadable.push(Unreadable { attempt, problem }),
+            }
+        }
+        let orders = orders.into_iter().filter_map(|order| serde_json::from_value(order).ok()).collect();
+        Ok(Self { version, assignments, orders, stopping, unreadable })
+    }
 }
 
 /// An attempt that is now this node's.
@@ -149,4 +199,37 @@ pub struct Renewal {
     pub attempt: AttemptId,
     /// The lease in seconds.
     pub lease_seconds: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_assignment_that_cannot_be_read_is_named_and_hides_no_other() {
+        let assignment = |job: &str, spec: serde_json::Value| {
+            json!({
+                "attempt": {"job": job, "epoch": 2}, "namespace": "default", "name": job, "number": 1, "spec": spec,
+                "offline": "stop", "lease_seconds": 25, "claimed_at": "2026-01-01T00:00:00Z", "later": 1,
+            })
+        };
+        let answer = |items: Vec<serde_json::Value>| {
+            let order = json!({"kind": "cancel", "attempt": {"job": "held", "epoch": 1}});
+            let newer = json!({"kind": "dance", "attempt": {"job": "held", "epoch": 1}});
+            json!({"version": 1, "assignments": items, "orders": [order, newer], "stopping": true})
+                .to_string()
+        };
+        let plain = assignment("plain", json!({"command": ["true"]}));
+        let newer = assignment("newer", json!({"command": ["true"], "teleport": {"to": "mars"}}));
+        let read = ClaimResponse::read(answer(vec![newer, plain]).as_bytes()).unwrap();
+        assert_eq!(read.assignments.iter().map(|a| a.name.as_str()).collect::<Vec<_>>(), ["plain"]);
+        assert_eq!((read.orders.len(), read.stopping), (1, true));
+        let [Unreadable { attempt, problem }] = read.unreadable.as_slice() else { panic!("{read:?}") };
+        assert_eq!(attempt, &AttemptId { job: "newer".into(), epoch: 2 });
+        assert!(problem.contains("teleport"), "{problem}");
+        assert!(ClaimResponse::read(answer(vec![json!({"spec": {}})]).as_bytes()).is_err());
+        assert!(ClaimResponse::read(b"[]").is_err());
+    }
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::AttemptId;
+use super::{AttemptId, read_lenient};
 use crate::sandbox_job::{Limit, StepUsage};
 
 /// A batch of records.
@@ -19,6 +19,42 @@ pub struct ReportRequest {
     pub version: u32,
     /// The records, of any attempts, in any order.
     pub records: Vec<Record>,
+}
+
+impl ReportRequest {
+    /// Reads a batch record by record: what cannot be read is answered as rejected and holds up no other record.
+    ///
+    /// # Errors
+    /// Where it is no batch at all, or a record that cannot be read does not say which one it is.
+    pub fn read(json: &[u8]) -> Result<(Self, Vec<RecordOutcome>), serde_json::Error> {
+        if let Ok(batch) = serde_json::from_slice::<Self>(json) {
+            return Ok((batch, Vec::new()));
+        }
+        #[derive(Deserialize)]
+        struct Batch {
+            version: u32,
+            records: Vec<serde_json::Value>,
+        }
+        #[derive(Deserialize)]
+        struct Named {
+            attempt: AttemptId,
+            sequence: u64,
+        }
+        let Batch { version, records: items } = serde_json::from_slice(json)?;
+        let (mut records, mut refused) = (Vec::new(), Vec::new());
+        for item in items {
+            match read_lenient::<Record, Named>(item)? {
+                Ok(record) => records.push(record),
+                Err((Named { attempt, sequence }, problem)) => refused.push(RecordOutcome {
+                    attempt,
+                    sequence,
+                    outcome: Outcome::Rejected,
+                    detail: Some(problem),
+                }),
+            }
+        }
+        Ok((Self { version, records }, refused))
+    }
 }
 
 /// One thing that happened in an attempt.
@@ -256,5 +292,23 @@ mod tests {
         let record: Record = serde_json::from_str(json).unwrap();
         assert_eq!(record.sequence, 3);
         assert!(matches!(record.body, RecordBody::Log { stream: Stream::Stderr, .. }));
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_answered_and_holds_up_no_other() {
+        let record = |sequence: u64, body: &str| {
+            format!(
+                r#"{{"attempt":{{"job":"j","epoch":1}},"sequence":{sequence},"at":"2026-01-02T03:04:05Z","body":{body}}}"#
+            )
+        };
+        let batch = |records: &[String]| format!(r#"{{"version":1,"records":[{}]}}"#, records.join(","));
+        let good = record(1, r#"{"kind":"step_started","step":0}"#);
+        let newer = record(2, r#"{"kind":"step_levitated","step":0}"#);
+        let (read, refused) = ReportRequest::read(batch(&[newer, good.clone()]).as_bytes()).unwrap();
+        assert_eq!(read.records.iter().map(|record| record.sequence).collect::<Vec<_>>(), [1]);
+        assert_eq!((refused.len(), refused[0].sequence, refused[0].outcome), (1, 2, Outcome::Rejected));
+        assert!(refused[0].detail.as_ref().unwrap().contains("step_levitated"), "{refused:?}");
+        assert!(ReportRequest::read(batch(&[good, "{}".to_owned()]).as_bytes()).is_err());
+        assert!(ReportRequest::read(b"[]").is_err());
     }
 }

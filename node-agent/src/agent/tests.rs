@@ -9,7 +9,9 @@ use proptest::test_runner::TestRunner;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use windlass_crds::Span;
-use windlass_crds::protocol::{AckStatus, Assignment, AttemptId, RecordBody, Stream, TerminalPhase};
+use windlass_crds::protocol::{
+    AckStatus, Assignment, AttemptId, RecordBody, Stream, TerminalPhase, Unreadable,
+};
 use windlass_crds::sandbox_job::{Input, Network, Step, Upload};
 use windlass_sandbox::{Driver as _, LimitName};
 
@@ -485,6 +487,23 @@ async fn an_assignment_whose_answer_was_lost_comes_again_and_is_given_back_by_a_
         run.drain().await;
         world.check();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_cannot_be_read_fails_with_the_reason_and_the_others_run() {
+    let world = World::new();
+    let newer = AttemptId { job: "newer".to_owned(), epoch: 1 };
+    let problem = "spec: unknown field `teleport`".to_owned();
+    world.controller.change(|state| state.unreadable.push(Unreadable { attempt: newer, problem }));
+    world.controller.assign(assignment("plain", 1, &["true"]));
+    let run = world.start();
+    let terminal = world.controller.terminal("newer").await;
+    assert_eq!((terminal.phase, terminal.reason.as_str()), (TerminalPhase::Failed, "UnsupportedSpec"));
+    let message = terminal.message.unwrap();
+    assert!(message.contains("teleport") && message.contains("update the agent"), "{message}");
+    assert_eq!(world.controller.terminal("plain").await.phase, TerminalPhase::Succeeded);
+    run.drain().await;
+    world.check();
 }
 
 #[tokio::test(start_paused = true)]
@@ -1055,7 +1074,7 @@ async fn uploads_are_fetched_verified_and_placed_and_a_missing_one_fails_the_job
     assert_eq!((terminal.phase, terminal.reason.as_str()), (TerminalPhase::Failed, "InputMissing"));
     world.controller.assign(with("c", &wrong));
     let terminal = world.controller.terminal("c").await;
-    assert_eq!((terminal.phase, terminal.reason.as_str()), (TerminalPhase::Released, "InputUnavailable"));
+    assert_eq!((terminal.phase, terminal.reason.as_str()), (TerminalPhase::Failed, "InputDamaged"));
     world.controller.assign(with("d", "sha256:../../etc/passwd"));
     let terminal = world.controller.terminal("d").await;
     assert_eq!(terminal.reason, "InputMissing");

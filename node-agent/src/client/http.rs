@@ -172,7 +172,10 @@ impl ControllerClient for HttpClient {
     async fn claim(&self, session: &Session, request: &ClaimRequest) -> Result<ClaimResponse, Error> {
         let timeout = CALL_TIMEOUT + Duration::from_secs(request.wait_seconds.into());
         let response = self.post(session, &session.endpoints.claim_url, request, timeout).await?;
-        let answer: ClaimResponse = json("claim", response).await?;
+        let url = response.url().to_string();
+        let body = response.bytes().await.map_err(|source| unreachable(&url, source))?;
+        let answer =
+            ClaimResponse::read(&body).map_err(|source| Error::Malformed { what: "claim", source })?;
         check_version("claim", answer.version)?;
         Ok(answer)
     }

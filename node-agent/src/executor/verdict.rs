@@ -40,6 +40,11 @@ pub(crate) fn release_record(release: &Release, at: Timestamp) -> NewRecord {
     terminal_record(Verdict::released(release.reason, release.message.clone()), at)
 }
 
+/// The terminal record of an attempt whose job this agent cannot read. Another try here would end the same way.
+pub(crate) fn refusal_record(message: String, at: Timestamp) -> NewRecord {
+    terminal_record(Verdict::failed("UnsupportedSpec", message), at)
+}
+
 /// The terminal record of an attempt.
 pub(super) fn terminal_record(verdict: Verdict, at: Timestamp) -> NewRecord {
     let Verdict { phase, reason, message, exit_code } = verdict;

@@ -12,7 +12,7 @@ use windlass_crds::protocol::{
     Assignment, AttemptId, Bootstrap, BootstrapAuth, CapabilityReport, ClaimRequest, ClaimResponse,
     ConfigAck, Configuration, Endpoints, HeartbeatRequest, HeartbeatResponse, LogBody, Orchestrator, Order,
     Outcome, Record, RecordBody, RecordOutcome, RegisterRequest, Renewal, ReportRequest, ReportResponse,
-    Stream, Terminal, VERSION,
+    Stream, Terminal, Unreadable, VERSION,
 };
 
 use crate::client::{ControllerClient, Error, InputStream};
@@ -49,6 +49,8 @@ pub(crate) struct State {
     pub(crate) acks: Vec<ConfigAck>,
     pub(crate) capabilities: Vec<CapabilityReport>,
     pub(crate) queue: VecDeque<Assignment>,
+    /// Given with the next answer to a claim.
+    pub(crate) unreadable: Vec<Unreadable>,
     granted: BTreeMap<String, Vec<Assignment>>,
     pub(crate) claims: Vec<ClaimRequest>,
     pub(crate) heartbeats: Vec<HeartbeatRequest>,
@@ -338,16 +340,17 @@ impl ControllerClient for FakeController {
                     if !assignments.is_empty() {
                         state.granted.insert(request.request_id.clone(), assignments.clone());
                     }
-                    if !orders.is_empty() || !assignments.is_empty() {
-                        return Ok((assignments, orders));
+                    let unreadable = std::mem::take(&mut state.unreadable);
+                    if !orders.is_empty() || !assignments.is_empty() || !unreadable.is_empty() {
+                        return Ok((assignments, orders, unreadable));
                     }
                 }
                 changes.changed().await.unwrap();
             }
         });
-        let (assignments, orders) = waited.await.unwrap_or(Ok((Vec::new(), Vec::new())))?;
+        let (assignments, orders, unreadable) = waited.await.unwrap_or(Ok(Default::default()))?;
         self.called(Some(session)).await?;
-        Ok(ClaimResponse { version: VERSION, assignments, orders, stopping: false })
+        Ok(ClaimResponse { version: VERSION, assignments, orders, stopping: false, unreadable })
     }
 
     async fn heartbeat(

@@ -313,7 +313,13 @@ async fn claim(
         }
     });
     let assignments = waited.await.unwrap_or_default();
-    let answer = ClaimResponse { version: VERSION, assignments, orders: Vec::new(), stopping: false };
+    let answer = ClaimResponse {
+        version: VERSION,
+        assignments,
+        orders: Vec::new(),
+        stopping: false,
+        unreadable: Vec::new(),
+    };
     Json(answer).into_response()
 }
 

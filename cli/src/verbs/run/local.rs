@@ -60,6 +60,7 @@ async fn run_in(
         listen: ([127, 0, 0, 1], 0).into(),
         name: Some("local".to_owned()),
         labels: Vec::new(),
+        advertise_url: None,
         concurrency: None,
     };
     let fleet = Fleet::start(settings).await?;

@@ -5,10 +5,11 @@ use windlass_crds::manifest::{check_labels, check_metadata, check_spec};
 use windlass_crds::names::Quoted;
 use windlass_crds::node_config::{NodeConfigSpec, SandboxPolicy};
 use windlass_crds::protocol::FieldError;
+use windlass_crds::protocol::bounds::reserved_label;
 use windlass_crds::quantity::Bytes;
 use windlass_crds::schema::Kind;
 
-use super::findings::Findings;
+use super::findings::{Findings, under};
 use super::job::check_resources;
 use super::paths::check_host_path;
 use super::{MAX_TIMEOUT, MIN_TIMEOUT};
@@ -30,6 +31,11 @@ pub(super) fn check(node: &NodeConfig) -> Vec<FieldError> {
         sandbox,
     } = &node.spec;
     findings.extend(check_labels(labels, "spec.labels"));
+    for key in labels.keys() {
+        if let Some(reason) = reserved_label(key) {
+            findings.refuse(under("spec.labels", key), reason);
+        }
+    }
     findings.check_unique(queues, "spec.queues");
     findings.check_span("spec.offlineGrace", *offline_grace, MIN_TIMEOUT, MAX_TIMEOUT);
     check_policy(sandbox, "spec.sandbox", &mut findings);

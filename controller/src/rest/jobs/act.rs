@@ -1,14 +1,14 @@
 //! Acting on a job: cancel, retry, delete.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use windlass_crds::{SandboxJob, Span};
 use windlass_store::{CancelOutcome, DeleteOutcome, JobPatch, RetryOutcome};
 
 use super::super::App;
-use super::super::extract::Operator;
+use super::super::extract::{IfMatch, Operator, Path};
 use super::super::present;
 use super::find;
 use crate::error::{ApiError, Code};
@@ -56,10 +56,11 @@ pub(in crate::rest) async fn remove(
     State(app): State<App>,
     _: Operator,
     Path((namespace, name)): Path<(String, String)>,
+    if_match: IfMatch,
 ) -> Result<Response, ApiError> {
     let job = find(&app, &namespace, &name).await?;
     let now = app.clock.now();
-    match app.store.delete_job(now, &job.uid).await? {
+    match if_match.settle(app.store.delete_job(now, &job.uid, if_match.version()).await)? {
         DeleteOutcome::Deleted { bodies } => {
             remove_bodies(&app.store, &app.bodies, bodies).await?;
             Ok((StatusCode::OK, Json(present::job(&job))).into_response())
@@ -68,7 +69,7 @@ pub(in crate::rest) async fn remove(
             // A node holds it: it is cancelled now, and removed by the sweeper as soon as it has ended.
             let at_once =
                 JobPatch { ttl_after_finished: Some(Some(Span::from_millis(0))), ..JobPatch::default() };
-            app.store.update_job(now, &job.uid, at_once, None).await?;
+            if_match.settle(app.store.update_job(now, &job.uid, at_once, if_match.version()).await)?;
             app.store.request_cancel(now, &job.uid).await?;
             let row = find(&app, &namespace, &name).await?;
             Ok((StatusCode::ACCEPTED, Json(present::job(&row))).into_response())

@@ -1,7 +1,7 @@
 //! Creating jobs, and applying manifests.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use jiff::SignedDuration;
@@ -14,8 +14,8 @@ use windlass_crds::{JobPhase, SandboxJob};
 use windlass_store::{CancelOutcome, CreateOutcome, IdempotencyKey, JobPatch, JobRow, NewJob, Reserve};
 
 use super::super::App;
-use super::super::extract::{Body, Operator, Query};
-use super::super::present;
+use super::super::extract::{Body, IfMatch, Operator, Path, Query};
+use super::super::{inputs, present};
 use crate::error::{ApiError, Code};
 
 /// How long an idempotency key is remembered.
@@ -56,7 +56,8 @@ pub(in crate::rest) async fn create(
             CreateOutcome::KeyReused => {
                 return Err(ApiError::new(
                     Code::IdempotencyKeyReused,
-                    "the Idempotency-Key was used for another job before; use a new one",
+                    "the Idempotency-Key was used within the last day for another request, or for a job that was deleted since \
+                     and is not run a second time; use a new one",
                 ));
             }
             CreateOutcome::NameTaken(_) if generated => {}
@@ -76,12 +77,15 @@ pub(in crate::rest) async fn apply(
     _: Operator,
     Path((namespace, name)): Path<(String, String)>,
     Query(query): Query<WriteQuery>,
+    if_match: IfMatch,
     Body(mut job): Body<SandboxJob>,
 ) -> Result<Response, ApiError> {
     check_place(&mut job, &namespace, Some(&name))?;
     // A job that is created or changed in between leads to another look.
     for _ in 0..8 {
-        let Some(row) = app.store.get_job(&namespace, &name).await? else {
+        let found = app.store.get_job(&namespace, &name).await?;
+        if_match.check("job", &name, found.as_ref().map(|row| row.resource_version))?;
+        let Some(row) = found else {
             let new = prepare(&app, job.clone(), None).await?;
             if query.dry_run {
                 return Ok(outcome(StatusCode::OK, "created", preview(job, &new)));
@@ -255,11 +259,11 @@ async fn check_inputs(app: &App, job: &SandboxJob) -> Result<Vec<String>, ApiErr
     let mut errors = Vec::new();
     for (position, input) in job.spec.workspace.inputs.iter().enumerate() {
         let Some(upload) = &input.upload else { continue };
-        if app.store.get_input(&upload.digest).await?.is_none() {
+        if inputs::find_whole(app, &upload.digest).await?.is_none() {
             errors.push(FieldError {
                 field: format!("spec.workspace.inputs[{position}].upload.digest"),
                 message: format!(
-                    "`{}` was never uploaded; `windlass run --input PATH` does it, or PUT /v1/inputs/{{digest}}",
+                    "`{}` was never uploaded, or is not there any more; `windlass run --input PATH` does it, or PUT /v1/inputs/{{digest}}",
                     upload.digest
                 ),
             });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use jiff::SignedDuration;
@@ -16,10 +16,10 @@ use windlass_store::{Change, JobRow, LogCursor, LogFilter, LogRow, RecordStore};
 
 use super::super::App;
 use super::super::events::{self, EventQuery};
-use super::super::extract::{Operator, Query};
+use super::super::extract::{Operator, Path, Query};
 use super::super::sse;
 use super::find;
-use crate::error::{ApiError, Code};
+use crate::error::{ApiError, Code, chain};
 
 /// The most log records in one answer.
 const MAX_PAGE: u32 = 1000;
@@ -73,7 +73,7 @@ pub(in crate::rest) async fn logs(
     let more = rows.len() == limit as usize;
     let mut items = Vec::with_capacity(rows.len());
     for row in rows {
-        items.push(present(&app, &names, row).await?);
+        items.push(present(&app, &names, row).await);
     }
     let complete = !more && settled(&app, &job).await?;
     Ok(Json(json!({"items": items, "cursor": next.map(write_cursor), "complete": complete})).into_response())
@@ -96,7 +96,7 @@ async fn follow(
         let more = rows.len() == 256;
         for row in rows {
             let next = row.cursor();
-            let item = present(&app, &names, row).await?;
+            let item = present(&app, &names, row).await;
             if sender.send("log", Some(&write_cursor(next)), &item).await.is_err() {
                 return Ok(());
             }
@@ -162,14 +162,29 @@ async fn settled(app: &App, job: &JobRow) -> Result<bool, ApiError> {
     Ok(waited_long || !announced)
 }
 
-async fn present(app: &App, names: &[String], row: LogRow) -> Result<Value, ApiError> {
-    let bytes = match row.body {
-        RecordStore::Inline(bytes) => bytes,
-        RecordStore::Object { key, len: _ } => {
-            let body = app.bodies.get(&key).await;
-            body.map_err(|error| ApiError::internal("read a log body", error))?.to_vec()
-        }
-        RecordStore::Json(_) | RecordStore::None => Vec::new(),
+/// The output of a record that is kept apart from its row; where it cannot be read, why not, for people.
+async fn kept_apart(app: &App, key: &str, len: u64) -> Result<Vec<u8>, &'static str> {
+    let (reason, error) = match app.bodies.get(key).await {
+        Ok(body) if body.len() as u64 == len => return Ok(body.to_vec()),
+        Ok(body) => ("what is stored of it is damaged", format!("it has {} bytes, not {len}", body.len())),
+        Err(error) if error.is_missing() => ("it is not stored any more", chain(&error)),
+        Err(error) => ("it cannot be read", chain(&error)),
+    };
+    app.metrics.unreadable_log();
+    tracing::error!(body.key = key, error, "a piece of a job's output cannot be read; it is shown as a gap");
+    Err(reason)
+}
+
+/// A record as it is shown. Output that cannot be read hides no other: in its place is a `gap` that says how much is
+/// missing and why.
+async fn present(app: &App, names: &[String], row: LogRow) -> Value {
+    let (bytes, gap) = match row.body {
+        RecordStore::Inline(bytes) => (bytes, None),
+        RecordStore::Object { key, len } => match kept_apart(app, &key, len).await {
+            Ok(bytes) => (bytes, None),
+            Err(reason) => (Vec::new(), Some(json!({"bytes": len, "reason": reason}))),
+        },
+        RecordStore::Json(_) | RecordStore::None => (Vec::new(), None),
     };
     let position = row.step.and_then(|step| usize::try_from(step).ok());
     let mut item = json!({
@@ -184,7 +199,10 @@ async fn present(app: &App, names: &[String], row: LogRow) -> Result<Value, ApiE
         LogBody::Text(text) => item["text"] = text.into(),
         LogBody::Base64(text) => item["base64"] = text.into(),
     }
-    Ok(item)
+    if let Some(gap) = gap {
+        item["gap"] = gap;
+    }
+    item
 }
 
 fn write_cursor(cursor: LogCursor) -> String {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde_json::{Value, json};
 use windlass_core::placement::Offer;
 use windlass_core::requirement::{self, Requirement, Room};
@@ -11,7 +11,7 @@ use windlass_core::why::{self, Holder, JobView, NodeView, Obstacle, Position, Us
 use windlass_store::{HolderRow, JobRow, NodeRow, Reserve};
 
 use super::super::App;
-use super::super::extract::Operator;
+use super::super::extract::{Operator, Path};
 use super::super::present;
 use super::find;
 use crate::error::ApiError;

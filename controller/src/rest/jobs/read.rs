@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use windlass_crds::{JobPhase, SandboxJob};
 use windlass_store::{Change, JobFilter, JobRow, Page};
 
 use super::super::App;
-use super::super::extract::{Operator, Query};
+use super::super::extract::{Operator, Path, Query};
 use super::super::{present, sse};
 use super::find;
 use crate::error::{ApiError, Code};

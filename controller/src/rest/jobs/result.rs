@@ -1,13 +1,13 @@
 //! What became of a job: its attempts, and its result with the beginning of each step's output.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde_json::{Value, json};
 use windlass_crds::protocol::Stream;
 use windlass_store::{LogFilter, RecordStore};
 
 use super::super::App;
-use super::super::extract::Operator;
+use super::super::extract::{Operator, Path};
 use super::super::present;
 use super::find;
 use crate::error::ApiError;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use windlass_crds::{NodeConfig, Span};
 use windlass_store::{NewDrain, NodeRow, Overdue};
 
 use super::super::App;
-use super::super::extract::{Json as Input, Operator};
+use super::super::extract::{Json as Input, Operator, Path};
 use super::super::present;
 use crate::error::ApiError;
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use windlass_crds::protocol::AttemptId;
+
 /// How long things are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetentionPolicy {
@@ -28,4 +30,32 @@ pub struct Pruned {
     pub bodies: Vec<String>,
     /// Whether the limit was reached, so that there may be more.
     pub more: bool,
+}
+
+/// A body that was found in the object store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredBody {
+    /// Its key.
+    pub key: String,
+    /// Whose body it is, by its key.
+    pub of: BodyOf,
+}
+
+/// What a body belongs to, if the row of that still names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BodyOf {
+    /// A record of an attempt.
+    Record {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The record's number.
+        sequence: u64,
+    },
+    /// An uploaded input.
+    Input {
+        /// Its digest.
+        digest: String,
+    },
+    /// Nothing that a row could name.
+    Nothing,
 }

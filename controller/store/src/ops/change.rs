@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use windlass_crds::JobPhase;
 
+use super::expect_version;
 use super::job_rows::{self, Stored, place, readiness};
 use super::retention::remember_bodies;
 use crate::engine::value::{args, int, json, last_ms, ms, truncated};
@@ -62,10 +63,16 @@ impl Store {
     /// yielded, and remembered until [`Store::confirm_removed`].
     ///
     /// # Errors
-    /// What the engine reports.
-    pub async fn delete_job(&self, now: Timestamp, uid: &str) -> Result<DeleteOutcome, Error> {
+    /// [`Error::Conflict`] when the job is not at the version that is expected.
+    pub async fn delete_job(
+        &self,
+        now: Timestamp,
+        uid: &str,
+        expected: Option<i64>,
+    ) -> Result<DeleteOutcome, Error> {
         let uid = uid.to_owned();
-        self.write("delete_job", move |tx| Box::pin(async move { delete(tx, now, &uid).await })).await
+        self.write("delete_job", move |tx| Box::pin(async move { delete(tx, now, &uid, expected).await }))
+            .await
     }
 }
 
@@ -85,10 +92,7 @@ async fn update(
     let Stored { id, place, row: job } = job_rows::by_uid(&mut tx.conn, uid)
         .await?
         .ok_or_else(|| Error::NotFound { object: "job", key: uid.to_owned() })?;
-    if let Some(expected) = expected.filter(|expected| *expected != job.resource_version) {
-        let found = job.resource_version;
-        return Err(Error::Conflict { object: "job", key: uid.to_owned(), expected, found });
-    }
+    expect_version("job", uid, expected, job.resource_version)?;
     let mut new = job.clone();
     new.suspend = patch.suspend.unwrap_or(job.suspend);
     new.priority = patch.priority.unwrap_or(job.priority);
@@ -215,10 +219,16 @@ async fn retry(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<RetryOutcome, E
     Ok(RetryOutcome::Queued(reread(tx, uid).await?))
 }
 
-async fn delete(tx: &mut Tx, now: Timestamp, uid: &str) -> Result<DeleteOutcome, Error> {
+async fn delete(
+    tx: &mut Tx,
+    now: Timestamp,
+    uid: &str,
+    expected: Option<i64>,
+) -> Result<DeleteOutcome, Error> {
     let Some(Stored { id, row: job, .. }) = job_rows::by_uid(&mut tx.conn, uid).await? else {
         return Ok(DeleteOutcome::NotFound);
     };
+    expect_version("job", uid, expected, job.resource_version)?;
     match job.phase {
         JobPhase::Claimed | JobPhase::Running | JobPhase::Waiting => {
             return Ok(DeleteOutcome::StillHeld(job));

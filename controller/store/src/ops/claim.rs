@@ -84,7 +84,38 @@ impl Store {
     /// [`Error::NotFound`] for a node that is not registered, [`Error::OtherBoot`] when another run of the agent is.
     pub async fn claim(&self, now: Timestamp, spec: ClaimSpec<'_>) -> Result<Vec<ClaimedJob>, Error> {
         let claim = Claim::new(truncated(now), spec);
-        self.write("claim", move |tx| Box::pin(async move { claim.run(tx).await })).await
+        let mut set_aside = 0;
+        loop {
+            let claim = claim.clone();
+            let damaged =
+                match self.write("claim", move |tx| Box::pin(async move { claim.run(tx).await })).await {
+                    // The claim was taken back as a whole. The job in the way would stop every node's next one too.
+                    Err(Error::Corrupt { table: "jobs", row, column }) if set_aside < MAX_SET_ASIDE => {
+                        (row, column)
+                    }
+                    result => return result,
+                };
+            set_aside += 1;
+            let (uid, column) = damaged;
+            tracing::error!(
+                job.id = uid,
+                column,
+                "a job cannot be read and is set aside; it is claimed again once it was repaired and changed"
+            );
+            self.set_aside(uid).await?;
+        }
+    }
+
+    /// Keeps a queued job from being claimed until its readiness is written anew, as every change of it does.
+    async fn set_aside(&self, uid: String) -> Result<(), Error> {
+        self.write("set_aside", move |tx| {
+            Box::pin(async move {
+                let sql =
+                    "UPDATE jobs SET ready_rank = NULL, due_at = NULL WHERE uid = $1 AND phase = 'Queued'";
+                tx.conn.execute(sql, args![uid]).await.map(drop)
+            })
+        })
+        .await
     }
 
     /// The time after `now` at which the next delayed job becomes ready, so that those who wait for work wake in time.
@@ -104,6 +135,9 @@ impl Store {
         .await
     }
 }
+
+/// How many damaged jobs one claim sets aside.
+const MAX_SET_ASIDE: u32 = 32;
 
 /// A claim with everything of its own, so that it can travel to the writer.
 #[derive(Clone)]

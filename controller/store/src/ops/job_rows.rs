@@ -11,7 +11,7 @@ use crate::engine::conn::Conn;
 use crate::engine::dialect::{Sql, packed};
 use crate::engine::value::{Cells, Row, args, json, ms};
 use crate::engine::writer::Tx;
-use crate::{Error, JobRow, Reserve};
+use crate::{Error, JobRow, Readable, Reserve};
 
 /// The columns of a job but its spec, of `jobs AS j` and `job_bodies AS b`.
 macro_rules! narrow_columns {
@@ -261,6 +261,15 @@ pub(crate) async fn by_uids(conn: &mut Conn, uids: &[String]) -> Result<Vec<Stor
     }
     let rows = conn.rows(BY_UIDS, args![json(&uids.iter().map(|uid| [uid]).collect::<Vec<_>>())]).await?;
     rows.iter().map(read).collect()
+}
+
+/// The jobs with these uids that exist and can be read, in no order.
+pub(crate) async fn readable_by_uids(conn: &mut Conn, uids: &[String]) -> Result<Readable<Stored>, Error> {
+    if uids.is_empty() {
+        return Ok(Readable::default());
+    }
+    let rows = conn.rows(BY_UIDS, args![json(&uids.iter().map(|uid| [uid]).collect::<Vec<_>>())]).await?;
+    Readable::of(rows.iter().map(read))
 }
 
 /// The jobs with these ids, in no order.

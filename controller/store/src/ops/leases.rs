@@ -11,7 +11,7 @@ use super::job_rows::{self, job_columns};
 use crate::engine::conn::Conn;
 use crate::engine::value::{Cells, Row, Value, after, args, clean_opt, int, json, last_ms, ms};
 use crate::engine::writer::Tx;
-use crate::{AttemptPhase, AttemptRow, Beat, BeatOutcome, Error, JobRow, Reserve, Store};
+use crate::{AttemptPhase, AttemptRow, Beat, BeatOutcome, Error, JobRow, Readable, Reserve, Store};
 
 /// The columns of an attempt, of `attempts AS a` and its job's uid.
 macro_rules! attempt_columns {
@@ -100,15 +100,16 @@ impl Store {
         self.read("attempts", move |conn| Box::pin(attempts_of(conn, SQL, args![uid]))).await
     }
 
-    /// Live attempts whose lease has ended by `now`, with their jobs, longest ended first.
+    /// Live attempts whose lease has ended by `now`, with their jobs, longest ended first. A row that cannot be read hides
+    /// no other.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] and what the engine reports.
+    /// What the engine reports.
     pub async fn expired_leases(
         &self,
         now: Timestamp,
         limit: u32,
-    ) -> Result<Vec<(JobRow, AttemptRow)>, Error> {
+    ) -> Result<Readable<(JobRow, AttemptRow)>, Error> {
         const ATTEMPTS: &str = concat!(
             "SELECT ",
             attempt_columns!(),
@@ -117,17 +118,19 @@ impl Store {
         );
         self.read("expired_leases", move |conn| {
             Box::pin(async move {
-                let attempts = attempts_of(conn, ATTEMPTS, args![ms(now), i64::from(limit)]).await?;
-                let uids: Vec<String> = attempts.iter().map(|attempt| attempt.job.clone()).collect();
-                let jobs = job_rows::by_uids(conn, &uids).await?;
-                let mut jobs: HashMap<String, JobRow> =
-                    jobs.into_iter().map(|job| (job.row.uid.clone(), job.row)).collect();
+                let rows = conn.rows(ATTEMPTS, args![ms(now), i64::from(limit)]).await?;
+                let attempts = Readable::of(rows.iter().map(|row| read_attempt(&mut row.cells("attempts"))))?;
+                let uids: Vec<String> = attempts.rows.iter().map(|attempt| attempt.job.clone()).collect();
+                let jobs = job_rows::readable_by_uids(conn, &uids).await?;
+                let mut found: HashMap<String, JobRow> =
+                    jobs.rows.into_iter().map(|job| (job.row.uid.clone(), job.row)).collect();
                 // A job that is gone, or has moved on, between the two statements needs nothing any more.
-                let pairs = attempts.into_iter().filter_map(|attempt| {
-                    let job = jobs.remove(&attempt.job)?;
+                let pairs = attempts.rows.into_iter().filter_map(|attempt| {
+                    let job = found.remove(&attempt.job)?;
                     (job.epoch == attempt.epoch && job.phase.is_held()).then_some((job, attempt))
                 });
-                Ok(pairs.collect())
+                let damaged = [attempts.damaged, jobs.damaged].concat();
+                Ok(Readable { rows: pairs.collect(), damaged })
             })
         })
         .await
@@ -168,11 +171,11 @@ impl Store {
         .await
     }
 
-    /// Ended jobs that may be deleted by `now`, longest due first.
+    /// Ended jobs that may be deleted by `now`, longest due first. A row that cannot be read hides no other.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] and what the engine reports.
-    pub async fn ttl_due(&self, now: Timestamp, limit: u32) -> Result<Vec<JobRow>, Error> {
+    /// What the engine reports.
+    pub async fn ttl_due(&self, now: Timestamp, limit: u32) -> Result<Readable<JobRow>, Error> {
         const SQL: &str = concat!(
             "SELECT ",
             job_columns!(),
@@ -182,7 +185,7 @@ impl Store {
         self.read("ttl_due", move |conn| {
             Box::pin(async move {
                 let rows = conn.rows(SQL, args![ms(now), i64::from(limit)]).await?;
-                rows.iter().map(|row| Ok(job_rows::read(row)?.row)).collect()
+                Readable::of(rows.iter().map(|row| Ok(job_rows::read(row)?.row)))
             })
         })
         .await

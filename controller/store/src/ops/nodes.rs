@@ -5,6 +5,7 @@ use windlass_crds::NodeConfigSpec;
 use windlass_crds::conditions::Condition;
 use windlass_crds::protocol::AckStatus;
 
+use super::expect_version;
 use super::fleet::{self, hold_columns};
 use crate::engine::conn::Conn;
 use crate::engine::value::{Row, args, int, json, ms, truncated, word};
@@ -81,17 +82,20 @@ impl Store {
     /// a token that admits new nodes. Attempts that are abandoned end with their leases.
     ///
     /// # Errors
-    /// [`Error::InUse`] while it holds attempts that are not to be abandoned.
+    /// [`Error::InUse`] while it holds attempts that are not to be abandoned; [`Error::Conflict`] when the node is not at
+    /// the version that is expected.
     pub async fn delete_node(
         &self,
         now: Timestamp,
         name: &str,
         attempts: LiveAttempts,
+        expected: Option<i64>,
     ) -> Result<Option<NodeRow>, Error> {
         let name = name.to_owned();
         self.write("delete_node", move |tx| {
             Box::pin(async move {
                 let Some(row) = get(&mut tx.conn, &name).await? else { return Ok(None) };
+                expect_version("node", &name, expected, row.resource_version)?;
                 if row.running > 0 && attempts == LiveAttempts::Refuse {
                     let by = format!("{} running attempts", row.running);
                     return Err(Error::InUse { object: "node", key: name, by });
@@ -350,9 +354,7 @@ async fn put_config(tx: &mut Tx, now: Timestamp, config: NewNodeConfig) -> Resul
     let NewNodeConfig { name, uid, spec, labels, annotations, expected_version } = config;
     let before = get(&mut tx.conn, &name).await?;
     let found = before.as_ref().map_or(0, |row| row.resource_version);
-    if let Some(expected) = expected_version.filter(|expected| *expected != found) {
-        return Err(Error::Conflict { object: "node", key: name, expected, found });
-    }
+    expect_version("node", &name, expected_version, found)?;
     let respecified = before.as_ref().is_some_and(|row| row.spec != spec);
     if let Some(row) = &before
         && !respecified

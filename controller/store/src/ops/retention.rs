@@ -2,9 +2,9 @@
 
 use jiff::Timestamp;
 
-use crate::engine::value::{args, json, millis, ms};
+use crate::engine::value::{args, int, json, millis, ms};
 use crate::engine::writer::Tx;
-use crate::{Error, Pruned, RetentionPolicy, Store};
+use crate::{BodyOf, Error, Pruned, RetentionPolicy, Store, StoredBody};
 
 impl Store {
     /// Forgets at most `limit` things of each kind. Call it again while the answer says that there may be more.
@@ -25,6 +25,43 @@ impl Store {
                 let sql = "SELECT key FROM body_removals ORDER BY added_at, key LIMIT $1";
                 let rows = conn.rows(sql, args![i64::from(limit)]).await?;
                 rows.iter().map(|row| row.cells("body_removals").text("key")).collect()
+            })
+        })
+        .await
+    }
+
+    /// Of these bodies the keys of those that no row names.
+    ///
+    /// # Errors
+    /// What the engine reports.
+    pub async fn unnamed_bodies(&self, bodies: Vec<StoredBody>) -> Result<Vec<String>, Error> {
+        if bodies.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.read("unnamed_bodies", move |conn| {
+            Box::pin(async move {
+                let asked = bodies.iter().map(|StoredBody { key, of }| match of {
+                    BodyOf::Record { attempt, sequence } => {
+                        (key, Some(&attempt.job), int(attempt.epoch), int(*sequence), None)
+                    }
+                    BodyOf::Input { digest } => (key, None, 0, 0, Some(digest)),
+                    BodyOf::Nothing => (key, None, 0, 0, None),
+                });
+                // Rows are found by their own keys: no table has an index of bodies.
+                let sql = "
+                    WITH e AS MATERIALIZED (
+                        SELECT value->>0 AS key, value->>1 AS job, CAST(value->>2 AS BIGINT) AS epoch,
+                            CAST(value->>3 AS BIGINT) AS sequence, value->>4 AS digest
+                        FROM json_each($1))
+                    SELECT e.key FROM e
+                    WHERE NOT EXISTS (
+                            SELECT 1 FROM jobs AS j JOIN records AS r
+                                ON r.job_id = j.id AND r.epoch = e.epoch AND r.sequence = e.sequence
+                            WHERE j.uid = e.job AND r.object_key = e.key)
+                        AND NOT EXISTS (
+                            SELECT 1 FROM inputs AS i WHERE i.digest = e.digest AND i.object_key = e.key)";
+                let rows = conn.rows(sql, args![json(&asked.collect::<Vec<_>>())]).await?;
+                rows.iter().map(|row| row.cells("records").text("key")).collect()
             })
         })
         .await

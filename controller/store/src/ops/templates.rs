@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use windlass_crds::JobTemplateSpec;
 
+use super::expect_version;
 use crate::engine::conn::Conn;
 use crate::engine::value::{Cells, args, json, ms, truncated};
 use crate::engine::writer::Tx;
@@ -20,18 +21,24 @@ impl Store {
     /// again where its content is the same, and is refused where it is not. `uid` is taken when the template is new.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] and what the engine reports.
+    /// [`Error::Conflict`] when the template is not at the version that is expected, [`Error::Corrupt`] and what the
+    /// engine reports.
     pub async fn put_template(
         &self,
         now: Timestamp,
-        namespace: &str,
-        name: &str,
+        (namespace, name): (&str, &str),
         uid: &str,
         spec: JobTemplateSpec,
+        expected: Option<i64>,
     ) -> Result<PutTemplate, Error> {
         let (namespace, name, uid) = (namespace.to_owned(), name.to_owned(), uid.to_owned());
         self.write("put_template", move |tx| {
-            Box::pin(async move { put(tx, truncated(now), namespace, name, &uid, spec).await })
+            Box::pin(async move {
+                let found = get(&mut tx.conn, &namespace, &name, None).await?;
+                let found = found.map_or(0, |row| row.resource_version);
+                expect_version("template", &name, expected, found)?;
+                put(tx, truncated(now), namespace, name, &uid, spec).await
+            })
         })
         .await
     }
@@ -89,12 +96,19 @@ impl Store {
     /// Deletes a template with all its versions; yields it where it was there.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] and what the engine reports.
-    pub async fn delete_template(&self, namespace: &str, name: &str) -> Result<Option<TemplateRow>, Error> {
+    /// [`Error::Conflict`] when the template is not at the version that is expected, [`Error::Corrupt`] and what the
+    /// engine reports.
+    pub async fn delete_template(
+        &self,
+        namespace: &str,
+        name: &str,
+        expected: Option<i64>,
+    ) -> Result<Option<TemplateRow>, Error> {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         self.write("delete_template", move |tx| {
             Box::pin(async move {
                 let Some(row) = get(&mut tx.conn, &namespace, &name, None).await? else { return Ok(None) };
+                expect_version("template", &name, expected, row.resource_version)?;
                 tx.conn.execute("DELETE FROM templates WHERE uid = $1", args![row.uid.as_str()]).await?;
                 tx.changed(Change::Template { namespace, name });
                 Ok(Some(row))

@@ -155,7 +155,7 @@ impl World {
             }
             Step::Pass { seconds } => self.seconds += seconds,
             Step::Sweep { delay } => {
-                let expired = self.store.expired_leases(now, 100).await.unwrap();
+                let expired = self.store.expired_leases(now, 100).await.unwrap().rows;
                 let transitions: Vec<_> = expired
                     .iter()
                     .map(|(job, _)| {
@@ -200,7 +200,7 @@ impl World {
             }
             Step::Delete { job } => {
                 if let Some(uid) = self.uid(job).cloned() {
-                    self.store.delete_job(now, &uid).await.unwrap();
+                    self.store.delete_job(now, &uid, None).await.unwrap();
                 }
             }
         }

@@ -237,6 +237,8 @@ contract! {
         an_unreferenced_input_is_listed_once_it_is_old
         removals_are_remembered_until_confirmed
         pruning_forgets_what_is_due_in_small_batches
+        a_body_is_unnamed_unless_its_own_row_names_it
+        what_is_removed_or_replaced_on_a_stale_version_stays
         queue_statistics_count_every_state
         counts_see_everything
         events_are_read_on_from_a_cursor

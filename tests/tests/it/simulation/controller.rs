@@ -94,14 +94,16 @@ impl Controller {
                 ca_pem: None,
                 stopping: stopping.clone(),
             });
-            let sweeper = Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone());
+            let metrics = Metrics::new();
+            let sweeper =
+                Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone(), metrics.clone());
             let app = AppParts {
                 store,
                 bodies,
                 dispatch: dispatch.clone(),
                 clock,
                 ids,
-                metrics: Metrics::new(),
+                metrics,
                 base_url: "https://controller".into(),
                 ca_fingerprint: String::new(),
                 stopping: stopping.clone(),

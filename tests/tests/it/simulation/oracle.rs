@@ -281,7 +281,7 @@ impl Oracle {
             }
         }
         let late = network.controller.inspect(move |store| async move {
-            store.expired_leases(now - SWEEP, 10).await.expect("the store works")
+            store.expired_leases(now - SWEEP, 10).await.expect("the store works").rows
         });
         for (job, attempt) in late {
             let id = attempt.id();

@@ -155,7 +155,7 @@ pub(crate) async fn an_ended_job_is_not_cancelled(store: Store) {
 
 pub(crate) async fn cancelling_or_deleting_what_does_not_exist_says_so(store: Store) {
     assert_eq!(store.request_cancel(at(0), "nowhere").await.unwrap(), CancelOutcome::NotFound);
-    assert_eq!(store.delete_job(at(0), "nowhere").await.unwrap(), DeleteOutcome::NotFound);
+    assert_eq!(store.delete_job(at(0), "nowhere", None).await.unwrap(), DeleteOutcome::NotFound);
     assert_eq!(store.retry_job(at(0), "nowhere").await.unwrap(), RetryOutcome::NotFound);
 }
 
@@ -196,10 +196,10 @@ pub(crate) async fn a_job_that_has_not_ended_is_not_retried(store: Store) {
 
 pub(crate) async fn a_held_job_is_not_deleted(store: Store) {
     let got = claimed(&store, "n", "a", at(0)).await;
-    let outcome = store.delete_job(at(1), &got.job.uid).await.unwrap();
+    let outcome = store.delete_job(at(1), &got.job.uid, None).await.unwrap();
     assert_eq!(outcome, DeleteOutcome::StillHeld(got.job.clone()));
     let lost = transit(&store, at(2), is_lost(&got.job, None)).await;
-    let outcome = store.delete_job(at(3), &lost.uid).await.unwrap();
+    let outcome = store.delete_job(at(3), &lost.uid, None).await.unwrap();
     assert_eq!(outcome, DeleteOutcome::Deleted { bodies: vec![] });
 }
 
@@ -214,7 +214,7 @@ pub(crate) async fn a_deleted_job_leaves_nothing_but_the_bodies_to_remove(store:
     body.body = RecordStore::Object { key: "logs/1".into(), len: 7 };
     report(&store, "n", vec![body, log(&id, 2, b"inline")]).await;
     let done = transit(&store, at(3), transition(&got.job, |set| set.phase = JobPhase::Failed)).await;
-    let outcome = store.delete_job(at(4), &done.uid).await.unwrap();
+    let outcome = store.delete_job(at(4), &done.uid, None).await.unwrap();
     assert_eq!(outcome, DeleteOutcome::Deleted { bodies: vec!["logs/1".to_owned()] });
     assert_eq!(store.get_job_by_uid(&done.uid).await.unwrap(), None);
     assert_eq!(store.attempts(&done.uid).await.unwrap(), []);

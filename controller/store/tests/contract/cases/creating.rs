@@ -105,7 +105,10 @@ pub(crate) async fn an_expired_idempotency_key_is_free_again(store: Store) {
 
 pub(crate) async fn an_idempotency_key_of_a_deleted_job_does_not_run_it_again(store: Store) {
     let first = job("a").key("k", "r", at(100)).create(&store, at(0)).await;
-    assert_eq!(store.delete_job(at(1), &first.uid).await.unwrap(), DeleteOutcome::Deleted { bodies: vec![] });
+    assert_eq!(
+        store.delete_job(at(1), &first.uid, None).await.unwrap(),
+        DeleteOutcome::Deleted { bodies: vec![] }
+    );
     assert_eq!(job("a").key("k", "r", at(100)).try_create(&store, at(2)).await, CreateOutcome::KeyReused);
 }
 

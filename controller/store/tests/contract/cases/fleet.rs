@@ -120,7 +120,7 @@ pub(crate) async fn what_is_asked_of_an_unknown_node_is_refused(store: Store) {
 pub(crate) async fn a_node_that_goes_takes_its_cordon_and_history_with_it(store: Store) {
     register(&store, &["n"]).await;
     store.cordon_node(at(1), "n").await.unwrap();
-    store.delete_node(at(2), "n", LiveAttempts::Refuse).await.unwrap().unwrap();
+    store.delete_node(at(2), "n", LiveAttempts::Refuse, None).await.unwrap().unwrap();
     assert_eq!(store.node_history("n").await.unwrap(), []);
     register(&store, &["n"]).await;
     assert_eq!(node(&store, "n").await.hold, None);
@@ -129,13 +129,16 @@ pub(crate) async fn a_node_that_goes_takes_its_cordon_and_history_with_it(store:
 
 pub(crate) async fn a_node_is_forced_out_and_its_attempts_end_with_their_leases(store: Store) {
     let got = claimed(&store, "n", "a", at(10)).await;
-    assert_eq!(store.delete_node(at(11), "n", LiveAttempts::Refuse).await.unwrap_err().kind(), "InUse");
-    assert_eq!(store.delete_node(at(11), "n", LiveAttempts::Abandon).await.unwrap().unwrap().running, 1);
+    assert_eq!(store.delete_node(at(11), "n", LiveAttempts::Refuse, None).await.unwrap_err().kind(), "InUse");
+    assert_eq!(
+        store.delete_node(at(11), "n", LiveAttempts::Abandon, None).await.unwrap().unwrap().running,
+        1
+    );
     assert_eq!(store.get_node("n").await.unwrap(), None);
     assert_eq!(claim("n").try_run(&store, at(12)).await.unwrap_err().kind(), "NotFound");
     let live = store.live_attempts("n").await.unwrap();
     assert_eq!(live.len(), 1, "its process may still run, so nobody else may start the job");
-    let expired = store.expired_leases(at(35), 10).await.unwrap();
+    let expired = store.expired_leases(at(35), 10).await.unwrap().rows;
     assert_eq!(expired[0].0.uid, got.job.uid);
 }
 

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use windlass_crds::{JobPhase, JobTemplateSpec, SandboxJobSpec, Span};
 use windlass_store::{
-    ApiTokenRow, Change, Error, EventLevel, InputRow, JobPatch, NewEvent, PriorityRow, Pruned, PutTemplate,
-    QueueCounts, RecordStore, RetentionPolicy, Store,
+    ApiTokenRow, BodyOf, Change, DeleteOutcome, Error, EventLevel, InputRow, JobPatch, LiveAttempts,
+    NewEvent, NewRecord, PriorityRow, Pruned, PutTemplate, QueueCounts, RecordStore, RetentionPolicy, Store,
+    StoredBody,
 };
 
 use crate::fixtures::{
@@ -91,7 +92,7 @@ fn template(version: &str, description: &str) -> JobTemplateSpec {
 }
 
 pub(crate) async fn a_template_version_with_other_content_is_refused(store: Store) {
-    let put = async |spec| store.put_template(at(1), "ns", "t", "uid", spec).await.unwrap();
+    let put = async |spec| store.put_template(at(1), ("ns", "t"), "uid", spec, None).await.unwrap();
     let PutTemplate::Created(row) = put(template("1", "one")).await else { panic!() };
     assert_eq!(put(template("1", "one")).await, PutTemplate::Unchanged(row.clone()));
     assert_eq!(put(template("1", "other")).await, PutTemplate::VersionConflict { existing: row.clone() });
@@ -99,7 +100,8 @@ pub(crate) async fn a_template_version_with_other_content_is_refused(store: Stor
 }
 
 pub(crate) async fn an_earlier_template_version_becomes_current_again(store: Store) {
-    let put = async |seconds, spec| store.put_template(at(seconds), "ns", "t", "uid", spec).await.unwrap();
+    let put =
+        async |seconds, spec| store.put_template(at(seconds), ("ns", "t"), "uid", spec, None).await.unwrap();
     put(1, template("1", "one")).await;
     let PutTemplate::Updated(two) = put(2, template("2", "two")).await else { panic!() };
     assert_eq!((two.generation, two.created_at, two.updated_at), (2, at(1), at(2)));
@@ -113,7 +115,7 @@ pub(crate) async fn an_earlier_template_version_becomes_current_again(store: Sto
 
 pub(crate) async fn templates_are_listed_and_deleted(store: Store) {
     for (namespace, name, uid) in [("b", "x", "1"), ("a", "y", "2"), ("a", "x", "3")] {
-        store.put_template(at(0), namespace, name, uid, template("1", name)).await.unwrap();
+        store.put_template(at(0), (namespace, name), uid, template("1", name), None).await.unwrap();
     }
     let names = async |namespace: Option<&str>| {
         let rows = store.list_templates(namespace).await.unwrap();
@@ -121,9 +123,9 @@ pub(crate) async fn templates_are_listed_and_deleted(store: Store) {
     };
     assert_eq!(names(None).await, ["a/x", "a/y", "b/x"]);
     assert_eq!(names(Some("a")).await, ["a/x", "a/y"]);
-    assert_eq!(store.delete_template("a", "x").await.unwrap().unwrap().uid, "3");
-    assert_eq!(store.delete_template("a", "x").await.unwrap(), None);
-    let again = store.put_template(at(1), "a", "x", "4", template("1", "new content")).await.unwrap();
+    assert_eq!(store.delete_template("a", "x", None).await.unwrap().unwrap().uid, "3");
+    assert_eq!(store.delete_template("a", "x", None).await.unwrap(), None);
+    let again = store.put_template(at(1), ("a", "x"), "4", template("1", "new content"), None).await.unwrap();
     assert!(matches!(again, PutTemplate::Created(_)), "its versions went with it");
 }
 
@@ -139,7 +141,7 @@ pub(crate) async fn an_input_in_use_is_not_deleted(store: Store) {
     assert_eq!(store.unreferenced_inputs(at(100), 10).await.unwrap(), []);
     let refused = store.delete_input(at(2), "d").await.unwrap_err();
     assert!(matches!(refused, Error::InUse { object: "input", .. }), "{refused}");
-    store.delete_job(at(3), &row.uid).await.unwrap();
+    store.delete_job(at(3), &row.uid, None).await.unwrap();
     assert_eq!(store.delete_input(at(4), "d").await.unwrap().as_deref(), Some("inputs/d"));
     assert_eq!(store.delete_input(at(4), "d").await.unwrap(), None);
     assert_eq!(store.pending_removals(10).await.unwrap(), ["inputs/d"]);
@@ -166,7 +168,7 @@ pub(crate) async fn removals_are_remembered_until_confirmed(store: Store) {
     });
     report(&store, "n", records.collect()).await;
     transit(&store, at(1), transition(&got.job, |set| set.phase = JobPhase::Failed)).await;
-    store.delete_job(at(2), &id.job).await.unwrap();
+    store.delete_job(at(2), &id.job, None).await.unwrap();
     assert_eq!(store.pending_removals(2).await.unwrap().len(), 2);
     let gone = ["logs/1".to_owned(), "logs/3".to_owned(), "unknown".to_owned()];
     assert_eq!(store.confirm_removed(&gone).await.unwrap(), 2);
@@ -217,6 +219,54 @@ pub(crate) async fn pruning_forgets_what_is_due_in_small_batches(store: Store) {
     assert_eq!(left.iter().map(|event| event.message.as_str()).collect::<Vec<_>>(), ["kept with its job"]);
     let tokens = store.list_join_tokens().await.unwrap();
     assert_eq!(tokens.len(), 1, "the one that still admits nodes stays");
+}
+
+pub(crate) async fn a_body_is_unnamed_unless_its_own_row_names_it(store: Store) {
+    register(&store, &["n"]).await;
+    let got = claimed(&store, "n", "a", at(0)).await;
+    let id = attempt(&got);
+    let kept = format!("logs/{}/{}/1", id.job, id.epoch);
+    let body = RecordStore::Object { key: kept.clone(), len: 1 };
+    report(&store, "n", vec![NewRecord { body, ..log(&id, 1, b"") }]).await;
+    let input = InputRow { digest: "sha256:a".into(), size: 1, object_key: "inputs/a.2".into() };
+    store.put_input(at(0), input).await.unwrap();
+    let of_record = |sequence| BodyOf::Record { attempt: id.clone(), sequence };
+    let of_input = |digest: &str| BodyOf::Input { digest: digest.to_owned() };
+    let bodies = [
+        (kept.as_str(), of_record(1)),
+        ("logs/other-key", of_record(1)),
+        ("logs/2", of_record(2)),
+        ("inputs/a.2", of_input("sha256:a")),
+        ("inputs/a.1", of_input("sha256:a")),
+        ("inputs/b", of_input("sha256:b")),
+        ("stray", BodyOf::Nothing),
+    ];
+    let bodies = bodies.map(|(key, of)| StoredBody { key: key.to_owned(), of }).to_vec();
+    let mut unnamed = store.unnamed_bodies(bodies).await.unwrap();
+    unnamed.sort();
+    assert_eq!(unnamed, ["inputs/a.1", "inputs/b", "logs/2", "logs/other-key", "stray"]);
+    assert_eq!(store.unnamed_bodies(vec![]).await.unwrap(), Vec::<String>::new());
+}
+
+pub(crate) async fn what_is_removed_or_replaced_on_a_stale_version_stays(store: Store) {
+    register(&store, &["n"]).await;
+    let row = job("a").create(&store, at(0)).await;
+    let stale = Some(row.resource_version + 1);
+    let conflict = |error: Error| matches!(error, Error::Conflict { .. });
+    assert!(conflict(store.delete_job(at(1), &row.uid, stale).await.unwrap_err()));
+    assert!(conflict(store.delete_node(at(1), "n", LiveAttempts::Refuse, Some(1)).await.unwrap_err()));
+    let put = async |spec, expected| store.put_template(at(1), ("ns", "t"), "uid", spec, expected).await;
+    assert!(conflict(put(template("1", "x"), Some(7)).await.unwrap_err()), "there is none yet");
+    let made = put(template("1", "x"), None).await.unwrap();
+    let PutTemplate::Created(made) = made else { panic!("{made:?}") };
+    assert!(conflict(put(template("2", "x"), Some(made.resource_version + 1)).await.unwrap_err()));
+    put(template("2", "x"), Some(made.resource_version)).await.unwrap();
+    assert!(conflict(store.delete_template("ns", "t", Some(made.resource_version)).await.unwrap_err()));
+    let exact = Some(row.resource_version);
+    assert_eq!(
+        store.delete_job(at(1), &row.uid, exact).await.unwrap(),
+        DeleteOutcome::Deleted { bodies: vec![] }
+    );
 }
 
 pub(crate) async fn queue_statistics_count_every_state(store: Store) {
@@ -303,7 +353,7 @@ pub(crate) async fn events_are_read_on_from_a_cursor(store: Store) {
     assert_eq!(messages(&own), ["0\u{fffd}", "2\u{fffd}"]);
     let rest = store.events(None, Some(all[1].id), 1).await.unwrap();
     assert_eq!(messages(&rest), ["2\u{fffd}"]);
-    store.delete_job(at(10), &row.uid).await.unwrap();
+    store.delete_job(at(10), &row.uid, None).await.unwrap();
     assert_eq!(store.events(Some(&row.uid), None, 10).await.unwrap(), []);
 }
 
@@ -318,7 +368,7 @@ pub(crate) async fn a_ttl_that_is_due_is_listed(store: Store) {
         finish(&store, &got, at(1)).await;
     }
     let due = async |seconds| {
-        let rows = store.ttl_due(at(seconds), 10).await.unwrap();
+        let rows = store.ttl_due(at(seconds), 10).await.unwrap().rows;
         rows.into_iter().map(|row| row.name).collect::<Vec<_>>()
     };
     assert!(due(10).await.is_empty());

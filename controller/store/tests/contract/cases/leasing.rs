@@ -113,8 +113,8 @@ pub(crate) async fn beats_of_many_nodes_go_in_one_batch(store: Store) {
     for (outcome, held) in outcomes.iter().zip(&held) {
         assert_eq!(outcome.renewed, [(held.clone(), LEASE)]);
     }
-    assert_eq!(store.expired_leases(at(34), 100).await.unwrap().len(), 0);
-    assert_eq!(store.expired_leases(at(35), 100).await.unwrap().len(), 50);
+    assert_eq!(store.expired_leases(at(34), 100).await.unwrap().rows.len(), 0);
+    assert_eq!(store.expired_leases(at(35), 100).await.unwrap().rows.len(), 50);
 }
 
 pub(crate) async fn a_beat_keeps_what_the_node_says_of_itself(store: Store) {
@@ -136,15 +136,15 @@ pub(crate) async fn leases_that_have_ended_are_listed_oldest_first(store: Store)
     let second = claimed(&store, "n", "second", at(10)).await;
     let first = claimed(&store, "n", "first", at(5)).await;
     let third = claimed(&store, "n", "third", at(20)).await;
-    let ended = store.expired_leases(at(35), 10).await.unwrap();
+    let ended = store.expired_leases(at(35), 10).await.unwrap().rows;
     let names: Vec<&str> = ended.iter().map(|(job, _)| job.name.as_str()).collect();
     assert_eq!(names, ["first", "second"]);
     assert_eq!((&ended[0].0, ended[0].1.id()), (&first.job, attempt(&first)));
-    assert_eq!(store.expired_leases(at(35), 1).await.unwrap().len(), 1);
+    assert_eq!(store.expired_leases(at(35), 1).await.unwrap().rows.len(), 1);
     transit(&store, at(36), is_lost(&first.job, None)).await;
     finish(&store, &second, at(36)).await;
-    assert_eq!(store.expired_leases(at(40), 10).await.unwrap().len(), 0);
-    assert_eq!(store.expired_leases(at(45), 10).await.unwrap()[0].0.uid, third.job.uid);
+    assert_eq!(store.expired_leases(at(40), 10).await.unwrap().rows.len(), 0);
+    assert_eq!(store.expired_leases(at(45), 10).await.unwrap().rows[0].0.uid, third.job.uid);
 }
 
 pub(crate) async fn a_planned_stop_extends_leases_and_shortens_none(store: Store) {
@@ -168,8 +168,8 @@ pub(crate) async fn leases_follow_a_clock_that_was_put_forward(store: Store) {
     assert_eq!(store.move_leases(std::time::Duration::from_secs(60)).await.unwrap(), 1);
     assert_eq!(reread(&store, &live.job.uid).await.lease_until, Some(at(85)));
     assert_eq!(store.attempts(&done.job.uid).await.unwrap()[0].lease_until, at(25));
-    assert_eq!(store.expired_leases(at(84), 10).await.unwrap().len(), 0);
-    assert_eq!(store.expired_leases(at(85), 10).await.unwrap().len(), 1);
+    assert_eq!(store.expired_leases(at(84), 10).await.unwrap().rows.len(), 0);
+    assert_eq!(store.expired_leases(at(85), 10).await.unwrap().rows.len(), 1);
 }
 
 pub(crate) async fn live_attempts_are_those_the_node_holds(store: Store) {

@@ -47,8 +47,8 @@ pub(crate) async fn a_cursor_stays_where_it_is_while_jobs_are_created_and_delete
     let (first, cursor) = page(&store, &JobFilter::default(), 2, None).await;
     assert_eq!(first.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(), ["old-5", "old-4"]);
     job("new").create(&store, at(10)).await;
-    store.delete_job(at(10), &rows[4].uid).await.unwrap();
-    store.delete_job(at(10), &rows[2].uid).await.unwrap();
+    store.delete_job(at(10), &rows[4].uid, None).await.unwrap();
+    store.delete_job(at(10), &rows[2].uid, None).await.unwrap();
     let (rest, cursor) = page(&store, &JobFilter::default(), 10, cursor).await;
     assert_eq!(rest.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(), ["old-3", "old-1", "old-0"]);
     assert_eq!(cursor, None);

@@ -292,7 +292,7 @@ pub(crate) async fn an_acknowledgement_of_an_unknown_node_is_refused(store: Stor
     };
     assert_eq!(store.record_capability(at(1), "n", update).await.unwrap_err().kind(), "NotFound");
     assert_eq!(store.set_node_conditions(at(1), "n", vec![], None, 0).await.unwrap_err().kind(), "NotFound");
-    assert_eq!(store.delete_node(at(1), "n", LiveAttempts::Refuse).await.unwrap(), None);
+    assert_eq!(store.delete_node(at(1), "n", LiveAttempts::Refuse, None).await.unwrap(), None);
 }
 
 pub(crate) async fn capability_reports_replace_each_other(store: Store) {
@@ -340,17 +340,17 @@ pub(crate) async fn conditions_are_set_on_the_version_they_were_judged_on(store:
 
 pub(crate) async fn a_node_with_attempts_is_not_deleted(store: Store) {
     let got = claimed(&store, "n", "a", at(0)).await;
-    let refused = store.delete_node(at(1), "n", LiveAttempts::Refuse).await.unwrap_err();
+    let refused = store.delete_node(at(1), "n", LiveAttempts::Refuse, None).await.unwrap_err();
     assert!(matches!(refused, Error::InUse { object: "node", .. }), "{refused}");
     finish(&store, &got, at(2)).await;
-    assert_eq!(store.delete_node(at(3), "n", LiveAttempts::Refuse).await.unwrap().unwrap().name, "n");
+    assert_eq!(store.delete_node(at(3), "n", LiveAttempts::Refuse, None).await.unwrap().unwrap().name, "n");
     assert_eq!(store.get_node("n").await.unwrap(), None);
     assert_eq!(store.attempts(&got.job.uid).await.unwrap()[0].node, "n", "what it did stays known");
 }
 
 pub(crate) async fn a_deleted_node_needs_a_token_again(store: Store) {
     register(&store, &["n"]).await;
-    store.delete_node(at(1), "n", LiveAttempts::Refuse).await.unwrap();
+    store.delete_node(at(1), "n", LiveAttempts::Refuse, None).await.unwrap();
     assert_eq!(try_register(&store, 2, without_token("n")).await, RegisterOutcome::TokenInvalid);
     let again = NodeRegistration { token: Some(redeemed("token")), ..registration("n") };
     assert!(matches!(try_register(&store, 2, again).await, RegisterOutcome::Created(_)));
