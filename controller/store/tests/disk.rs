@@ -249,7 +249,8 @@ async fn a_damaged_job_hides_no_other_from_claims_and_from_the_sweeper() {
     job("queued-too").create(&store, at(3)).await;
     store.close().await.unwrap();
     for sql in [
-        "UPDATE jobs SET steps = '[{]' WHERE name IN ('held', 'queued')",
+        "UPDATE jobs SET steps = '[{]' WHERE name = 'held'",
+        "UPDATE jobs SET created_at = 'noon' WHERE name = 'queued'",
         "UPDATE jobs SET ttl_at = 1000 WHERE name = 'ended'",
         "UPDATE jobs SET ttl_at = 999 WHERE name = 'held-too'",
     ] {

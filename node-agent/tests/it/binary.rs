@@ -188,11 +188,11 @@ async fn a_second_term_cancels_what_runs() {
 async fn what_keeps_an_agent_from_starting_is_said_with_the_fix() {
     let state = tempfile::tempdir().unwrap();
     let (code, log) = Agent::start(state.path(), &[]).ended().await;
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(2));
     assert!(log.contains("--join"), "{log}");
 
     let (code, log) = Agent::start(state.path(), &["--join", "wl1.bm9uc2Vuc2U"]).ended().await;
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(2));
     assert!(log.contains("damaged") && !log.contains("bm9uc2Vuc2U"), "{log}");
 
     let controller = Controller::start().await;

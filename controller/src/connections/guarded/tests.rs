@@ -157,13 +157,13 @@ async fn a_connection_too_many_is_told_so_and_ends() {
         "{answer}"
     );
     serving.await.unwrap();
+    ask(&mut first, "/quick").await;
+    expect(&mut first, "quick").await;
     let (mut silent, serving) = connect(&gate);
     let began = Instant::now();
     assert_eq!(rest(&mut silent).await, "");
     assert_eq!(began.elapsed(), TIMES.head);
     serving.await.unwrap();
-    ask(&mut first, "/quick").await;
-    expect(&mut first, "quick").await;
 }
 
 #[tokio::test]

@@ -254,7 +254,7 @@ pub(crate) async fn what_is_removed_or_replaced_on_a_stale_version_stays(store: 
     let stale = Some(row.resource_version + 1);
     let conflict = |error: Error| matches!(error, Error::Conflict { .. });
     assert!(conflict(store.delete_job(at(1), &row.uid, stale).await.unwrap_err()));
-    assert!(conflict(store.delete_node(at(1), "n", LiveAttempts::Refuse, Some(1)).await.unwrap_err()));
+    assert!(conflict(store.delete_node(at(1), "n", LiveAttempts::Refuse, Some(99)).await.unwrap_err()));
     let put = async |spec, expected| store.put_template(at(1), ("ns", "t"), "uid", spec, expected).await;
     assert!(conflict(put(template("1", "x"), Some(7)).await.unwrap_err()), "there is none yet");
     let made = put(template("1", "x"), None).await.unwrap();
