@@ -73,6 +73,10 @@ pub struct ControllerArgs {
     /// How long jobs with `offline: continue` go on without the controller, where the node says nothing else.
     #[arg(long, env = "WINDLASS_OFFLINE_GRACE", default_value = "15m", value_name = "SPAN")]
     pub offline_grace: Span,
+
+    /// How long a job is passed over, because what it needs is free on no node at once, before room is kept for it on one.
+    #[arg(long, env = "WINDLASS_RESERVE_AFTER", default_value = "60s", value_name = "SPAN")]
+    pub reserve_after: Span,
 }
 
 /// Where the database is, as it was given: it may hold a password, so it shows nothing of itself.
@@ -157,6 +161,7 @@ impl ControllerArgs {
             heartbeat: Span::from_secs(10),
             lease: Span::from_secs(25),
             offline_grace: Span::from_secs(15 * 60),
+            reserve_after: Span::from_secs(60),
         }
     }
 

@@ -7,6 +7,7 @@ mod nodes;
 mod orphans;
 mod pruner;
 mod queues;
+mod reservations;
 mod sweeper;
 
 use std::time::Duration;
@@ -28,6 +29,7 @@ pub use nodes::Nodes;
 pub(crate) use nodes::hold_phase;
 pub use orphans::Orphans;
 pub(crate) use pruner::remove_bodies;
+pub use reservations::Reservations;
 pub use sweeper::Sweeper;
 
 /// How often leases and deadlines are looked at (DESIGN §4).
@@ -36,6 +38,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 const NODES: Duration = Duration::from_secs(1);
 /// How often queues with limits are looked at.
 const QUEUES: Duration = Duration::from_secs(1);
+/// How often jobs are looked at that others pass over: often enough for a time that is counted in minutes.
+const RESERVATIONS: Duration = Duration::from_secs(2);
 /// How often what has outlived its keep is removed.
 const PRUNE: Duration = Duration::from_secs(60);
 
@@ -43,6 +47,7 @@ const PRUNE: Duration = Duration::from_secs(60);
 const ORPHANS: Duration = Duration::from_secs(6 * 3600);
 
 /// What the loops work with.
+#[derive(Clone, Copy)]
 pub struct LoopParts<'a> {
     /// The agent protocol.
     pub dispatch: &'a Dispatch,
@@ -54,11 +59,13 @@ pub struct LoopParts<'a> {
     pub clock: &'a Arc<dyn Clock>,
     /// Counters.
     pub metrics: &'a Metrics,
+    /// How long a job is passed over before room is kept for it.
+    pub reserve_after: Duration,
 }
 
 /// Starts all loops; they end when `stop` fires.
 pub fn start(tasks: &mut JoinSet<()>, stop: &CancellationToken, parts: LoopParts<'_>) {
-    let LoopParts { dispatch, store, bodies, clock, metrics } = parts;
+    let LoopParts { dispatch, store, bodies, clock, metrics, reserve_after } = parts;
     let sweeper =
         Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone(), metrics.clone());
     let orphans = Orphans::new(store.clone(), bodies.clone(), clock.clone(), metrics.clone());
@@ -82,6 +89,11 @@ pub fn start(tasks: &mut JoinSet<()>, stop: &CancellationToken, parts: LoopParts
     tasks.spawn(every(QUEUES, std::future::pending::<()>, stop.clone(), "queues", move || {
         let queues = queues.clone();
         async move { queues.reconcile().await }
+    }));
+    let reservations = Reservations::new(dispatch.clone(), store.clone(), clock.clone(), reserve_after);
+    tasks.spawn(every(RESERVATIONS, std::future::pending::<()>, stop.clone(), "reservations", move || {
+        let reservations = reservations.clone();
+        async move { reservations.reconcile().await }
     }));
     tasks.spawn(every(PRUNE, std::future::pending::<()>, stop.clone(), "prune", move || {
         let pruner = pruner.clone();

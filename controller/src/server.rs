@@ -145,6 +145,7 @@ impl Controller {
             bodies: &bodies,
             clock: &clock,
             metrics: &metrics,
+            reserve_after: args.reserve_after.get(),
         };
         reconcile::start(&mut tasks, &stop, parts);
         let app: App = Arc::new(AppParts {

@@ -8,6 +8,7 @@
 //! - [`life`]: what follows when an attempt ends;
 //! - [`progress`]: how the records of an attempt change the job's picture;
 //! - [`drain`]: how a node is emptied;
+//! - [`reservation`]: room that is kept for jobs that others pass over;
 //! - [`node`]: the conditions of a node;
 //! - [`why`]: why a job is not running.
 
@@ -17,5 +18,6 @@ pub mod node;
 pub mod placement;
 pub mod progress;
 pub mod requirement;
+pub mod reservation;
 pub mod validate;
 pub mod why;

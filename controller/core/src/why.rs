@@ -33,6 +33,8 @@ pub struct JobView<'a> {
     pub requirement: &'a Requirement,
     /// The room that it takes.
     pub room: Room,
+    /// Its place in line, the smaller the sooner; `None` while it could not be claimed.
+    pub rank: Option<i64>,
 }
 
 /// What has to be known of a node.
@@ -54,6 +56,19 @@ pub struct NodeView<'a> {
     pub slots: u32,
     /// What its attempts take.
     pub used: Used,
+    /// What it keeps for a job that others passed over.
+    pub kept: Option<KeptView<'a>>,
+}
+
+/// Room that a node keeps for a job that others passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptView<'a> {
+    /// The job, as `namespace/name`.
+    pub job: &'a str,
+    /// Its place in line.
+    pub rank: i64,
+    /// The room.
+    pub room: Room,
 }
 
 /// What the attempts of a node take of it.
@@ -184,6 +199,12 @@ pub enum Obstacle {
         /// How much there is.
         capacity: String,
     },
+    /// What is free is kept for a job that comes before it.
+    #[error("room is kept for {job}, which others passed over")]
+    Kept {
+        /// The job, as `namespace/name`.
+        job: String,
+    },
 }
 
 const fn held_back(hold: HoldPhase) -> &'static str {
@@ -207,6 +228,7 @@ impl Obstacle {
             Self::Unconfigured => "Unconfigured",
             Self::Full { .. } => "Full",
             Self::Busy { .. } => "Busy",
+            Self::Kept { .. } => "Kept",
         }
     }
 
@@ -221,7 +243,8 @@ impl Obstacle {
             | Self::NotReady { .. }
             | Self::Held { .. }
             | Self::Unschedulable
-            | Self::Unconfigured => None,
+            | Self::Unconfigured
+            | Self::Kept { .. } => None,
         }
     }
 
@@ -236,7 +259,8 @@ impl Obstacle {
             | Self::Unschedulable
             | Self::Unconfigured
             | Self::Full { .. }
-            | Self::Busy { .. } => false,
+            | Self::Busy { .. }
+            | Self::Kept { .. } => false,
         }
     }
 }
@@ -293,7 +317,55 @@ pub fn obstacle(job: &JobView<'_>, node: &NodeView<'_>) -> Option<Obstacle> {
     if !node.configured {
         return Some(Obstacle::Unconfigured);
     }
-    shortage(job.room, node, offer.capacity)
+    shortage(job.room, node, offer.capacity).or_else(|| {
+        let kept = node.kept.filter(|kept| job.rank.is_none_or(|rank| rank > kept.rank))?;
+        let Used { slots, room } = node.used;
+        let used = Used {
+            slots: slots.saturating_add(1),
+            room: Room {
+                cpu_millis: room.cpu_millis.saturating_add(kept.room.cpu_millis),
+                memory_bytes: room.memory_bytes.saturating_add(kept.room.memory_bytes),
+                gpus: room.gpus.saturating_add(kept.room.gpus),
+            },
+        };
+        let beside = NodeView { used, ..*node };
+        shortage(job.room, &beside, offer.capacity).map(|_| Obstacle::Kept { job: kept.job.to_owned() })
+    })
+}
+
+/// How far the room is that the node keeps for the job itself, such as ``room is kept on `n2`: 2 of 4 cpu free so far``.
+pub fn so_far(job: &JobView<'_>, name: &str, node: &NodeView<'_>) -> String {
+    let Used { slots, room: used } = node.used;
+    let capacity = node.offer.map(|offer| offer.capacity).unwrap_or_default();
+    let part = |wanted: u64, used: u64, capacity: u64, text: &dyn Fn(u64) -> String, what: Resource| {
+        let free = capacity.saturating_sub(used).min(wanted);
+        (free < wanted).then(|| format!("{} of {} {what} free so far", text(free), text(wanted)))
+    };
+    let plain = |number: u64| number.to_string();
+    let wanted = job.room;
+    let parts: Vec<String> = [
+        part(1, slots.into(), node.slots.into(), &plain, Resource::Slots),
+        part(
+            wanted.cpu_millis,
+            used.cpu_millis,
+            capacity.cpu_millis,
+            &|millis| Cpu::from_millis(millis).to_string(),
+            Resource::Cpu,
+        ),
+        part(
+            wanted.memory_bytes,
+            used.memory_bytes,
+            capacity.memory_bytes,
+            &|bytes| Bytes::new(bytes).to_string(),
+            Resource::Memory,
+        ),
+        part(wanted.gpus.into(), used.gpus.into(), capacity.gpus.into(), &plain, Resource::Gpus),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let parts = if parts.is_empty() { "all of it is free now".to_owned() } else { parts.join(", ") };
+    format!("room is kept on `{name}`: {parts}")
 }
 
 /// What other jobs have that this one needs.

@@ -1,6 +1,7 @@
 //! Claims: work and orders for a node, as soon as there are any.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -68,13 +69,8 @@ impl Dispatch {
         let Some(capability) = &node.capability else { return Ok(Vec::new()) };
         let offer = Offer::new(&node.name, capability, &node.spec);
         // A node that must not take jobs still shows that its claim channel is alive.
-        let closed = node.spec.unschedulable
-            || node.hold.is_some()
-            || node.applied_version.is_none()
-            || node.not_ready.is_some();
-        let max = if closed { 0 } else { request.max.min(MAX_BATCH) };
-        let classes = self.fits.fitting(&self.parts.store, &offer).await?;
-        let own_slots = capability.sandbox.as_ref().and_then(|sandbox| sandbox.max_concurrency);
+        let max = if is_closed(node) { 0 } else { request.max.min(MAX_BATCH) };
+        let classes = self.fitting(&offer).await?;
         let leases = &self.parts.leases;
         let spec = ClaimSpec {
             node: &node.name,
@@ -83,7 +79,7 @@ impl Dispatch {
             max,
             classes: &classes,
             queues: &node.spec.queues,
-            slots: node.spec.concurrency.or(own_slots).unwrap_or(1),
+            slots: slots(node),
             capacity: Reserve {
                 cpu_millis: offer.capacity.cpu_millis,
                 memory_bytes: offer.capacity.memory_bytes,
@@ -95,6 +91,11 @@ impl Dispatch {
         };
         let claimed = self.parts.store.claim(self.now(), spec).await?;
         Ok(claimed.into_iter().map(|claimed| self.assignment(claimed)).collect())
+    }
+
+    /// The requirement classes that a node with this offer fits, ascending.
+    pub(crate) async fn fitting(&self, offer: &Offer) -> Result<Arc<Vec<i64>>, ApiError> {
+        self.fits.fitting(&self.parts.store, offer).await
     }
 
     fn assignment(&self, claimed: ClaimedJob) -> Assignment {
@@ -139,6 +140,21 @@ impl Dispatch {
         };
         Ok(held.iter().filter_map(order).collect())
     }
+}
+
+/// Whether a node must not take jobs, whatever it has free.
+pub(crate) fn is_closed(node: &NodeRow) -> bool {
+    node.spec.unschedulable
+        || node.hold.is_some()
+        || node.applied_version.is_none()
+        || node.not_ready.is_some()
+}
+
+/// How many attempts a node can hold.
+pub(crate) fn slots(node: &NodeRow) -> u32 {
+    let sandbox = node.capability.as_ref().and_then(|capability| capability.sandbox.as_ref());
+    let own = sandbox.and_then(|sandbox| sandbox.max_concurrency);
+    node.spec.concurrency.or(own).unwrap_or(1)
 }
 
 /// Waits for a change that may concern this claim; false when there will be none any more.

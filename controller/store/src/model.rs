@@ -11,6 +11,7 @@ mod placement;
 mod queue;
 mod readable;
 mod report;
+mod reservation;
 mod retention;
 mod stats;
 mod template;
@@ -38,6 +39,7 @@ pub use report::{
     Applied, AttemptChange, JobChange, LateOutcome, LateSteps, LogCursor, LogFilter, LogRow, MAX_SEQUENCE,
     NewRecord, NodeChange, RecordKind, RecordStore, Reportable, Transition, TransitionOutcome,
 };
+pub use reservation::{NewReservation, ReservationRow, WaitingRow};
 pub use retention::{BodyOf, Pruned, RetentionPolicy, StoredBody};
 pub use stats::{Counts, PriorityRow, QueueCounts, QueueRow};
 pub use template::{PutTemplate, TemplateRow};

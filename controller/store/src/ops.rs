@@ -16,6 +16,7 @@ mod placement;
 mod queues;
 mod registration;
 mod reportable;
+mod reservations;
 mod retention;
 mod settings;
 mod stats;

@@ -16,7 +16,7 @@ use windlass_controller::bodies::Bodies;
 use windlass_controller::clock::{Clock, ManualClock, RandomIds};
 use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings};
 use windlass_controller::metrics::Metrics;
-use windlass_controller::reconcile::{Nodes, Orphans, Sweeper};
+use windlass_controller::reconcile::{Nodes, Orphans, Reservations, Sweeper};
 use windlass_controller::rest::{AppParts, router};
 use windlass_store::{ApiTokenRow, Store, StoreOptions, StoreUrl};
 
@@ -31,6 +31,7 @@ pub(crate) struct World {
     pub(crate) sweeper: Sweeper,
     pub(crate) orphans: Orphans,
     pub(crate) nodes: Nodes,
+    pub(crate) reservations: Reservations,
     pub(crate) stopping: CancellationToken,
 }
 
@@ -84,6 +85,8 @@ impl World {
             Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone(), metrics.clone());
         let orphans = Orphans::new(store.clone(), bodies.clone(), clock.clone(), metrics.clone());
         let nodes = Nodes::new(&dispatch, store.clone(), clock.clone());
+        let after = Duration::from_secs(60);
+        let reservations = Reservations::new(dispatch.clone(), store.clone(), clock.clone(), after);
         let app = AppParts {
             store: store.clone(),
             bodies: bodies.clone(),
@@ -95,7 +98,17 @@ impl World {
             ca_fingerprint: "00".repeat(32),
             stopping: stopping.clone(),
         };
-        Self { router: router(Arc::new(app)), clock, store, bodies, sweeper, orphans, nodes, stopping }
+        Self {
+            router: router(Arc::new(app)),
+            clock,
+            store,
+            bodies,
+            sweeper,
+            orphans,
+            nodes,
+            reservations,
+            stopping,
+        }
     }
 
     /// A world whose controller has been up long enough to judge leases.

@@ -43,6 +43,7 @@ fn node(offer: &Offer) -> NodeView<'_> {
         queues: &[],
         slots: 2,
         used: Used::default(),
+        kept: None,
     }
 }
 
@@ -56,6 +57,7 @@ fn job<'a>(requirement: &'a Requirement, room: Room) -> JobView<'a> {
         not_before: None,
         requirement,
         room,
+        rank: Some(10),
     }
 }
 
@@ -224,4 +226,34 @@ proptest! {
         };
         prop_assert_eq!(found.is_none(), slots < 2 && room.fits(free));
     }
+}
+
+#[test]
+fn room_that_is_kept_is_named_to_those_who_come_later_and_its_growth_to_the_job_itself() {
+    let (requirement, room) = of(r#"{"requires":{"cpu":2}}"#);
+    let offer = offer();
+    let busy = Used { slots: 1, room: Room { cpu_millis: 1000, ..Room::default() } };
+    let kept = KeptView { job: "ci/large", rank: 5, room: Room { cpu_millis: 3000, ..Room::default() } };
+    let view = NodeView { used: busy, kept: Some(kept), slots: 8, ..node(&offer) };
+    let first = JobView { rank: Some(4), ..job(&requirement, room) };
+    assert_eq!(obstacle(&first, &view), None, "it comes before the one that room is kept for");
+    let itself = JobView { rank: Some(5), ..first };
+    assert_eq!(obstacle(&itself, &view), None);
+    for rank in [Some(6), None] {
+        let later = JobView { rank, ..first };
+        let found = obstacle(&later, &view).expect("something is in the way");
+        assert_eq!(
+            (found.reason(), found.to_string().as_str(), found.is_lasting()),
+            ("Kept", "room is kept for ci/large, which others passed over", false)
+        );
+    }
+    let small = JobView { rank: Some(6), room: Room::default(), ..first };
+    assert_eq!(obstacle(&small, &view), None, "it fits beside");
+    let full = NodeView { slots: 2, ..view };
+    assert_eq!(obstacle(&small, &full).expect("the last slot is kept too").reason(), "Kept");
+
+    let large = JobView { room: kept.room, ..first };
+    let fuller = NodeView { used: Used { room: Room { cpu_millis: 2500, ..busy.room }, ..busy }, ..view };
+    assert_eq!(so_far(&large, "n2", &fuller), "room is kept on `n2`: 1500m of 3 cpu free so far");
+    assert_eq!(so_far(&large, "n2", &view), "room is kept on `n2`: all of it is free now");
 }

@@ -7,8 +7,8 @@ use axum::extract::State;
 use serde_json::{Value, json};
 use windlass_core::placement::Offer;
 use windlass_core::requirement::{self, Requirement, Room};
-use windlass_core::why::{self, Holder, JobView, NodeView, Obstacle, Position, Used};
-use windlass_store::{HolderRow, JobRow, NodeRow, Reserve};
+use windlass_core::why::{self, Holder, JobView, KeptView, NodeView, Obstacle, Position, Used};
+use windlass_store::{HolderRow, JobRow, NodeRow, ReservationRow, Reserve};
 
 use super::super::App;
 use super::super::extract::{Operator, Path};
@@ -38,24 +38,33 @@ pub(in crate::rest) async fn placement(
         not_before: row.not_before,
         requirement: &requirement,
         room: requirement::room(&row.spec),
+        rank: app.store.rank(&row.uid).await?,
     };
     let block = why::block(&job, app.clock.now());
     if let Some(block) = block.as_ref().filter(|block| !block.waits()) {
         let summary = why::summary(&job, Some(block), None, &[]);
-        return Ok(Json(answer(&row, &summary, Some(block), None, &[])));
+        return Ok(Json(answer(&row, &summary, Some(block), None, None, &[])));
     }
     let position = app.store.queue_position(&row.uid).await?;
     let position = position.map(|position| Position { ahead: position.ahead, at_least: position.at_least });
     let nodes = app.store.list_nodes().await?;
-    let verdicts = verdicts(&app, &job, &nodes).await?;
+    let kept = app.store.reservations().await?;
+    let views = Views::of(&app, &nodes, &kept).await?;
+    let verdicts: Vec<_> = views.iter().map(|view| why::obstacle(&job, &view)).collect();
     let holders = holders(&app, &nodes, &verdicts).await?;
     let items: Vec<_> = nodes
         .iter()
         .zip(&verdicts)
         .map(|(node, verdict)| item(node, verdict.as_ref(), holders.get(node.name.as_str())))
         .collect();
-    let summary = why::summary(&job, block.as_ref(), position, &verdicts);
-    Ok(Json(answer(&row, &summary, block.as_ref(), position, &items)))
+    let mut summary = why::summary(&job, block.as_ref(), position, &verdicts);
+    let own = kept.iter().find(|kept| kept.uid == row.uid && kept.job.is_some());
+    let own = own.filter(|_| block.is_none());
+    let view = own.and_then(|own| views.iter().zip(&nodes).find(|(_, node)| node.name == own.node));
+    if let Some((view, node)) = view {
+        summary = format!("{summary}; {}", why::so_far(&job, &node.name, &view));
+    }
+    Ok(Json(answer(&row, &summary, block.as_ref(), position, own, &items)))
 }
 
 fn answer(
@@ -63,6 +72,7 @@ fn answer(
     summary: &str,
     block: Option<&why::Block>,
     position: Option<Position>,
+    kept: Option<&ReservationRow>,
     items: &[Value],
 ) -> Value {
     json!({
@@ -74,38 +84,58 @@ fn answer(
         "queue": job.queue,
         "queuePosition": position.map(|position| position.ahead),
         "queuePositionIsLeast": position.is_some_and(|position| position.at_least),
+        "roomKept": kept.map(|kept| json!({"node": kept.node, "since": kept.since})),
         "items": items,
     })
 }
 
-/// What each node says, in the order of `nodes`.
-async fn verdicts(
-    app: &App,
-    job: &JobView<'_>,
-    nodes: &[NodeRow],
-) -> Result<Vec<Option<Obstacle>>, ApiError> {
-    let usage: HashMap<_, _> = app
-        .store
-        .node_usage()
-        .await?
-        .into_iter()
-        .map(|usage| (usage.node, Used { slots: usage.slots, room: room(usage.reserve) }))
-        .collect();
-    let verdict = |node: &NodeRow| {
-        let offer = node.capability.as_ref().map(|capability| Offer::new(&node.name, capability, &node.spec));
-        let view = NodeView {
-            offer: offer.as_ref(),
-            conditions: &node.conditions,
-            unschedulable: node.spec.unschedulable,
-            hold: node.hold.as_ref().map(hold_phase),
-            configured: node.applied_version.is_some(),
-            queues: &node.spec.queues,
-            slots: present::slots(node),
-            used: usage.get(&node.name).copied().unwrap_or_default(),
+/// What has to be known of each node, in their order.
+struct Views<'a>(Vec<NodeParts<'a>>);
+
+/// A node with what follows from its row.
+struct NodeParts<'a> {
+    row: &'a NodeRow,
+    offer: Option<Offer>,
+    used: Used,
+    /// The job that it keeps room for, as `namespace/name`, its place in line and the room.
+    kept: Option<(String, i64, Room)>,
+}
+
+impl<'a> Views<'a> {
+    async fn of(app: &App, nodes: &'a [NodeRow], kept: &[ReservationRow]) -> Result<Self, ApiError> {
+        let usage = app.store.node_usage().await?.into_iter();
+        let usage: HashMap<_, _> =
+            usage.map(|usage| (usage.node, Used { slots: usage.slots, room: room(usage.reserve) })).collect();
+        let kept: HashMap<_, _> = kept
+            .iter()
+            .filter_map(|kept| {
+                let job = kept.job.as_ref()?;
+                let name = format!("{}/{}", kept.namespace, kept.name);
+                Some((kept.node.as_str(), (name, job.rank, room(job.reserve))))
+            })
+            .collect();
+        let parts = |row: &'a NodeRow| NodeParts {
+            row,
+            offer: row.capability.as_ref().map(|capability| Offer::new(&row.name, capability, &row.spec)),
+            used: usage.get(&row.name).copied().unwrap_or_default(),
+            kept: kept.get(row.name.as_str()).cloned(),
         };
-        why::obstacle(job, &view)
-    };
-    Ok(nodes.iter().map(verdict).collect())
+        Ok(Self(nodes.iter().map(parts).collect()))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = NodeView<'_>> {
+        self.0.iter().map(|NodeParts { row, offer, used, kept }| NodeView {
+            offer: offer.as_ref(),
+            conditions: &row.conditions,
+            unschedulable: row.spec.unschedulable,
+            hold: row.hold.as_ref().map(hold_phase),
+            configured: row.applied_version.is_some(),
+            queues: &row.spec.queues,
+            slots: present::slots(row),
+            used: *used,
+            kept: kept.as_ref().map(|(job, rank, room)| KeptView { job, rank: *rank, room: *room }),
+        })
+    }
 }
 
 /// Who holds what is short, for the nodes on which that is the obstacle.

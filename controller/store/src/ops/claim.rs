@@ -19,7 +19,11 @@
 //! Where something is set for queues ([`terms`]), those that have reached their limit are passed over like lanes that do
 //! not fit. Where queues have weights, each gives its next job in turn, so that what runs is shared by weight; priority
 //! and age then order the jobs within a queue. That costs one more descent for each queue.
+//!
+//! Where room is kept on the node for a job that others have passed over ([`kept`]), what fits depends on a job's place in
+//! line too: those that come after it get only what is left beside it.
 
+mod kept;
 mod terms;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -28,6 +32,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use windlass_crds::sandbox_job::OfflinePolicy;
 
+use self::kept::Kept;
 use self::terms::Terms;
 use super::job_rows;
 use crate::engine::caches::Lane;
@@ -46,6 +51,8 @@ const FRONT: usize = 2048;
 const LIVENESS: u64 = 1000;
 /// How many due jobs a single claim makes ready, so that a great number of them does not hold up everyone.
 const PROMOTIONS: i64 = 1000;
+/// A rank that no job is before.
+const FIRST: i64 = 0;
 /// How often a claim chooses again when somebody else has locked what it chose.
 const ROUNDS: usize = 4;
 
@@ -178,6 +185,18 @@ impl Room {
         self.free.memory_bytes -= reserve.memory_bytes;
         self.free.gpus -= reserve.gpus;
     }
+
+    /// What is left beside a job that has not come yet.
+    fn beside(&self, reserve: &Reserve) -> Self {
+        Self {
+            slots: self.slots.saturating_sub(1),
+            free: Reserve {
+                cpu_millis: self.free.cpu_millis.saturating_sub(reserve.cpu_millis),
+                memory_bytes: self.free.memory_bytes.saturating_sub(reserve.memory_bytes),
+                gpus: self.free.gpus.saturating_sub(reserve.gpus),
+            },
+        }
+    }
 }
 
 /// What the node holds already.
@@ -187,6 +206,8 @@ struct Held {
     next_due: Option<Timestamp>,
     /// Whether something is set for any queue.
     terms: bool,
+    /// Whether room is kept for any job on any node.
+    reservations: bool,
 }
 
 /// Chosen jobs with what they reserve, and what is left for more.
@@ -197,6 +218,8 @@ struct Choice<'c> {
     chosen: Vec<(i64, Reserve)>,
     /// Jobs that could not be had a moment ago.
     passed_over: &'c HashSet<i64>,
+    /// The job that room is kept for.
+    kept: Option<Kept>,
 }
 
 impl Choice<'_> {
@@ -204,14 +227,28 @@ impl Choice<'_> {
         self.want == 0 || self.room.slots == 0
     }
 
-    /// Whether there is room for a job of the lane, and its queue may have one more running.
-    fn fits(&self, lane: &Lane) -> bool {
-        self.room.fits(&lane.reserve) && self.terms.permit(&lane.queue)
+    /// Whether there is nothing for a job of this rank, however small.
+    fn is_full_at(&self, rank: i64) -> bool {
+        self.want == 0 || self.room_at(rank).slots == 0
+    }
+
+    /// What is free for a job of this rank. The higher the rank, the less it is.
+    fn room_at(&self, rank: i64) -> Room {
+        match &self.kept {
+            Some(kept) if rank > kept.rank => self.room.beside(&kept.reserve),
+            Some(_) | None => self.room,
+        }
+    }
+
+    /// Whether there is room for a job of the lane at this rank, and its queue may have one more running.
+    fn fits(&self, lane: &Lane, rank: i64) -> bool {
+        self.room_at(rank).fits(&lane.reserve) && self.terms.permit(&lane.queue)
     }
 
     fn take(&mut self, lane: &Lane, rank: i64) {
         let id = rank & ((1 << job_rows::ID_BITS) - 1);
         if !self.passed_over.contains(&id) {
+            self.kept.take_if(|kept| kept.id == id);
             self.terms.take(&lane.queue);
             self.room.take(&lane.reserve);
             self.want -= 1;
@@ -265,10 +302,15 @@ impl Claim {
         }
         let mut terms = if held.terms { Terms::load(tx).await? } else { Terms::default() };
         let (mut room, mut want) = (held.room, self.max);
+        let kept = if held.reservations { Kept::load(tx, &self.node).await? } else { None };
         let (mut claimed, mut passed_over) = (Vec::new(), HashSet::new());
         for _ in 0..ROUNDS {
+            // Claimed in an earlier round, or not to be claimed here as things are, it needs nothing.
+            let kept =
+                kept.clone().filter(|kept| self.could_claim(kept, &terms) && !claimed.contains(&kept.id));
+            let chosen = Vec::new();
             let mut choice =
-                Choice { terms: &mut terms, room, want, chosen: Vec::new(), passed_over: &passed_over };
+                Choice { terms: &mut terms, room, want, chosen, passed_over: &passed_over, kept };
             self.choose(tx, &mut choice).await?;
             let chosen = choice.chosen;
             if chosen.is_empty() {
@@ -292,7 +334,19 @@ impl Claim {
                 break;
             }
         }
+        if held.reservations && !claimed.is_empty() {
+            kept::give_back(tx, &claimed, &self.node).await?;
+        }
         self.assigned(tx, &claimed).await
+    }
+
+    /// Whether the node could claim the job that room is kept for, if it held nothing.
+    fn could_claim(&self, kept: &Kept, terms: &Terms) -> bool {
+        let all = Room { slots: self.slots, free: self.capacity };
+        all.fits(&kept.reserve)
+            && terms.permit(&kept.queue)
+            && (self.queues.is_empty() || self.queues.contains(&kept.queue))
+            && self.classes.binary_search(&kept.class).is_ok()
     }
 
     /// Checks the node, notes that it asked, and finds out what it holds.
@@ -301,7 +355,8 @@ impl Claim {
             SELECT n.boot_id, h.repeated, h.busy, h.cpu_millis, h.memory_bytes, h.gpus,
                 (SELECT min(j.due_at) FROM jobs AS j WHERE j.due_at IS NOT NULL) AS next_due,
                 (SELECT l.last_claim_at FROM node_liveness AS l WHERE l.name = $1) AS last_claim,
-                CASE WHEN EXISTS (SELECT 1 FROM queues) THEN 1 ELSE 0 END AS terms
+                CASE WHEN EXISTS (SELECT 1 FROM queues) THEN 1 ELSE 0 END AS terms,
+                CASE WHEN EXISTS (SELECT 1 FROM reservations) THEN 1 ELSE 0 END AS reservations
             FROM nodes AS n CROSS JOIN (
                 SELECT count(*) FILTER (WHERE a.request_id = $2) AS repeated,
                     count(*) FILTER (WHERE a.waiting = 0) AS busy,
@@ -334,6 +389,7 @@ impl Claim {
             tx.conn.execute(sql, args![self.node.as_str(), ms(self.now)]).await?;
         }
         let terms = cells.flag("terms")?;
+        let reservations = cells.flag("reservations")?;
         let room = Room {
             slots: self.slots.saturating_sub(busy),
             free: Reserve {
@@ -342,7 +398,7 @@ impl Claim {
                 gpus: self.capacity.gpus.saturating_sub(used.gpus),
             },
         };
-        Ok(Held { room, repeated, next_due, terms })
+        Ok(Held { room, repeated, next_due, terms, reservations })
     }
 
     /// Renews and yields what the same request was given before.
@@ -379,8 +435,9 @@ impl Claim {
         tx.conn.execute(sql, args![ms(self.now), PROMOTIONS]).await.map(drop)
     }
 
-    fn wants(&self, lane: &Lane, choice: &Choice<'_>) -> bool {
-        choice.fits(lane)
+    /// Whether a job of the lane at this rank is one for the node.
+    fn wants(&self, lane: &Lane, rank: i64, choice: &Choice<'_>) -> bool {
+        choice.fits(lane, rank)
             && (self.queues.is_empty() || self.queues.contains(&lane.queue))
             && self.classes.binary_search(&lane.class).is_ok()
     }
@@ -393,7 +450,7 @@ impl Claim {
         if choice.terms.share {
             return self.share(tx, choice).await;
         }
-        let mut start = -1;
+        let mut start = FIRST - 1;
         let mut lanes = Vec::new();
         if self.classes.len() <= FEW_CLASSES {
             lanes = self.lanes_of_classes(tx, choice);
@@ -406,7 +463,7 @@ impl Claim {
                 Front::Settled => return Ok(()),
                 Front::Continue { rank } => start = rank,
             }
-            lanes = self.lanes_in_use(tx, choice).await?;
+            lanes = self.lanes_in_use(tx, start + 1, choice).await?;
         }
         self.merge_lanes(tx, choice, lanes, start).await
     }
@@ -415,16 +472,17 @@ impl Claim {
         let known = tx.caches.lanes();
         let of_classes = self.classes.iter().flat_map(|class| known.of_class(*class));
         of_classes
-            .filter(|id| known.get(**id).is_some_and(|lane| self.wants(lane, choice)))
+            .filter(|id| known.get(**id).is_some_and(|lane| self.wants(lane, FIRST, choice)))
             .copied()
             .collect()
     }
 
-    async fn lanes_in_use(&self, tx: &mut Tx, choice: &Choice<'_>) -> Result<Vec<i64>, Error> {
+    /// Lanes with ready jobs that have room from this rank on.
+    async fn lanes_in_use(&self, tx: &mut Tx, rank: i64, choice: &Choice<'_>) -> Result<Vec<i64>, Error> {
         let mut lanes = Vec::new();
         for row in tx.conn.packed(dialect::LANES_IN_USE, args![]).await? {
             let id = row.cells("jobs").int("lane")?;
-            if tx.caches.lanes().get(id).is_some_and(|lane| self.wants(lane, choice)) {
+            if tx.caches.lanes().get(id).is_some_and(|lane| self.wants(lane, rank, choice)) {
                 lanes.push(id);
             }
         }
@@ -433,7 +491,7 @@ impl Claim {
 
     /// Takes what fits from the front of all ready jobs.
     async fn walk_front(&self, tx: &mut Tx, choice: &mut Choice<'_>) -> Result<Front, Error> {
-        let mut start = -1;
+        let mut start = FIRST - 1;
         let mut seen = 0;
         // A little more than is wanted, for those that do not fit; then twice as many each time.
         let mut window = choice.want * 2 + 32;
@@ -441,7 +499,11 @@ impl Claim {
             let limit = i64::try_from(window).unwrap_or(i64::MAX);
             let heads = heads(tx, dialect::READY_HEADS, args![start, limit]).await?;
             for Head { lane, rank } in &heads {
-                if let Some(lane) = tx.caches.lanes().get(*lane).filter(|lane| self.wants(lane, choice)) {
+                if choice.is_full_at(*rank) {
+                    return Ok(Front::Settled);
+                }
+                let lane = tx.caches.lanes().get(*lane);
+                if let Some(lane) = lane.filter(|lane| self.wants(lane, *rank, choice)) {
                     choice.take(lane, *rank);
                     if choice.is_full() {
                         return Ok(Front::Settled);
@@ -472,7 +534,7 @@ impl Claim {
         let mut start = start;
         loop {
             let known = tx.caches.lanes();
-            lanes.retain(|id| known.get(*id).is_some_and(|lane| choice.fits(lane)));
+            lanes.retain(|id| known.get(*id).is_some_and(|lane| choice.fits(lane, start + 1)));
             if lanes.is_empty() || choice.is_full() {
                 return Ok(());
             }
@@ -494,7 +556,7 @@ impl Claim {
                 if bound.is_some_and(|bound| rank > bound) || choice.is_full() {
                     break;
                 }
-                if let Some(lane) = tx.caches.lanes().get(lane).filter(|lane| choice.fits(lane)) {
+                if let Some(lane) = tx.caches.lanes().get(lane).filter(|lane| choice.fits(lane, rank)) {
                     choice.take(lane, rank);
                 }
             }
@@ -516,7 +578,7 @@ impl Claim {
             lanes = self.lanes_of_classes(tx, choice);
         }
         if self.classes.len() > FEW_CLASSES || lanes.len() > FEW_LANES {
-            lanes = self.lanes_in_use(tx, choice).await?;
+            lanes = self.lanes_in_use(tx, FIRST, choice).await?;
         }
         let mut queues: HashMap<String, Line> = HashMap::new();
         for id in lanes {
@@ -537,7 +599,7 @@ impl Claim {
             let turn = contenders.min_by(|(_, a), (_, b)| a.cmp(b)).map(|(queue, _)| queue.clone());
             let Some(line) = turn.and_then(|queue| queues.get_mut(&queue)) else { return Ok(()) };
             let Some(head) = line.heads.pop_front() else { return Ok(()) };
-            if let Some(lane) = tx.caches.lanes().get(head.lane).filter(|lane| choice.fits(lane)) {
+            if let Some(lane) = tx.caches.lanes().get(head.lane).filter(|lane| choice.fits(lane, head.rank)) {
                 choice.take(lane, head.rank);
             }
         }
@@ -612,7 +674,7 @@ struct Line {
 
 impl Default for Line {
     fn default() -> Self {
-        Self { lanes: Vec::new(), heads: VecDeque::new(), read: -1, ended: false }
+        Self { lanes: Vec::new(), heads: VecDeque::new(), read: FIRST - 1, ended: false }
     }
 }
 
@@ -620,11 +682,14 @@ impl Line {
     /// Sees to it that the next job is known, unless there is none that fits. Lanes that do not fit any more are left out
     /// from now on: within a claim room only shrinks.
     async fn fill(&mut self, tx: &mut Tx, choice: &Choice<'_>) -> Result<(), Error> {
-        let known = tx.caches.lanes();
-        let fits = |lane: i64| known.get(lane).is_some_and(|lane| choice.fits(lane));
-        self.lanes.retain(|lane| fits(*lane));
-        self.heads.retain(|head| fits(head.lane));
-        while self.heads.is_empty() && !self.ended && !self.lanes.is_empty() {
+        loop {
+            let known = tx.caches.lanes();
+            let fits = |lane: i64, rank| known.get(lane).is_some_and(|lane| choice.fits(lane, rank));
+            self.lanes.retain(|lane| fits(*lane, self.read + 1));
+            self.heads.retain(|head| fits(head.lane, head.rank));
+            if !self.heads.is_empty() || self.ended || self.lanes.is_empty() {
+                return Ok(());
+            }
             let want = choice.want.min(choice.room.slots as usize);
             let args = args![json(&self.lanes), self.read, want as i64, want as i64];
             let heads = heads(tx, dialect::LANE_HEADS, args).await?;
@@ -632,7 +697,6 @@ impl Line {
             self.read = heads.last().map_or(self.read, |head| head.rank);
             self.heads = heads.into();
         }
-        Ok(())
     }
 }
 

@@ -11,4 +11,5 @@ pub(crate) mod nodes;
 pub(crate) mod placement;
 pub(crate) mod queues;
 pub(crate) mod reporting;
+pub(crate) mod reserving;
 pub(crate) mod transitions;

@@ -225,6 +225,19 @@ contract! {
         priority_and_age_order_the_jobs_of_a_queue_with_a_weight
         settings_are_listed_with_what_runs
     }
+    reserving {
+        the_first_of_each_lane_are_listed_in_line
+        jobs_that_come_later_get_only_what_is_left_beside
+        a_job_that_comes_before_is_never_refused
+        the_last_slot_is_kept_too
+        another_node_may_take_the_job_and_frees_what_was_kept
+        one_node_keeps_room_for_one_job
+        nothing_is_kept_for_a_job_that_could_not_be_claimed
+        what_is_kept_goes_with_the_job_and_with_the_node
+        queues_with_weights_honour_what_is_kept
+        what_is_kept_is_honoured_with_many_classes
+        ten_thousand_distinct_requirements_are_claimed_in_line
+    }
     keeping {
         tokens_are_found_by_their_secret
         an_api_token_ends_with_the_one_that_replaces_it

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -20,13 +21,15 @@ use windlass_controller::bodies::Bodies;
 use windlass_controller::clock::{Clock as _, ManualClock, RandomIds};
 use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings};
 use windlass_controller::metrics::Metrics;
-use windlass_controller::reconcile::Sweeper;
+use windlass_controller::reconcile::{Reservations, Sweeper};
 use windlass_controller::rest::{AppParts, router};
 use windlass_store::{ApiTokenRow, Change, JoinTokenRow, Store, StoreOptions, StoreUrl};
 
 /// The secret that every agent joins with.
 pub(crate) const JOIN_SECRET: &str = "join";
 const OPERATOR: &str = "operator";
+/// How long a job is passed over before room is kept for it.
+pub(crate) const RESERVE_AFTER: Duration = Duration::from_secs(60);
 
 pub(crate) struct Controller {
     /// Taken when dropped: a runtime cannot be waited for from inside another.
@@ -47,6 +50,7 @@ pub(crate) struct Controller {
 pub(crate) struct Running {
     pub(crate) dispatch: Dispatch,
     sweeper: Sweeper,
+    reservations: Reservations,
     router: Router,
     stopping: CancellationToken,
 }
@@ -97,6 +101,8 @@ impl Controller {
             let metrics = Metrics::new();
             let sweeper =
                 Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone(), metrics.clone());
+            let reservations =
+                Reservations::new(dispatch.clone(), store.clone(), clock.clone(), RESERVE_AFTER);
             let app = AppParts {
                 store,
                 bodies,
@@ -108,7 +114,7 @@ impl Controller {
                 ca_fingerprint: String::new(),
                 stopping: stopping.clone(),
             };
-            Running { dispatch, sweeper, router: router(Arc::new(app)), stopping }
+            Running { dispatch, sweeper, reservations, router: router(Arc::new(app)), stopping }
         });
         *self.running() = Some(running);
     }
@@ -174,9 +180,12 @@ impl Controller {
         Some(on(self.runtime(), ask(running, self.store.clone())))
     }
 
-    /// One round of the sweeper.
+    /// One round of the sweeper, and of what keeps room for jobs that others pass over.
     pub(crate) fn sweep(&self, now_millis: u64) {
-        let swept = self.ask(now_millis, |running, _| async move { running.sweeper.sweep().await });
+        let swept = self.ask(now_millis, |running, _| async move {
+            running.sweeper.sweep().await?;
+            running.reservations.reconcile().await
+        });
         if let Some(swept) = swept {
             swept.expect("the store works");
         }

@@ -64,6 +64,8 @@ pub(crate) enum Invariant {
     Cancel,
     /// One request is one job.
     Idempotency,
+    /// A job that others pass over starts in time all the same.
+    Starvation,
     /// Every job ends as it must, or waits for a reason that can be told.
     Outcome,
     /// An agent goes on until it is told to stop.

@@ -78,6 +78,8 @@ pub(crate) struct JobPlan {
     pub(crate) by_key: bool,
     pub(crate) suspended: Suspended,
     pub(crate) cancel_at: Option<Duration>,
+    /// How long it may wait for its first attempt, where that is known.
+    pub(crate) starts_within: Option<Duration>,
 }
 
 /// Whether a job is held back.
@@ -120,6 +122,9 @@ impl Plan {
     pub(crate) fn of(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let rng = &mut rng;
+        if seed % CROWDED == CROWDED - 1 {
+            return Self::crowded(seed, rng);
+        }
         let nodes: Vec<_> = (0..rng.random_range(2..=4)).map(|_| NodePlan::draw(rng)).collect();
         // Most fleets have little to do, so that what goes wrong meets every state of a job; some have a backlog.
         let count = if rng.random_bool(0.1) { rng.random_range(20..30) } else { rng.random_range(5..12) };
@@ -143,7 +148,71 @@ impl Plan {
         };
         Self { seed, nodes, jobs, troubles, weather, newer_controller: rng.random_bool(0.3) }
     }
+
+    /// A fleet in fair weather with more small jobs than it can take, and a few that need a whole node: they must start
+    /// while small ones still come.
+    fn crowded(seed: u64, rng: &mut StdRng) -> Self {
+        const CORES: u32 = 4;
+        let node = NodePlan {
+            cores: CORES,
+            ram_mb: 8192,
+            slots: CORES + 2,
+            queues: vec![],
+            continues_offline: false,
+            grace: Duration::from_secs(90),
+            peer: Peer::Same,
+        };
+        let nodes = vec![node; rng.random_range(1..=2)];
+        let job = |number: usize, at: Duration, seconds: u64, cores: u64| JobPlan {
+            number,
+            name: format!("job-{number}"),
+            at,
+            steps: vec![seconds * 1000],
+            code: 0,
+            failures: 0,
+            lost_attempts: 100,
+            continues_offline: None,
+            timeout: None,
+            cpu_millis: cores * 1000,
+            memory_mb: 0,
+            queue: "default",
+            priority: 500,
+            by_key: true,
+            suspended: Suspended::No,
+            cancel_at: None,
+            starts_within: None,
+        };
+        let mut jobs = Vec::new();
+        let large = rng.random_range(1..=2);
+        for n in 0..large {
+            let at = millis(rng, 15_000..25_000);
+            let starts_within = Some(CROWD_WAIT + CROWD_TURN * n);
+            jobs.push(JobPlan { starts_within, ..job(jobs.len(), at, 5, CORES.into()) });
+        }
+        // A second of each core's time is asked for more than once.
+        let mut at = Duration::ZERO;
+        while at < CROWD {
+            let seconds = rng.random_range(3..=CROWD_SECONDS);
+            jobs.push(job(jobs.len(), at, seconds, 1));
+            let cores = nodes.len() as u64 * u64::from(CORES);
+            at += Duration::from_millis(seconds * 1000 * 10 / (cores * 12));
+        }
+        let weather = Weather { lost: 0.0, slow: 0.0, again: 0.0 };
+        Self { seed, nodes, jobs, troubles: Vec::new(), weather, newer_controller: false }
+    }
 }
+
+/// One seed of so many is a crowd.
+const CROWDED: u64 = 20;
+/// How long small jobs come.
+const CROWD: Duration = Duration::from_secs(300);
+/// How many seconds a small job runs at most.
+const CROWD_SECONDS: u64 = 12;
+/// How long a large job may wait in a crowd: the time until room is kept for it, what came before it and what runs on its
+/// node, and what a fleet needs to notice all that.
+const CROWD_WAIT: Duration = Duration::from_secs(150);
+/// How much longer for each large one before it.
+const CROWD_TURN: Duration = Duration::from_secs(50);
 
 fn millis(rng: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
     Duration::from_millis(rng.random_range(range))
@@ -215,6 +284,7 @@ impl JobPlan {
                 _ => Suspended::ForEver,
             },
             cancel_at: rng.random_bool(0.2).then(|| at + millis(rng, 0..60_000)),
+            starts_within: None,
         }
     }
 

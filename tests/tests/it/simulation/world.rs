@@ -104,6 +104,7 @@ impl<'a> World<'a> {
             if tick.is_multiple_of(10) {
                 self.network.oracle.swept(&self.network);
                 self.check_cancels(at);
+                self.check_starvation();
             }
             if self.network.oracle.has_violations() || (at > STORM && self.all_ended()) {
                 break;
@@ -244,6 +245,23 @@ impl<'a> World<'a> {
                 self.network.oracle.violated(
                     Invariant::Cancel,
                     format_args!("{} is {} long after it was cancelled", row.name, row.phase),
+                );
+            }
+        }
+    }
+
+    /// A job that has waited for as long as it may has an attempt.
+    fn check_starvation(&self) {
+        let now = self.network.controller.wall_at(self.network.now_millis());
+        for job in self.network.oracle.jobs().iter().filter(|job| job.attempts.is_empty()) {
+            let number = self.operator.number_of(&job.row.uid);
+            let within = number.and_then(|number| self.plan.jobs[number].starts_within);
+            let waits = now.duration_since(job.row.created_at).unsigned_abs();
+            if within.is_some_and(|within| waits > within) {
+                let why = self.explanation(job);
+                self.network.oracle.violated(
+                    Invariant::Starvation,
+                    format_args!("{} waits for {} s: {why}", job.row.name, waits.as_secs()),
                 );
             }
         }
