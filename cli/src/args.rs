@@ -86,6 +86,7 @@ pub(crate) enum Verb {
     Cordon(verbs::cordon::CordonArgs),
     Uncordon(verbs::cordon::UncordonArgs),
     Drain(verbs::drain::Args),
+    Rollout(verbs::rollout::Args),
     Set(verbs::set::Args),
     Deregister(verbs::deregister::Args),
     Doctor(verbs::doctor::Args),

@@ -22,6 +22,7 @@ use serde_json::Value;
 use url::Url;
 use windlass_crds::SandboxJob;
 use windlass_crds::protocol::Problem;
+use windlass_crds::rollout::{NewRollout, Rollout};
 
 use causes::{is_certificate_error, upload_error};
 use credentials::{read_ca, read_token};
@@ -218,6 +219,27 @@ impl Client {
     /// Something that belongs to a node: `attempts`, `history`.
     pub(crate) async fn node_detail<T: DeserializeOwned>(&self, name: &str, part: &str) -> Result<T, Error> {
         self.json(self.request(Method::GET, self.url(&["nodes", name, part])), "a part of a node").await
+    }
+
+    /// Starts a roll-out.
+    pub(crate) async fn start_rollout(&self, new: &NewRollout) -> Result<Rollout, Error> {
+        self.json(self.request(Method::POST, self.url(&["rollouts"])).json(new), "a roll-out").await
+    }
+
+    /// A roll-out with its nodes.
+    pub(crate) async fn rollout(&self, name: &str) -> Result<Rollout, Error> {
+        self.json(self.request(Method::GET, self.url(&["rollouts", name])), "a roll-out").await
+    }
+
+    /// Asks something of a roll-out: `pause`, `resume`, `abort`, `undo`.
+    pub(crate) async fn turn_rollout(&self, name: &str, command: &str) -> Result<Rollout, Error> {
+        self.json(self.request(Method::POST, self.url(&["rollouts", name, command])), "a roll-out").await
+    }
+
+    /// The roll-outs, the newest first.
+    pub(crate) async fn rollouts(&self) -> Result<Vec<Rollout>, Error> {
+        let request = self.request(Method::GET, self.url(&["rollouts"]));
+        Ok(self.json::<Items<Rollout>>(request, "the roll-outs").await?.items)
     }
 
     /// Sets a queue.

@@ -134,6 +134,19 @@ pub(crate) fn load(args: &ManifestArgs) -> Result<Vec<Document>, Error> {
     if documents.is_empty() { Err(Error::Nothing { sources: names() }) } else { Ok(documents) }
 }
 
+/// Reads the part of a node's configuration that is to be laid over others, as it goes over REST.
+pub(crate) fn load_node_patch(path: &Path) -> Result<serde_json::Value, Error> {
+    let (bytes, source) = (read(path)?, source_name(path));
+    let text = String::from_utf8(bytes).map_err(|error| {
+        // Says what is wrong with the bytes, and where.
+        let errors = manifest::parse_bytes(error.as_bytes(), &source).err().unwrap_or_default();
+        Error::Invalid { errors, files: source.clone() }
+    })?;
+    manifest::parse_patch(&text, &source, windlass_crds::schema::Kind::NodeConfig)
+        .map(|spec| serde_json::json!({ "spec": spec }))
+        .map_err(|errors| Error::Invalid { errors, files: source })
+}
+
 /// What is wrong with a manifest that its schema cannot say.
 fn check(document: &Document) -> Vec<manifest::Error> {
     let errors = windlass_core::validate::validate_object(&document.object).err().unwrap_or_default();

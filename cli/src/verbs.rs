@@ -20,6 +20,7 @@ pub(crate) mod join_token;
 pub(crate) mod logs;
 pub(crate) mod restore;
 pub(crate) mod retry;
+pub(crate) mod rollout;
 pub(crate) mod run;
 pub(crate) mod set;
 pub(crate) mod validate;
@@ -95,6 +96,7 @@ pub(crate) async fn perform(line: CommandLine, console: Console) -> Result<Exit,
         Verb::Cordon(args) => cordon::cordon(&context, &args).await,
         Verb::Uncordon(args) => cordon::uncordon(&context, &args).await,
         Verb::Set(args) => set::perform(&context, &args).await,
+        Verb::Rollout(args) => rollout::perform(&context, args).await,
         Verb::Drain(args) => drain::perform(&context, &args).await,
         Verb::Deregister(args) => deregister::perform(&context, &args).await,
         Verb::Delete(args) => delete::perform(&context, &args).await,

@@ -8,6 +8,7 @@ mod orphans;
 mod pruner;
 mod queues;
 mod reservations;
+mod rollouts;
 mod sweeper;
 
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub(crate) use nodes::hold_phase;
 pub use orphans::Orphans;
 pub(crate) use pruner::remove_bodies;
 pub use reservations::Reservations;
+pub use rollouts::Rollouts;
+pub(crate) use rollouts::{selected, snapshot, turned};
 pub use sweeper::Sweeper;
 
 /// How often leases and deadlines are looked at (DESIGN §4).
@@ -40,6 +43,8 @@ const NODES: Duration = Duration::from_secs(1);
 const QUEUES: Duration = Duration::from_secs(1);
 /// How often jobs are looked at that others pass over: often enough for a time that is counted in minutes.
 const RESERVATIONS: Duration = Duration::from_secs(2);
+/// How often roll-outs are looked at even when no node has changed.
+const ROLLOUTS: Duration = Duration::from_secs(2);
 /// How often what has outlived its keep is removed.
 const PRUNE: Duration = Duration::from_secs(60);
 
@@ -94,6 +99,13 @@ pub fn start(tasks: &mut JoinSet<()>, stop: &CancellationToken, parts: LoopParts
     tasks.spawn(every(RESERVATIONS, std::future::pending::<()>, stop.clone(), "reservations", move || {
         let reservations = reservations.clone();
         async move { reservations.reconcile().await }
+    }));
+    let rollouts = Rollouts::new(store.clone(), clock.clone());
+    let mut changes = store.changes();
+    let wake = async move || node_changed(&mut changes).await;
+    tasks.spawn(every(ROLLOUTS, wake, stop.clone(), "rollouts", move || {
+        let rollouts = rollouts.clone();
+        async move { rollouts.reconcile().await }
     }));
     tasks.spawn(every(PRUNE, std::future::pending::<()>, stop.clone(), "prune", move || {
         let pruner = pruner.clone();

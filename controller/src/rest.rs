@@ -16,6 +16,7 @@ pub mod openapi;
 pub(crate) mod pace;
 mod present;
 mod queues;
+mod rollouts;
 mod sse;
 mod templates;
 
@@ -102,6 +103,12 @@ pub fn router(app: App) -> Router {
         )
         .route("/v1/queues", get(queues::list))
         .route("/v1/queues/{name}", put(queues::set))
+        .route("/v1/rollouts", get(rollouts::list).post(rollouts::start))
+        .route("/v1/rollouts/{name}", get(rollouts::get))
+        .route("/v1/rollouts/{name}/pause", post(rollouts::pause))
+        .route("/v1/rollouts/{name}/resume", post(rollouts::resume))
+        .route("/v1/rollouts/{name}/abort", post(rollouts::abort))
+        .route("/v1/rollouts/{name}/undo", post(rollouts::undo))
         .route("/v1/join-tokens", post(join_tokens::post).get(join_tokens::list))
         .route("/v1/join-tokens/{id}", delete(join_tokens::revoke))
         .route("/v1/inputs/{digest}", get(inputs::head))

@@ -16,6 +16,7 @@ pub mod node_config;
 pub mod priority;
 pub mod protocol;
 pub mod quantity;
+pub mod rollout;
 pub mod sandbox_job;
 pub mod schema;
 

@@ -14,6 +14,7 @@ mod error;
 #[cfg(test)]
 mod examples;
 mod metadata;
+mod patch;
 mod path;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use serde_json::Value;
 use check::Finding;
 pub use error::{Code, Error};
 pub use metadata::{DEFAULT_NAMESPACE, check_labels, check_metadata};
+pub use patch::{merge, parse_patch};
 use path::Path;
 pub use path::push_key;
 use tree::{Data, Mark, Node};

@@ -33,6 +33,12 @@ fn the_help_of_every_verb_is_as_it_was_reviewed() {
             help(Args::command(), &["join-token", action])
         );
     }
+    for action in ["start", "status"] {
+        insta::assert_snapshot!(
+            format!("help_rollout_{action}"),
+            help(Args::command(), &["rollout", action])
+        );
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod nodes;
 mod objects;
 mod offline;
 mod queues;
+mod rollouts;
 mod run;
 mod terminal;
 mod wait;

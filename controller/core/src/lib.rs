@@ -9,6 +9,7 @@
 //! - [`progress`]: how the records of an attempt change the job's picture;
 //! - [`drain`]: how a node is emptied;
 //! - [`reservation`]: room that is kept for jobs that others pass over;
+//! - [`rollout`]: how a change is rolled out over nodes;
 //! - [`node`]: the conditions of a node;
 //! - [`why`]: why a job is not running.
 
@@ -19,5 +20,6 @@ pub mod placement;
 pub mod progress;
 pub mod requirement;
 pub mod reservation;
+pub mod rollout;
 pub mod validate;
 pub mod why;

@@ -148,14 +148,6 @@ impl Offer {
     pub fn new(name: &str, report: &CapabilityReport, spec: &NodeConfigSpec) -> Self {
         let sandbox = report.sandbox.clone().unwrap_or_default();
         let arch: Option<Arch> = report.platform.arch.parse().ok();
-        let mut labels = report.node.labels.clone();
-        labels.extend(spec.labels.clone());
-        // Last, so that nobody can give himself the name of another node.
-        labels.extend([
-            ("windlass.dev/node".to_owned(), name.to_owned()),
-            ("windlass.dev/os".to_owned(), report.platform.os.clone()),
-            ("windlass.dev/arch".to_owned(), report.platform.arch.clone()),
-        ]);
         let permitted_networks = if spec.sandbox.networks.is_empty() {
             BTreeSet::from([Network::None, Network::Restricted])
         } else {
@@ -173,7 +165,7 @@ impl Offer {
             permitted_runtimes: spec.sandbox.runtimes.iter().copied().collect(),
             working_networks: known(&sandbox.networks),
             permitted_networks,
-            labels,
+            labels: labels_in_force(name, Some(report), spec),
             enforceable: known(&sandbox.limits),
             max: spec.sandbox.max.clone(),
             host_paths: spec.sandbox.host_paths.clone(),
@@ -191,6 +183,23 @@ impl Offer {
         let canonical = serde_json::to_vec(self).expect("an offer is plain data with string keys");
         hex::encode(Sha256::digest(canonical))
     }
+}
+
+/// The labels of a node: what its agent says, over that what is declared, and over both its name and what its host is, so
+/// that nobody can give himself the name of another node.
+pub fn labels_in_force(
+    name: &str,
+    report: Option<&CapabilityReport>,
+    spec: &NodeConfigSpec,
+) -> BTreeMap<String, String> {
+    let mut labels = report.map(|report| report.node.labels.clone()).unwrap_or_default();
+    labels.extend(spec.labels.clone());
+    labels.insert("windlass.dev/node".to_owned(), name.to_owned());
+    if let Some(report) = report {
+        labels.insert("windlass.dev/os".to_owned(), report.platform.os.clone());
+        labels.insert("windlass.dev/arch".to_owned(), report.platform.arch.clone());
+    }
+    labels
 }
 
 /// The words that this version knows; a newer agent may report others.

@@ -7,6 +7,7 @@ use windlass_crds::protocol::{
     Bootstrap, CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck, Configuration, HeartbeatRequest,
     HeartbeatResponse, Problem, RegisterRequest, ReportRequest, ReportResponse,
 };
+use windlass_crds::rollout::{NewRollout, Rollout};
 use windlass_crds::{JobTemplate, NodeConfig, SandboxJob};
 
 use super::nodes::DrainRequest;
@@ -354,6 +355,76 @@ const OPERATIONS: &[Operation] = &[
         Some("QueueRequest"),
         &[(200, None)],
     ),
+    op(
+        "get",
+        "/v1/rollouts",
+        "rollouts",
+        "List roll-outs, the newest first.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, None)],
+    ),
+    op(
+        "post",
+        "/v1/rollouts",
+        "rollouts",
+        "Roll a change out over the nodes with these labels, a few at a time.",
+        Operator,
+        NO_QUERY,
+        Some("NewRollout"),
+        &[(201, Some("Rollout"))],
+    ),
+    op(
+        "get",
+        "/v1/rollouts/{name}",
+        "rollouts",
+        "Read a roll-out with its nodes.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, Some("Rollout"))],
+    ),
+    op(
+        "post",
+        "/v1/rollouts/{name}/pause",
+        "rollouts",
+        "Change no further nodes for now.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, Some("Rollout"))],
+    ),
+    op(
+        "post",
+        "/v1/rollouts/{name}/resume",
+        "rollouts",
+        "Go on, and try again what has failed.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, Some("Rollout"))],
+    ),
+    op(
+        "post",
+        "/v1/rollouts/{name}/abort",
+        "rollouts",
+        "End a roll-out; nodes stay as they are.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, Some("Rollout"))],
+    ),
+    op(
+        "post",
+        "/v1/rollouts/{name}/undo",
+        "rollouts",
+        "Give the changed nodes back what they had before, a few at a time.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, Some("Rollout"))],
+    ),
     op("get", "/v1/events", "events", "Read or follow events.", Operator, EVENTS, None, &[(200, None)]),
     op(
         "post",
@@ -554,6 +625,8 @@ pub fn build() -> Value {
         add::<ReportResponse>,
         add::<DrainRequest>,
         add::<QueueRequest>,
+        add::<NewRollout>,
+        add::<Rollout>,
     ] {
         add(generator);
     }

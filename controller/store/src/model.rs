@@ -13,6 +13,7 @@ mod readable;
 mod report;
 mod reservation;
 mod retention;
+mod rollout;
 mod stats;
 mod template;
 mod token;
@@ -41,6 +42,7 @@ pub use report::{
 };
 pub use reservation::{NewReservation, ReservationRow, WaitingRow};
 pub use retention::{BodyOf, Pruned, RetentionPolicy, StoredBody};
+pub use rollout::{NewRollout, RolloutNodeRow, RolloutRow, RolloutStep};
 pub use stats::{Counts, PriorityRow, QueueCounts, QueueRow};
 pub use template::{PutTemplate, TemplateRow};
 pub use token::{ApiTokenRow, JoinTokenRow};

@@ -18,6 +18,7 @@ mod registration;
 mod reportable;
 mod reservations;
 mod retention;
+mod rollouts;
 mod settings;
 mod stats;
 mod templates;

@@ -16,6 +16,7 @@ mod inputs;
 mod jobs;
 mod nodes;
 mod queues;
+mod rollouts;
 mod startup;
 mod streams;
 mod templates;

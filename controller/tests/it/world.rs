@@ -16,7 +16,7 @@ use windlass_controller::bodies::Bodies;
 use windlass_controller::clock::{Clock, ManualClock, RandomIds};
 use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings};
 use windlass_controller::metrics::Metrics;
-use windlass_controller::reconcile::{Nodes, Orphans, Reservations, Sweeper};
+use windlass_controller::reconcile::{Nodes, Orphans, Reservations, Rollouts, Sweeper};
 use windlass_controller::rest::{AppParts, router};
 use windlass_store::{ApiTokenRow, Store, StoreOptions, StoreUrl};
 
@@ -32,6 +32,7 @@ pub(crate) struct World {
     pub(crate) orphans: Orphans,
     pub(crate) nodes: Nodes,
     pub(crate) reservations: Reservations,
+    pub(crate) rollouts: Rollouts,
     pub(crate) stopping: CancellationToken,
 }
 
@@ -87,6 +88,7 @@ impl World {
         let nodes = Nodes::new(&dispatch, store.clone(), clock.clone());
         let after = Duration::from_secs(60);
         let reservations = Reservations::new(dispatch.clone(), store.clone(), clock.clone(), after);
+        let rollouts = Rollouts::new(store.clone(), clock.clone());
         let app = AppParts {
             store: store.clone(),
             bodies: bodies.clone(),
@@ -107,6 +109,7 @@ impl World {
             orphans,
             nodes,
             reservations,
+            rollouts,
             stopping,
         }
     }

@@ -109,6 +109,8 @@ pub enum NodeEventKind {
     Drained,
     /// A second instance of its agent was refused.
     Fenced,
+    /// A roll-out has changed its configuration, or is done with it.
+    Rollout,
 }
 
 /// Something to be noted about a node.

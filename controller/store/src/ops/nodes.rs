@@ -350,7 +350,11 @@ pub(crate) async fn snapshot(
     tx.conn.execute(sql, args![name, SNAPSHOTS]).await.map(drop)
 }
 
-async fn put_config(tx: &mut Tx, now: Timestamp, config: NewNodeConfig) -> Result<Put<NodeRow>, Error> {
+pub(crate) async fn put_config(
+    tx: &mut Tx,
+    now: Timestamp,
+    config: NewNodeConfig,
+) -> Result<Put<NodeRow>, Error> {
     let NewNodeConfig { name, uid, spec, labels, annotations, expected_version } = config;
     let before = get(&mut tx.conn, &name).await?;
     let found = before.as_ref().map_or(0, |row| row.resource_version);

@@ -12,4 +12,5 @@ pub(crate) mod placement;
 pub(crate) mod queues;
 pub(crate) mod reporting;
 pub(crate) mod reserving;
+pub(crate) mod rollouts;
 pub(crate) mod transitions;

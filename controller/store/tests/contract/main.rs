@@ -238,6 +238,14 @@ contract! {
         what_is_kept_is_honoured_with_many_classes
         ten_thousand_distinct_requirements_are_claimed_in_line
     }
+    rollouts {
+        a_roll_out_reads_back_as_it_was_started
+        a_step_changes_the_node_and_is_noted_in_its_history
+        steps_happen_on_the_version_they_were_decided_on_or_not_at_all
+        a_node_belongs_to_one_open_roll_out
+        a_node_that_is_deregistered_leaves_its_roll_out
+        only_the_last_hundred_that_have_ended_are_kept
+    }
     keeping {
         tokens_are_found_by_their_secret
         an_api_token_ends_with_the_one_that_replaces_it
