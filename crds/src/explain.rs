@@ -134,6 +134,7 @@ fn value_type(shape: &Shape) -> String {
             Format::Span => "length of time, such as 90s or 10m".to_owned(),
             Format::Priority => "high, normal, low or a number from 0 to 1000".to_owned(),
             Format::DateTime => "time, such as 2026-01-31T12:00:00Z".to_owned(),
+            Format::Egress => "egress rule, such as example.com:443".to_owned(),
         },
         Form::Text { format: None, length, .. } => format!("text{}", at_most(*length, "characters")),
         Form::Word(_) => "word".to_owned(),

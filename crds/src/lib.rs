@@ -8,6 +8,7 @@
 
 pub mod conditions;
 pub mod duration;
+pub mod egress;
 pub mod explain;
 pub mod job_template;
 pub mod manifest;
@@ -21,6 +22,7 @@ pub mod sandbox_job;
 pub mod schema;
 
 pub use duration::Span;
+pub use egress::EgressRule;
 pub use job_template::{JobTemplate, JobTemplateSpec};
 pub use node_config::{NodeConfig, NodeConfigSpec, NodeConfigStatus};
 pub use priority::Priority;

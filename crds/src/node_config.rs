@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::conditions::Condition;
 use crate::duration::Span;
+use crate::egress::EgressRule;
 use crate::sandbox_job::{HostPath, Network, OfflinePolicy, Resources, Runtime, is_default};
 
 /// The desired configuration of a node. The object's name is the node's name.
@@ -80,6 +81,17 @@ pub struct SandboxPolicy {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 3))]
     pub networks: Vec<Network>,
+
+    /// Whom jobs with the network `Restricted` may be allowed to reach: each rule of a job must lie within these. Without it
+    /// every name at every port, and no addresses: so no private network, whatever its names are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub egress: Vec<EgressRule>,
+
+    /// Bytes that a step with the network `Restricted` may send, and as many that it may receive. Without it there is no
+    /// limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_transfer: Option<crate::quantity::Bytes>,
 
     /// Limits of a step that names none itself. They are not mandatory: what the host cannot enforce is listed in
     /// the job's `status.unenforced`.

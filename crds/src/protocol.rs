@@ -40,8 +40,8 @@ pub use config::{
 };
 pub use problem::{FieldError, Problem};
 pub use report::{
-    LogBody, Outcome, Record, RecordBody, RecordOutcome, ReportRequest, ReportResponse, StepEnded, Stream,
-    Terminal, TerminalPhase,
+    EgressAttempts, LogBody, Outcome, Record, RecordBody, RecordOutcome, ReportRequest, ReportResponse,
+    StepEnded, Stream, Terminal, TerminalPhase,
 };
 
 /// The version that every payload carries.

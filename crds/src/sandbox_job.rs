@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::conditions::Condition;
 use crate::duration::Span;
+use crate::egress::EgressRule;
 use crate::priority::Priority;
 use crate::quantity::{Bytes, Cpu};
 
@@ -320,7 +321,7 @@ pub enum Network {
     /// Nothing: there is no interface but loopback.
     #[default]
     None,
-    /// Only what the policy names, through a proxy.
+    /// Only what the rules of `egress` name, through a proxy.
     Restricted,
     /// The runtime's normal network; the node's policy must permit it.
     Open,
@@ -342,6 +343,17 @@ pub struct SandboxSpec {
     /// What the steps can reach.
     #[serde(default)]
     pub network: Network,
+
+    /// Whom the steps can reach with the network `Restricted`: `example.com:443`, `*.example.com:80,443` (names below, not
+    /// `example.com` itself), `*:443` (every name), or addresses: `10.1.0.0/16:5432`, `192.0.2.7`. Without a rule nobody.
+    ///
+    /// Names are looked up on the node. What a name leads to must be a public address, or one that another rule names as an
+    /// address: private and link-local networks, loopback, metadata services and the node itself are not reached by name
+    /// alone. A network opens such addresses only if it lies within theirs: `0.0.0.0/0` is the public internet. Addresses must
+    /// be allowed by the node's `sandbox.egress` too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub egress: Vec<EgressRule>,
 
     /// The most that each step may use.
     #[serde(default, skip_serializing_if = "is_default")]

@@ -111,6 +111,7 @@ impl Running {
             sandbox,
             workspaces,
             plugins,
+            egress,
             settings,
         } = parts;
         let identity = Arc::new(identity);
@@ -183,6 +184,7 @@ impl Running {
             in_force: in_force.clone(),
             sandbox: capability.clone(),
             plugins,
+            egress,
             hurry: Arc::clone(&hurry),
         });
         let config_sync = ConfigSync {

@@ -16,6 +16,7 @@
 //! *Time*: the supervisor of a unit watches step timeout and lease; this task watches the lease too, stops units when
 //! told, and judges by the unit's own record of how it ended.
 
+pub(crate) mod egress;
 pub(crate) mod environment;
 pub(crate) mod inputs;
 pub(crate) mod limits;
@@ -38,6 +39,7 @@ use windlass_crds::sandbox_job::Step;
 use windlass_sandbox::driver::UnitPhase;
 use windlass_sandbox::{Driver, Error as SandboxError, Mount, UnitId};
 
+use self::egress::Egress;
 use self::inputs::InputCache;
 use self::step::StepRun;
 use self::verdict::{Verdict, describe, plugin_reason, sandbox_verdict, terminal_record};
@@ -83,6 +85,7 @@ pub(crate) struct ExecutorParts {
     pub(crate) in_force: InForce,
     pub(crate) sandbox: SandboxCapability,
     pub(crate) plugins: Registry,
+    pub(crate) egress: Egress,
     /// Asks the lease keeper for a heartbeat now.
     pub(crate) hurry: Arc<Notify>,
 }
@@ -461,7 +464,8 @@ impl AttemptTask {
     }
 
     fn event(&mut self, level: &str, reason: &str, message: String) {
-        self.record(RecordBody::Event { level: level.to_owned(), reason: reason.to_owned(), message });
+        let (level, reason) = (level.to_owned(), reason.to_owned());
+        self.record(RecordBody::Event { level, reason, message, data: None });
     }
 
     /// Makes everything that was recorded durable.

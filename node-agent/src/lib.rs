@@ -48,6 +48,7 @@ pub use client::{
 };
 pub use clock::{Clock, SystemClock};
 pub use config_sync::Error as ConfigurationError;
+pub use executor::egress::Egress;
 pub use fs::{AgentFs, DiskFs, Durable, Volume};
 pub use heartbeat::Superseded;
 pub use identity::{Enrolment, Error as IdentityError, Identity};

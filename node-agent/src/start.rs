@@ -22,6 +22,7 @@ use crate::args::AgentArgs;
 use crate::capabilities::SystemHost;
 use crate::client::{Authority, BuildError, ControllerClient, HttpClient, TlsError};
 use crate::clock::{Clock, SystemClock};
+use crate::executor::egress::Egress;
 use crate::fs::DiskFs;
 use crate::identity::{self, Enrolment, Identity};
 use crate::ids::SystemIds;
@@ -187,6 +188,7 @@ impl Agent {
             HostWorkspaces::open_state(&state, native.identities().clone()).map_err(Error::Sandbox)?;
 
         let Contact { url, authority: _, join } = contact;
+        let egress = Egress::system(url.host_str().map(str::to_owned));
         let on_registered = keep_enrolment(identity_dir, url, join.as_ref(), Arc::clone(&client));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new().map_err(Error::Clock)?);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -212,6 +214,7 @@ impl Agent {
             sandbox,
             workspaces: Arc::new(workspaces),
             plugins: Registry::built_in(),
+            egress,
             settings,
         });
         let status = agent.status();

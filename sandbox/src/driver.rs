@@ -152,6 +152,14 @@ pub trait Driver: Send + Sync {
     /// [`Error::StillRunning`], [`Error::Io`], [`Error::Cgroup`].
     async fn cleanup(&self, id: &UnitId) -> Result<(), Error>;
 
+    /// The socket of a running unit with [`crate::Network::Restricted`] on which its program expects the egress proxy, for
+    /// [`crate::egress::Proxy::serve`]; `None` for other units and for one that runs no more. Works for units that an earlier
+    /// process started. Connections wait while nobody serves them.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Io`].
+    async fn egress(&self, id: &UnitId) -> Result<Option<std::net::TcpListener>, Error>;
+
     /// The output of a unit from `cursor` on (0 is the beginning). Reading disturbs neither the unit nor other readers.
     fn output(&self, id: &UnitId, cursor: u64) -> OutputReader;
 }

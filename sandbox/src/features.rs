@@ -67,7 +67,11 @@ impl Features {
                 .collect(),
             landlock: probes.landlock.filter(|abi| *abi >= 2),
             seccomp: works(Feature::Seccomp),
-            networks: if supported { vec![Network::None] } else { Vec::new() },
+            networks: if supported {
+                vec![Network::None, Network::Restricted, Network::Open]
+            } else {
+                Vec::new()
+            },
             interpreters: INTERPRETERS
                 .into_iter()
                 .filter_map(|name| interpreter(name, system).map(|path| (name, path)))

@@ -8,6 +8,7 @@
 mod cgroup;
 pub mod doctor;
 pub mod driver;
+pub mod egress;
 mod error;
 mod features;
 mod identity;

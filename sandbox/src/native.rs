@@ -325,6 +325,11 @@ impl Driver for Native {
         self.run(move |inner| inner.cleanup(&id)).await
     }
 
+    async fn egress(&self, id: &UnitId) -> Result<Option<std::net::TcpListener>, Error> {
+        let id = id.clone();
+        self.run(move |inner| inner.egress(&id)).await
+    }
+
     fn output(&self, id: &UnitId, cursor: u64) -> OutputReader {
         Box::new(SpoolReader::new(self.0.dir(id), cursor, self.0.watcher.clone()))
     }
@@ -394,6 +399,7 @@ impl Inner {
             landlock: probes.landlock,
             cgroup_namespace: probes.failure(Feature::CgroupNamespace).is_none(),
             time_namespace: probes.failure(Feature::TimeNamespace).is_none(),
+            resolver: Path::new(policy::RESOLVER).exists(),
             filter: seccomp::compile(),
         };
         let cgroups = CgroupHost::discover(config.cgroup_parent.as_deref());
@@ -438,7 +444,7 @@ impl Inner {
         }
         let made = self.cgroups.create(&spec.id, wanted).and_then(|cgroups| {
             let launch = policy::plan(&spec, &self.host, cgroups, tasks)?;
-            let prepared = Prepared { unenforced, isolation: self.isolation(wanted, tasks) };
+            let prepared = Prepared { unenforced, isolation: self.isolation(spec.network, wanted, tasks) };
             self.note_spare(&spec.id, &launch);
             let planned = Planned { spec: spec.clone(), prepared, launch };
             record::publish(&dir, record::PLAN, &planned).map_err(Error::io("write", &plan_path))?;
@@ -455,15 +461,6 @@ impl Inner {
 
     /// Checks what no unit can do without.
     fn check_host(&self, spec: &UnitSpec) -> Result<(), Error> {
-        let needed = |network| match network {
-            Network::None => None,
-            Network::Restricted => Some("the egress proxy, which this version does not have"),
-            Network::Open => Some("an uplink into the network namespace, which this version does not have"),
-        };
-        if let Some(needed) = needed(spec.network) {
-            let feature = format!("network {} with the native runtime", spec.network);
-            return Err(Error::Unsupported { feature, needed: needed.to_owned() });
-        }
         for feature in Feature::ALL {
             if is_optional(feature) {
                 continue;
@@ -526,11 +523,13 @@ impl Inner {
     }
 
     /// What isolates a unit, in words.
-    fn isolation(&self, wanted: Wanted, tasks: Option<u64>) -> Vec<String> {
+    fn isolation(&self, network: Network, wanted: Wanted, tasks: Option<u64>) -> Vec<String> {
         let mut words: Vec<String> =
-            ["user", "mount", "pid", "net", "ipc", "uts"].map(|name| format!("{name} namespace")).to_vec();
+            ["user", "mount", "pid", "ipc", "uts"].map(|name| format!("{name} namespace")).to_vec();
         let version = self.cgroups.version();
         let optional = [
+            (network != Network::Open, "net namespace".to_owned()),
+            (network == Network::Restricted, "egress proxy".to_owned()),
             (self.host.cgroup_namespace, "cgroup namespace".to_owned()),
             (self.host.time_namespace, "time namespace".to_owned()),
             (true, "no capabilities".to_owned()),
@@ -609,7 +608,7 @@ impl Inner {
             return Ok(());
         }
         launcher.spare = None;
-        let base = policy::base(&self.host, self.identities.choose_next()?);
+        let base = policy::base(&self.host, self.identities.choose_next()?, Network::None);
         launcher.spares += 1;
         let number = NonZeroU64::new(launcher.spares).expect("it was counted up a line ago");
         let failed = |source| Error::Launcher { operation: "make a spare", source };
@@ -660,6 +659,16 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    fn egress(&self, id: &UnitId) -> Result<Option<std::net::TcpListener>, Error> {
+        match self.phase(id)? {
+            Phase::Running => {}
+            Phase::Prepared | Phase::Ended(_) | Phase::Lost => return Ok(None),
+        }
+        let dir = self.dir(id);
+        let listener = windlass_launcher::listener(&dir).map_err(Error::io("ask the supervisor in", dir))?;
+        Ok(listener.map(std::net::TcpListener::from))
     }
 
     fn inventory(&self) -> Result<Vec<UnitState>, Error> {

@@ -5,9 +5,11 @@ use windlass_launcher::plan::{
     Base, Cgroups, Disk, Filter, IdMap, LaunchPlan, Own, Resource, Step, Text, VERSION,
 };
 
+use crate::egress;
 use crate::error::Error;
 use crate::identity::Identity;
-use crate::spec::UnitSpec;
+use crate::seccomp;
+use crate::spec::{Network, UnitSpec};
 
 /// The job's user and group inside.
 const JOB: u32 = 1000;
@@ -25,6 +27,11 @@ const BYTES_A_FILE: u64 = 4096;
 const MAX_MOUNTS: usize = 64;
 /// Landlock before version 2 forbids every rename between folders, which programs need.
 const MIN_LANDLOCK: u32 = 2;
+
+/// The first version of Landlock that keeps a program from the abstract sockets of others.
+const SOCKET_SCOPE: u32 = 6;
+/// Where the host keeps how names are looked up.
+pub(crate) const RESOLVER: &str = "/etc/resolv.conf";
 
 /// What is at a host path of the minimal system.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +53,8 @@ pub(crate) struct Host {
     pub(crate) cgroup_namespace: bool,
     /// Whether time namespaces work.
     pub(crate) time_namespace: bool,
+    /// Whether the host says how names are looked up.
+    pub(crate) resolver: bool,
     /// The compiled seccomp policy.
     pub(crate) filter: Filter,
 }
@@ -122,7 +131,7 @@ pub(crate) fn plan(
     };
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Ok(LaunchPlan {
-        base: base(host, spec.identity),
+        base: base(host, spec.identity, spec.network),
         own: Own {
             steps,
             programs: texts("command", programs)?,
@@ -146,6 +155,11 @@ fn environment(spec: &UnitSpec) -> std::collections::BTreeMap<String, String> {
     let mut environment = spec.env.clone();
     for (name, value) in [("PATH", DEFAULT_PATH), ("HOME", HOME), ("USER", "job"), ("LANG", "C.UTF-8")] {
         environment.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+    }
+    if spec.network == Network::Restricted {
+        for (name, value) in egress::environment() {
+            environment.entry(name).or_insert(value);
+        }
     }
     environment
 }
@@ -189,16 +203,18 @@ fn host_path(field: &'static str, path: &std::path::Path) -> Result<Text, Error>
     text(field, path)
 }
 
-/// What all units of an identity begin with.
-pub(crate) fn base(host: &Host, identity: Identity) -> Base {
+/// What all units of an identity begin with. A restricted network begins as none does: what differs is the unit's own.
+pub(crate) fn base(host: &Host, identity: Identity, network: Network) -> Base {
     let fixed = |value: &str| Text::new(value).expect("a constant without NUL");
-    let mut steps = vec![
-        Step::AssumeIdentity { uid: JOB, gid: JOB },
-        Step::DieWithSupervisor,
-        Step::RaiseLoopback,
-        Step::DetachMounts,
-        Step::MakeRoot,
-    ];
+    let host_network = match network {
+        Network::None | Network::Restricted => false,
+        Network::Open => true,
+    };
+    let mut steps = vec![Step::AssumeIdentity { uid: JOB, gid: JOB }, Step::DieWithSupervisor];
+    if !host_network {
+        steps.push(Step::RaiseLoopback);
+    }
+    steps.extend([Step::DetachMounts, Step::MakeRoot]);
     for (path, mode) in [("etc", 0o755), ("dev", 0o755), ("sys", 0o555), ("home", 0o755), ("var", 0o755)] {
         steps.push(Step::MakeDir { path: fixed(path), mode });
     }
@@ -206,6 +222,12 @@ pub(crate) fn base(host: &Host, identity: Identity) -> Base {
     for (path, content) in files() {
         steps.push(Step::MakeFile { path: fixed(path), content });
     }
+    let resolver = fixed(RESOLVER.trim_start_matches('/'));
+    steps.push(if host_network && host.resolver {
+        Step::Show { source: fixed(RESOLVER), target: resolver }
+    } else {
+        Step::MakeFile { path: resolver, content: String::new() }
+    });
     for device in DEVICES {
         let source = fixed(&format!("/dev/{device}"));
         steps.push(Step::ShowDevice { source, target: fixed(&format!("dev/{device}")) });
@@ -229,6 +251,7 @@ pub(crate) fn base(host: &Host, identity: Identity) -> Base {
     Base {
         version: VERSION,
         steps,
+        host_network,
         identity: IdMap { host_uid: identity.uid, host_gid: identity.gid, uid: JOB, gid: JOB },
         time_namespace: host.time_namespace,
         oom_score_adj: OOM_SCORE_ADJ,
@@ -254,6 +277,10 @@ fn steps(
     }
     if host.cgroup_namespace {
         steps.push(Step::HideCgroups);
+    }
+    match spec.network {
+        Network::None | Network::Open => {}
+        Network::Restricted => steps.push(Step::Listen { port: egress::PORT }),
     }
     steps.push(Step::SetHostname { name: text("hostname", &*spec.hostname)? });
     for (path, content) in name_files(&spec.hostname) {
@@ -299,6 +326,11 @@ fn steps(
     }
     steps.push(Step::Umask { mask: 0o022 });
     steps.push(Step::WorkIn { path: text("cwd", inside(&spec.cwd))? });
+    let scoped = host.landlock.is_some_and(|abi| abi >= SOCKET_SCOPE);
+    if spec.network == Network::Open && !scoped {
+        // Abstract sockets belong to the network, which is the host's, and a filter cannot see whose one is addressed.
+        steps.push(Step::Seccomp { filter: seccomp::compile_alone(&seccomp::NO_LOCAL_SOCKETS) });
+    }
     steps.push(Step::Seccomp { filter: host.filter.clone() });
     Ok(steps)
 }
@@ -321,7 +353,7 @@ fn system(steps: &mut Vec<Step>, host: &Host, fixed: &dyn Fn(&str) -> Text) {
 }
 
 /// Files of /etc that are made, not shown.
-fn files() -> [(&'static str, String); 5] {
+fn files() -> [(&'static str, String); 4] {
     [
         (
             "etc/passwd",
@@ -332,7 +364,6 @@ fn files() -> [(&'static str, String); 5] {
         ),
         ("etc/group", format!("root:x:0:\njob:x:{JOB}:\nnogroup:x:65534:\n")),
         ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
-        ("etc/resolv.conf", String::new()),
         ("etc/shells", "/bin/sh\n/bin/bash\n".to_owned()),
     ]
 }
@@ -408,6 +439,7 @@ mod tests {
             landlock: Some(6),
             cgroup_namespace: true,
             time_namespace: true,
+            resolver: true,
             filter: Filter(vec![0; 3]),
         }
     }
@@ -447,7 +479,47 @@ mod tests {
         let other = UnitSpec { hostname: "other".into(), mounts: Vec::new(), ..spec() };
         let other = plan(&other, &host(), None, None).unwrap();
         assert_eq!(other.base, plan(&spec(), &host(), None, Some(64)).unwrap().base);
-        assert_eq!(other.base, base(&host(), spec().identity));
-        assert_ne!(other.base, base(&host(), Identity { uid: 1_900_000_008, gid: 1_900_000_008 }));
+        assert_eq!(other.base, base(&host(), spec().identity, Network::None));
+        let identity = Identity { uid: 1_900_000_008, gid: 1_900_000_008 };
+        assert_ne!(other.base, base(&host(), identity, Network::None));
+    }
+
+    /// What of a plan one network has and another has not.
+    fn difference(network: Network, host: &Host) -> (Vec<String>, Vec<String>) {
+        let steps = |network| {
+            let plan = plan(&UnitSpec { network, ..spec() }, host, None, None).unwrap();
+            plan.steps().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let (none, other) = (steps(Network::None), steps(network));
+        let less = |from: &[String], what: &[String]| {
+            from.iter().filter(|step| !what.contains(step)).cloned().collect::<Vec<_>>()
+        };
+        (less(&other, &none), less(&none, &other))
+    }
+
+    #[test]
+    fn a_restricted_network_is_none_with_a_socket_and_takes_the_same_spare() {
+        let spec = UnitSpec { network: Network::Restricted, ..spec() };
+        let plan = plan(&spec, &host(), None, None).unwrap();
+        assert_eq!(plan.base, base(&host(), spec.identity, Network::None));
+        let (more, less) = difference(Network::Restricted, &host());
+        assert_eq!(more, ["listen on 127.0.0.1:3128 for those outside"]);
+        assert_eq!(less, Vec::<String>::new());
+        let environment: Vec<&str> = plan.own.environment.iter().map(Text::as_str).collect();
+        for expected in ["http_proxy=http://127.0.0.1:3128", "NO_PROXY=localhost,127.0.0.1,::1", "CI=true"] {
+            assert!(environment.contains(&expected), "{environment:?}");
+        }
+    }
+
+    #[test]
+    fn an_open_network_is_the_hosts_without_its_local_sockets() {
+        let (more, less) = difference(Network::Open, &host());
+        assert_eq!(more, ["show host /etc/resolv.conf at etc/resolv.conf, read-only"]);
+        assert_eq!(less, ["bring the loopback interface up", "make file etc/resolv.conf of 0 bytes"]);
+        let plan = plan(&UnitSpec { network: Network::Open, ..spec() }, &host(), None, None).unwrap();
+        assert!(plan.base.host_network);
+        // A kernel that cannot scope abstract sockets: there are no local sockets at all.
+        let (more, _) = difference(Network::Open, &Host { landlock: Some(5), ..host() });
+        assert!(more.iter().any(|step| step.starts_with("install the seccomp filter")), "{more:?}");
     }
 }

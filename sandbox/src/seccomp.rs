@@ -10,7 +10,7 @@
 
 mod compile;
 
-pub(crate) use compile::compile;
+pub(crate) use compile::{compile, compile_alone};
 
 /// System calls with a reason.
 pub struct Group {
@@ -568,6 +568,14 @@ pub const CONDITIONAL: &[Conditional] = &[
     Conditional { reason: SET_ID_REASON, call: libc::SYS_open, tests: || creates_set_id(2) },
     Conditional { reason: SET_ID_REASON, call: libc::SYS_openat, tests: || creates_set_id(3) },
 ];
+
+/// An addition where the network is the host's and its abstract sockets cannot be kept out of reach in another way. A pair
+/// of connected sockets reaches nobody else and still works.
+pub const NO_LOCAL_SOCKETS: Conditional = Conditional {
+    reason: "abstract local sockets of the host belong to its network, and a filter cannot see which one is addressed",
+    call: libc::SYS_socket,
+    tests: || vec![vec![(0, Op::Eq, AF_UNIX)]],
+};
 
 #[cfg(test)]
 mod tests {

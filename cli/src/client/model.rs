@@ -233,6 +233,9 @@ pub(crate) struct EventItem {
     pub(crate) reason: String,
     /// As a sentence.
     pub(crate) message: String,
+    /// More, for some reasons.
+    #[serde(default)]
+    pub(crate) data: Option<serde_json::Value>,
 }
 
 /// One page of what happened.

@@ -1,5 +1,6 @@
 //! `windlass describe`: everything about objects.
 
+mod refused;
 mod text;
 
 use jiff::Timestamp;
@@ -14,6 +15,7 @@ use crate::clock;
 use crate::exit::Exit;
 use crate::failure::{Failure, Report};
 use crate::kind::{self, Kind, Target, TargetParser};
+use refused::Refused;
 use text::Text;
 
 /// How many events are shown, the last ones.
@@ -70,6 +72,14 @@ pub(crate) async fn perform(context: &Context, args: &Args) -> Result<Exit, Fail
     Ok(exit)
 }
 
+/// What happened.
+struct Happened {
+    /// The last events, the oldest first, without what is in `refused`.
+    last: Vec<EventItem>,
+    /// What steps tried to reach and did not.
+    refused: Refused,
+}
+
 struct Describer<'a> {
     client: &'a Client,
     namespace: &'a str,
@@ -82,7 +92,7 @@ impl Describer<'_> {
         let job: Job = self.client.get(Kind::Job, self.namespace, name).await?;
         let attempts: Items<AttemptItem> =
             self.client.job_detail(self.namespace, name, "attempts", &[]).await?;
-        let events = self.events(Some(name), &[]).await?;
+        let Happened { last, refused } = self.events(Some(name), &[]).await?;
         let placement: Option<Placement> = match job.status.phase {
             JobPhase::Queued => Some(self.client.job_detail(self.namespace, name, "placement", &[]).await?),
             JobPhase::PendingApproval
@@ -101,7 +111,8 @@ impl Describer<'_> {
         }
         text.attempts(&attempts.items);
         text.conditions(&job.status.conditions);
-        text.events(&events);
+        text.refused(&refused);
+        text.events(&last);
         Ok(text.finish())
     }
 
@@ -113,7 +124,7 @@ impl Describer<'_> {
         text.node(&node);
         text.conditions(&node.status.conditions);
         text.history(&history.items);
-        text.events(&events);
+        text.events(&events.last);
         Ok(text.finish())
     }
 
@@ -133,9 +144,10 @@ impl Describer<'_> {
         }))
     }
 
-    /// The last events of a job or of everything, the oldest first.
-    async fn events(&self, job: Option<&str>, filter: &[(&str, String)]) -> Result<Vec<EventItem>, Error> {
+    /// What happened to a job or to everything.
+    async fn events(&self, job: Option<&str>, filter: &[(&str, String)]) -> Result<Happened, Error> {
         let mut events: Vec<EventItem> = Vec::new();
+        let mut refused = Refused::default();
         let mut cursor: Option<String> = None;
         for _ in 0..EVENT_PAGES {
             let mut query = filter.to_vec();
@@ -146,7 +158,7 @@ impl Describer<'_> {
                 None => self.client.events(&query).await?,
             };
             let is_last = page.items.len() < EVENT_PAGE;
-            events.extend(page.items);
+            events.extend(page.items.into_iter().filter(|event| !refused.take(event)));
             let surplus = events.len().saturating_sub(EVENTS);
             events.drain(..surplus);
             if is_last || page.cursor.is_none() {
@@ -154,6 +166,6 @@ impl Describer<'_> {
             }
             cursor = page.cursor;
         }
-        Ok(events)
+        Ok(Happened { last: events, refused })
     }
 }

@@ -146,7 +146,7 @@ mod tests {
           None
             Nothing: there is no interface but loopback.
           Restricted
-            Only what the policy names, through a proxy.
+            Only what the rules of `egress` name, through a proxy.
           Open
             The runtime's normal network; the node's policy must permit it.
         ");

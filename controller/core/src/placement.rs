@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use windlass_crds::egress::{self, EgressRule};
 use windlass_crds::node_config::NodeConfigSpec;
 use windlass_crds::protocol::CapabilityReport;
 use windlass_crds::sandbox_job::{
@@ -25,6 +26,9 @@ pub struct Offer {
     pub working_networks: BTreeSet<Network>,
     /// Network words that the policy permits.
     pub permitted_networks: BTreeSet<Network>,
+    /// The rules within which those of jobs for egress must lie.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<EgressRule>,
     /// The labels in force.
     pub labels: BTreeMap<String, String>,
     /// Limits that the host can enforce.
@@ -68,6 +72,14 @@ pub enum Exclusion {
     NetworkForbidden {
         /// What the job needs.
         wanted: Network,
+    },
+    /// A rule for egress goes beyond the policy.
+    #[error("egress rule {rule} is not within the node's sandbox.egress{}", if *unnamed { ", which names none: addresses need one" } else { "" })]
+    EgressForbidden {
+        /// The job's rule.
+        rule: String,
+        /// Whether the node has no rules.
+        unnamed: bool,
     },
     /// Another architecture.
     #[error("the node is not {wanted}")]
@@ -165,6 +177,7 @@ impl Offer {
             permitted_runtimes: spec.sandbox.runtimes.iter().copied().collect(),
             working_networks: known(&sandbox.networks),
             permitted_networks,
+            egress: spec.sandbox.egress.clone(),
             labels: labels_in_force(name, Some(report), spec),
             enforceable: known(&sandbox.limits),
             max: spec.sandbox.max.clone(),
@@ -252,6 +265,10 @@ fn runtime(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
     }
     if !offer.working_networks.contains(&wanted) {
         return Some(Exclusion::NetworkMissing { wanted });
+    }
+    let rules: Vec<EgressRule> = requirement.egress.iter().cloned().collect();
+    if let Some(rule) = egress::beyond(&rules, &offer.egress) {
+        return Some(Exclusion::EgressForbidden { rule: rule.to_string(), unnamed: offer.egress.is_empty() });
     }
     match requirement.arch {
         Some(wanted) if offer.arch != Some(wanted) => Some(Exclusion::Arch { wanted }),

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use windlass_crds::EgressRule;
 use windlass_crds::sandbox_job::{
     Arch, LabelRequirement, Limit, Network, Resources, Runtime, SandboxJobSpec,
 };
@@ -18,6 +19,9 @@ pub struct Requirement {
     pub runtime: Runtime,
     /// What the steps may reach.
     pub network: Network,
+    /// Whom they may reach, with a restricted network.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub egress: BTreeSet<EgressRule>,
     /// The architecture, where it matters.
     pub arch: Option<Arch>,
     /// Labels by equality.
@@ -101,6 +105,7 @@ impl Requirement {
         Self {
             runtime: spec.requires.runtime.unwrap_or(spec.sandbox.runtime),
             network: spec.sandbox.network,
+            egress: spec.sandbox.egress.iter().cloned().collect(),
             arch: spec.requires.arch,
             selector: spec.node_selector.clone(),
             labels,
@@ -155,6 +160,14 @@ mod tests {
         let one = spec(vec![label("zone", &["b", "a"]), label("disk", &["ssd"])]);
         let other = spec(vec![label("disk", &["ssd"]), label("zone", &["a", "b"]), label("disk", &["ssd"])]);
         assert_eq!(Requirement::of(&one).class(), Requirement::of(&other).class());
+    }
+
+    #[test]
+    fn a_job_without_rules_for_egress_is_of_the_class_that_it_was_before_there_were_any() {
+        let requirement = Requirement::of(&SandboxJobSpec::default());
+        let stored = serde_json::to_value(&requirement).unwrap();
+        assert!(stored.get("egress").is_none(), "{stored}");
+        assert_eq!(serde_json::from_value::<Requirement>(stored).unwrap(), requirement);
     }
 
     #[test]

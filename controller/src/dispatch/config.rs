@@ -109,6 +109,8 @@ fn rules(spec: &NodeConfigSpec) -> SandboxRules {
     SandboxRules {
         runtimes: policy.runtimes.clone(),
         networks: policy.networks.clone(),
+        egress: policy.egress.clone(),
+        max_transfer_bytes: policy.max_transfer.map(windlass_crds::Bytes::get),
         defaults: limits(&policy.defaults),
         max: limits(&policy.max),
         host_paths: policy.host_paths.clone(),

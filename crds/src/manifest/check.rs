@@ -245,6 +245,7 @@ pub(crate) fn expected(shape: &Shape) -> String {
         Form::Text { format: Some(format), .. } => match format {
             Format::Span => "a length of time such as `90s` or `10m`".to_owned(),
             Format::DateTime => "a time such as `2026-01-31T12:00:00Z`".to_owned(),
+            Format::Egress => "a rule for egress such as `example.com:443`".to_owned(),
             Format::Cpu | Format::Bytes | Format::Priority => format!("an amount of {}", format.name()),
         },
         Form::Text { format: None, .. } => "a text".to_owned(),
@@ -252,7 +253,7 @@ pub(crate) fn expected(shape: &Shape) -> String {
             Format::Cpu => "an amount of cpu such as `2` or `500m`".to_owned(),
             Format::Bytes => "an amount of bytes such as `512Mi`".to_owned(),
             Format::Priority => "`high`, `normal`, `low` or a number from 0 to 1000".to_owned(),
-            Format::Span | Format::DateTime => format!("a {}", format.name()),
+            Format::Span | Format::DateTime | Format::Egress => format!("a {}", format.name()),
         },
         Form::Word(words) => one_of(&words.iter().map(|(word, _)| word.as_str()).collect::<Vec<_>>()),
         Form::List { .. } => "a list".to_owned(),

@@ -221,6 +221,11 @@ fn wrong_values_name_the_field_the_value_and_what_is_accepted() {
              to 1000",
         ),
         (
+            "  sandbox: {network: Restricted, egress: ['a.example:443', 'https://b.example/']}\n",
+            "f.yaml:6:60: spec.sandbox.egress[1]: `https://b.example/` is not a rule for egress: write `host:port` without \
+             a scheme and a path",
+        ),
+        (
             "  sandbox: {network: restricted}\n",
             "f.yaml:6:22: spec.sandbox.network: `restricted` is not accepted: write `None`, `Restricted` or `Open`; \
              did you mean \"Restricted\"?",

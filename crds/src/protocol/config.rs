@@ -82,6 +82,12 @@ pub struct SandboxRules {
     /// Network words that jobs may use; empty for `None` and `Restricted`.
     #[serde(default)]
     pub networks: Vec<crate::sandbox_job::Network>,
+    /// Within which the rules of jobs for egress must lie; empty for every name and no address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<crate::egress::EgressRule>,
+    /// Bytes that a step may send through the proxy, and as many that it may receive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_transfer_bytes: Option<u64>,
     /// Limits of a step that names none; not mandatory.
     #[serde(default)]
     pub defaults: ResourceLimits,

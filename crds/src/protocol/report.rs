@@ -106,9 +106,44 @@ pub enum RecordBody {
         reason: String,
         /// A sentence.
         message: String,
+        /// More, for programs. For `EgressAllowed`, `EgressDenied` and `EgressFailed`: [`EgressAttempts`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        data: Option<serde_json::Value>,
     },
     /// The attempt has ended. Nothing of it runs any more.
     Terminal(Terminal),
+}
+
+/// Attempts of one kind to get out of a sandbox with a restricted network, counted since the step's proxy was started: a
+/// later one of the same step, host, port, address and reason stands for those before it.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct EgressAttempts {
+    /// The step's name.
+    pub step: String,
+    /// `CONNECT`, `HTTP` or `SOCKS`.
+    pub protocol: String,
+    /// Whom it asked for: a name or an address; empty where that could not be read, or stands for many.
+    pub host: String,
+    /// At which port; 0 as above.
+    pub port: u16,
+    /// The address that was judged or connected to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<std::net::IpAddr>,
+    /// The rule that allowed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// Why it was denied or failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The rule that would allow what was denied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+    /// How many attempts.
+    pub attempts: u64,
+    /// Bytes from the step.
+    pub sent_bytes: u64,
+    /// Bytes to the step.
+    pub received_bytes: u64,
 }
 
 /// Where a step wrote.

@@ -171,7 +171,7 @@ fn text(schema: &mut Map<String, Value>, length: Bounds, pattern: Option<&Patter
     match format {
         Some(Format::DateTime) => set(schema, "format", "date-time"),
         // Words of our own, which other tools would warn of.
-        Some(Format::Cpu | Format::Bytes | Format::Span | Format::Priority) | None => {}
+        Some(Format::Cpu | Format::Bytes | Format::Span | Format::Priority | Format::Egress) | None => {}
     }
 }
 

@@ -82,6 +82,8 @@ pub(crate) enum Format {
     Priority,
     /// A time of RFC 3339.
     DateTime,
+    /// A [`crate::EgressRule`].
+    Egress,
 }
 
 /// Why a schema is not a shape.
@@ -141,6 +143,7 @@ impl Format {
             Self::Bytes => text.parse::<crate::Bytes>().map(drop).map_err(|error| error.to_string()),
             Self::Span => text.parse::<crate::Span>().map(drop).map_err(|error| error.to_string()),
             Self::Priority => text.parse::<crate::Priority>().map(drop).map_err(|error| error.to_string()),
+            Self::Egress => text.parse::<crate::EgressRule>().map(drop).map_err(|error| error.to_string()),
             Self::DateTime => text.parse::<jiff::Timestamp>().map(drop).map_err(|_| {
                 format!("{} is not a time: write `2026-01-31T12:00:00Z`", crate::names::Quoted(text))
             }),
@@ -155,6 +158,7 @@ impl Format {
             Self::Span => "length of time",
             Self::Priority => "priority",
             Self::DateTime => "time",
+            Self::Egress => "rule for egress",
         }
     }
 
@@ -165,6 +169,7 @@ impl Format {
             "span" => Some(Self::Span),
             "priority" => Some(Self::Priority),
             "date-time" => Some(Self::DateTime),
+            "egress" => Some(Self::Egress),
             _ => None,
         }
     }

@@ -192,7 +192,12 @@ fn words_carry_their_meaning_into_the_cluster() {
     let (_, schema) = schemas_in_crds().into_iter().find(|(kind, _)| kind == "SandboxJob").unwrap();
     let network = &schema["properties"]["spec"]["properties"]["sandbox"]["properties"]["network"];
     assert_eq!(network["enum"], json!(["None", "Restricted", "Open"]));
-    assert!(network["description"].as_str().unwrap().contains("- `Restricted`: Only what the policy names"));
+    assert!(
+        network["description"]
+            .as_str()
+            .unwrap()
+            .contains("- `Restricted`: Only what the rules of `egress` name")
+    );
 }
 
 #[test]

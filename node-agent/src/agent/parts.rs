@@ -10,6 +10,7 @@ use windlass_sandbox::Driver;
 use crate::capabilities::HostProbe;
 use crate::client::ControllerClient;
 use crate::clock::Clock;
+use crate::executor::egress::Egress;
 use crate::fs::AgentFs;
 use crate::heartbeat::Superseded;
 use crate::identity::Identity;
@@ -85,6 +86,8 @@ pub struct AgentParts {
     pub workspaces: Arc<dyn Workspaces>,
     /// What can be done for a step.
     pub plugins: Registry,
+    /// How steps with a restricted network get out.
+    pub egress: Egress,
     /// The rest.
     pub settings: Settings,
 }

@@ -17,6 +17,7 @@ use windlass_sandbox::{Driver as _, LimitName};
 
 use super::*;
 use crate::clock::Clock as _;
+use crate::executor::egress::Egress;
 use crate::fs::AgentFs as _;
 use crate::identity::Identity;
 use crate::names::unit_id;
@@ -81,6 +82,7 @@ impl World {
             sandbox: capability(),
             workspaces: Arc::new(self.sandbox.clone()),
             plugins: Registry::built_in(),
+            egress: Egress::system(None),
             settings: Settings {
                 labels: BTreeMap::new(),
                 concurrency: self.concurrency,

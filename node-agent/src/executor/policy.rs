@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use windlass_crds::EgressRule;
+use windlass_crds::egress::{self, Destination};
 use windlass_crds::protocol::{Assignment, SandboxCapability, SandboxRules};
 use windlass_crds::sandbox_job::{HostPath, Network};
 
@@ -56,6 +58,10 @@ pub(crate) fn check(
         return refuse("capability.sandbox.networks", asks_for("network", network, works));
     }
 
+    if sandbox.network == Network::Restricted {
+        check_egress(&sandbox.egress, &rules.egress)?;
+    }
+
     let (job, max) = (&sandbox.resources, &rules.max);
     let limits = [
         ("policy.sandbox.max.cpu_millis", job.cpu.map(windlass_crds::Cpu::millis), max.cpu_millis),
@@ -73,6 +79,33 @@ pub(crate) fn check(
 
     let wanted = assignment.spec.workspace.inputs.iter().filter_map(|input| input.host_path.as_ref());
     wanted.map(|wanted| host_path(wanted, &rules.host_paths, resolve)).collect()
+}
+
+/// Checks that a job's rules for egress lie within the node's.
+fn check_egress(asked: &[EgressRule], ceiling: &[EgressRule]) -> Result<(), Refusal> {
+    let refuse = |message: String| Err(Refusal { rule: "policy.sandbox.egress", message });
+    if let Some(rule) = egress::beyond(asked, ceiling) {
+        let allowed: Vec<String> = ceiling.iter().map(ToString::to_string).collect();
+        let allowed =
+            if allowed.is_empty() { "every name and no address".to_owned() } else { allowed.join(", ") };
+        return refuse(format!("the job asks for `{rule}`, the node allows {allowed}"));
+    }
+    let network = |rule: &EgressRule| match rule.destination() {
+        Destination::Network(network) => Some(*network),
+        Destination::Name(_) | Destination::Below(_) | Destination::AnyName => None,
+    };
+    let open: Vec<_> = ceiling.iter().filter_map(network).collect();
+    for rule in asked {
+        if let Some(special) =
+            network(rule).and_then(|network| windlass_sandbox::egress::widens(&network, &open))
+        {
+            return refuse(format!(
+                "the job asks for `{rule}`, which is {}; the node must allow it by a network within {}",
+                special.what, special.network
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn asks_for<'a>(what: &str, asked: &str, allowed: impl Iterator<Item = &'a str>) -> String {
@@ -177,6 +210,34 @@ mod tests {
         assert_eq!(refusal.rule, "policy.sandbox.max.memory_bytes");
         assert!(refusal.to_string().contains("2147483648"), "{refusal}");
         checked(memory, |rules| rules.max.memory_bytes = Some(2 << 30)).unwrap();
+    }
+
+    #[test]
+    fn rules_for_egress_must_lie_within_the_nodes_and_open_no_special_network_that_it_does_not_name() {
+        let refusal = |asked: &str, ceiling: &[&str]| {
+            let rules = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+            check_egress(&rules(&[asked]), &rules(ceiling)).err().map(|refusal| refusal.to_string())
+        };
+        assert_eq!(refusal("a.example:443", &[]), None);
+        assert_eq!(refusal("10.1.0.0/16:5432", &["10.1.0.0/16"]), None);
+        assert_eq!(refusal("1.1.1.1:443", &["0.0.0.0/0:443"]), None);
+        for (asked, ceiling, expected) in [
+            ("1.1.1.1:443", &[][..], "the node allows every name and no address"),
+            (
+                "b.example:443",
+                &["a.example:443"],
+                "the job asks for `b.example:443`, the node allows a.example:443",
+            ),
+            (
+                "10.1.0.0/16",
+                &["0.0.0.0/0"],
+                "which is a private network; the node must allow it by a network within 10.0.0.0/8",
+            ),
+            ("169.254.169.254:80", &["169.254.0.0/16"], "within 169.254.169.254/32"),
+        ] {
+            let message = refusal(asked, ceiling).unwrap();
+            assert!(message.contains("policy.sandbox.egress") && message.contains(expected), "{message}");
+        }
     }
 
     #[test]

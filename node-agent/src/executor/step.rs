@@ -17,6 +17,7 @@ use windlass_sandbox::{
 };
 
 use super::AttemptTask;
+use super::egress::StepProxy;
 use super::environment::{WORKSPACE, environment};
 use super::limits::{Effective, EffectiveLimits, resolve};
 use super::output::{Chunk, Chunker, OutputMark};
@@ -217,7 +218,24 @@ impl<'a> StepRun<'a> {
             unit: &self.unit,
         };
         let mark = self.before.mark.take().unwrap_or_default();
-        let follow = async { tokio::join!(parts.driver.wait(&self.unit), pump.run(mark)) };
+        // The proxy serves for as long as the unit runs.
+        let (running, ended) = tokio::sync::oneshot::channel::<()>();
+        let wait = async {
+            let exit = parts.driver.wait(&self.unit).await;
+            drop(running);
+            exit
+        };
+        let proxy = self.proxy();
+        let serve = async {
+            if let Some(proxy) = proxy {
+                // Nothing is ever sent: the end is that the other side is gone.
+                proxy.run(async { drop(ended.await) }).await;
+            }
+        };
+        let follow = async {
+            let (exit, pumped, ()) = tokio::join!(wait, pump.run(mark), serve);
+            (exit, pumped)
+        };
         let control = self.task.control.clone();
         // Cancel-safe: the first arm never wins, the second is not dropped before it does.
         let (exit, pumped) = tokio::select! {
@@ -236,6 +254,27 @@ impl<'a> StepRun<'a> {
                 Verdict::lost("UnitLost", crate::error_chain(&error))
             }
             error => sandbox_verdict(&error, true),
+        })
+    }
+
+    /// The proxy of a step with a restricted network.
+    fn proxy(&self) -> Option<StepProxy> {
+        let sandbox = &self.task.assignment().spec.sandbox;
+        match sandbox.network {
+            JobNetwork::None | JobNetwork::Open => return None,
+            JobNetwork::Restricted => {}
+        }
+        let parts = &self.task.parts;
+        Some(StepProxy {
+            egress: parts.egress.clone(),
+            driver: Arc::clone(&parts.driver),
+            outbox: Arc::clone(&parts.outbox),
+            clock: Arc::clone(&parts.clock),
+            attempt: self.task.attempt().clone(),
+            unit: self.unit.clone(),
+            step: self.step.name.clone(),
+            rules: sandbox.egress.clone(),
+            transfer: self.task.rules.max_transfer_bytes,
         })
     }
 

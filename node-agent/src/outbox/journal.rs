@@ -50,7 +50,9 @@ impl Frame {
         let content = match self {
             Self::Record { record, .. } => match &record.body {
                 RecordBody::Log { body: LogBody::Text(text) | LogBody::Base64(text), .. } => text.len(),
-                RecordBody::Event { message, .. } => message.len(),
+                RecordBody::Event { message, data, .. } => {
+                    message.len() + data.as_ref().map_or(0, |data| data.to_string().len())
+                }
                 RecordBody::StepEnded(ended) => ended.message.as_ref().map_or(0, String::len),
                 RecordBody::Terminal(terminal) => terminal.message.as_ref().map_or(0, String::len),
                 RecordBody::Started { .. } | RecordBody::StepStarted { .. } => 0,

@@ -373,6 +373,11 @@ impl Driver for FakeSandbox {
         Ok(())
     }
 
+    async fn egress(&self, _: &UnitId) -> Result<Option<std::net::TcpListener>, Error> {
+        // Its programs reach nobody.
+        Ok(None)
+    }
+
     fn output(&self, id: &UnitId, cursor: u64) -> OutputReader {
         Box::new(FakeOutput { world: Arc::clone(&self.world), id: id.clone(), cursor })
     }

@@ -9,6 +9,7 @@
 //! the fork of the program and its execution, when memory is shared, nothing is allocated.
 
 use std::ffi::CStr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags};
@@ -18,23 +19,33 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags, UnmountFlags,
 };
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
-use crate::handover;
 use crate::plan::{Filter, Own, Resource, Step, Text};
 use crate::sys::{self, NullTerminated};
+use crate::{handout, handover};
 
 /// Supervisor to init: the id maps are written.
 pub(crate) const GO: u8 = b'G';
 /// Supervisor to init: send TERM to everything.
 pub(crate) const TERM: u8 = b'T';
+/// Init to supervisor: the program's status follows.
+pub(crate) const STATUS: u8 = b'X';
+/// Init to supervisor: the listening socket comes with it.
+pub(crate) const LISTENER: u8 = b'L';
+/// Supervisor to init: the listening socket can be asked for.
+pub(crate) const HELD: u8 = b'H';
 /// Supervisor to init: kill everything.
 pub(crate) const KILL: u8 = b'K';
 /// Exit code of a program that was not found, as shells have it.
 pub(crate) const NOT_FOUND: i32 = 127;
 /// Exit code of a program that could not be executed, as shells have it.
 pub(crate) const NOT_EXECUTABLE: i32 = 126;
+
+/// Connections that wait while no agent serves them.
+const BACKLOG: i32 = 128;
 
 /// What comes back through the set-up pipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -278,6 +289,7 @@ impl Child<'_> {
             Step::DieWithSupervisor => self.die_with_supervisor(),
             Step::SetHostname { name } => rustix::system::sethostname(name.as_c_str().to_bytes()),
             Step::RaiseLoopback => sys::interface_up(c"lo"),
+            Step::Listen { port } => self.listen(*port),
             Step::DetachMounts => {
                 // What the host mounts and unmounts is still followed, so that a base that waits for its unit neither
                 // keeps a disk of the host busy nor misses one.
@@ -359,6 +371,24 @@ impl Child<'_> {
         let mut polled = [PollFd::new(&self.control, PollFlags::empty())];
         rustix::event::poll(&mut polled, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 }))?;
         if polled[0].revents().contains(PollFlags::HUP) { Err(Errno::SRCH) } else { Ok(()) }
+    }
+
+    /// See [`Step::Listen`]. Returns once the supervisor has it, so that the program's first instruction finds it served
+    /// or waiting to be.
+    fn listen(&self, port: u16) -> Result<(), Errno> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+        rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        handout::send(&self.control, &[LISTENER, 0, 0, 0, 0], socket.as_fd())?;
+        let mut byte = [0];
+        loop {
+            match rustix::io::read(&self.control, &mut byte) {
+                Ok(1) if byte[0] == HELD => return Ok(()),
+                Err(Errno::INTR) => {}
+                Ok(_) | Err(_) => return Err(Errno::PIPE),
+            }
+        }
     }
 
     /// Forks the program and becomes the init.
@@ -487,7 +517,7 @@ fn attend(program: Pid, control: &OwnedFd, deaths: &OwnedFd) -> ! {
         }
     }
     if let Some(status) = status {
-        let mut message = [b'X'; 5];
+        let mut message = [STATUS; 5];
         message[1..].copy_from_slice(&status.to_le_bytes());
         // If the supervisor is gone, so is this process at once.
         let _gone = rustix::io::write(control, &message);

@@ -14,6 +14,7 @@ mod child;
 pub mod deadline;
 pub mod exit;
 pub mod frame;
+mod handout;
 mod handover;
 pub mod plan;
 pub mod probe;
@@ -24,6 +25,7 @@ mod sys;
 
 use std::process::ExitCode;
 
+pub use handout::listener;
 pub use spawner::Spawner;
 
 /// Must be the first call of every program that uses the sandbox: before any thread, runtime, or use of the standard

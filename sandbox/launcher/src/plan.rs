@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Version of the plan's shape. A supervisor refuses a plan of another version.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Text without NUL, kept in the form that system calls take, so that carrying out a step allocates nothing.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +145,12 @@ pub enum Step {
     },
     /// Brings the loopback interface up.
     RaiseLoopback,
+    /// Opens a socket that listens on 127.0.0.1 of the sandbox's own network, and gives it to the supervisor, which keeps
+    /// it for those outside that serve it.
+    Listen {
+        /// The port.
+        port: u16,
+    },
     /// Cuts mount propagation in both directions.
     DetachMounts,
     /// Mounts the memory file system that becomes the root, just large enough for what is made in it.
@@ -272,6 +278,7 @@ impl fmt::Display for Step {
             Self::DieWithSupervisor => f.write_str("tie the sandbox's life to its supervisor"),
             Self::SetHostname { name } => write!(f, "set the host name to {name}"),
             Self::RaiseLoopback => f.write_str("bring the loopback interface up"),
+            Self::Listen { port } => write!(f, "listen on 127.0.0.1:{port} for those outside"),
             Self::DetachMounts => f.write_str("cut mount propagation"),
             Self::MakeRoot => f.write_str("mount a small root"),
             Self::SizeRoot { bytes, files } => write!(f, "size the root to {bytes} bytes and {files} files"),
@@ -353,6 +360,8 @@ pub struct Base {
     pub steps: Vec<Step>,
     /// Who the unit is.
     pub identity: IdMap,
+    /// Whether to stay in the network of the host.
+    pub host_network: bool,
     /// Whether to make a time namespace.
     pub time_namespace: bool,
     /// How much sooner than others the unit is picked by the host's out-of-memory killer, 0 to 1000.

@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -33,6 +33,7 @@ use crate::child::{self, Report};
 use crate::deadline::{self, boottime_ns, wall_ms};
 use crate::exit::{EndReason, KillProof};
 use crate::frame::Stream;
+use crate::handout::{self, Handout};
 use crate::plan::{self, Base, Cgroups, LaunchPlan};
 use crate::record::{self, Reply, Reserved, StopRequest};
 use crate::spawner;
@@ -222,6 +223,10 @@ struct Supervisor {
     setup_bytes: Vec<u8>,
     /// The line to the init; `None` once that has closed it.
     control: Option<OwnedFd>,
+    /// The unit's folder.
+    dir: PathBuf,
+    /// The unit's listening socket, if it has one.
+    handout: Option<Handout>,
     requests: OwnedFd,
     request_bytes: Vec<u8>,
     signals: OwnedFd,
@@ -251,7 +256,7 @@ impl Supervisor {
             self.check_deadlines();
             let measuring = self.measure();
             self.arm_timer();
-            let [ended, setup, stdout, stderr, control, requests, signals] = self.wait(measuring);
+            let [ended, setup, stdout, stderr, control, requests, signals, asked] = self.wait(measuring);
             if setup {
                 self.read_setup(reply);
             }
@@ -262,10 +267,13 @@ impl Supervisor {
                 self.read_output(Stream::Stderr);
             }
             if control {
-                self.read_status();
+                self.read_control();
             }
             if requests {
                 self.read_requests();
+            }
+            if asked && let Some(handout) = &self.handout {
+                handout.answer();
             }
             if signals {
                 let mut siginfo = [0; 128];
@@ -280,7 +288,7 @@ impl Supervisor {
     }
 
     /// Waits for the next event; gives which descriptors have one.
-    fn wait(&self, measuring: bool) -> [bool; 7] {
+    fn wait(&self, measuring: bool) -> [bool; 8] {
         let mut polled = [
             PollFd::new(&self.init_fd, PollFlags::IN),
             self.watched(self.setup.as_ref()),
@@ -289,6 +297,7 @@ impl Supervisor {
             self.watched(self.control.as_ref()),
             PollFd::new(&self.requests, PollFlags::IN),
             PollFd::new(&self.signals, PollFlags::IN),
+            self.watched(self.handout.as_ref().map(Handout::door)),
             PollFd::new(&self.timer, PollFlags::IN),
         ];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -296,10 +305,10 @@ impl Supervisor {
         match rustix::event::poll(&mut polled, timeout) {
             Ok(_) => {}
             // Nothing is known to be ready, so the loop looks at the deadlines and waits again.
-            Err(_) => return [false; 7],
+            Err(_) => return [false; 8],
         }
         let mut expired = [0; 8];
-        if !polled[7].revents().is_empty() {
+        if !polled[8].revents().is_empty() {
             // Only to clear it; the deadlines are looked at every time.
             let _cleared = rustix::io::read(&self.timer, &mut expired);
         }
@@ -531,14 +540,23 @@ impl Supervisor {
         }
     }
 
-    /// Reads the program's status from the init.
-    fn read_status(&mut self) {
+    /// Reads what the init says: the program's status, or that there is a listening socket.
+    fn read_control(&mut self) {
         let Some(control) = &self.control else { return };
         let mut message = [0; 5];
-        match rustix::net::recv(control, &mut message, rustix::net::RecvFlags::DONTWAIT) {
-            Ok((5, _)) => {
+        match handout::receive(control, &mut message, rustix::net::RecvFlags::DONTWAIT) {
+            Ok((5, None)) if message[0] == child::STATUS => {
                 if let Some(status) = message[1..].first_chunk::<4>() {
                     self.program.status = Some(i32::from_le_bytes(*status));
+                }
+            }
+            // Without an answer the init would wait for ever; closing its line makes its step fail.
+            Ok((5, Some(listener))) if message[0] == child::LISTENER => {
+                match Handout::open(&self.dir, listener) {
+                    Ok(handout) if rustix::io::write(control, &[child::HELD]).is_ok() => {
+                        self.handout = Some(handout);
+                    }
+                    Ok(_) | Err(_) => self.control = None,
                 }
             }
             Err(Errno::AGAIN | Errno::INTR) => {}

@@ -68,13 +68,28 @@ fn plain(code: u32, value: u32) -> Instruction {
 
 /// The filter of the whole policy.
 pub(crate) fn compile() -> Filter {
+    filter(tree(&ranges()))
+}
+
+/// A filter for one call, beside that of the whole policy: everything else is allowed as far as it is concerned.
+pub(crate) fn compile_alone(conditional: &Conditional) -> Filter {
+    let mut program = vec![
+        Instruction { code: code::JUMP_IF_EQUAL, if_true: 1, if_false: 0, value: number(conditional.call) },
+        plain(code::RETURN, ALLOWED),
+    ];
+    program.extend(depends(conditional));
+    filter(program)
+}
+
+/// A whole filter of one for the number of a call.
+fn filter(for_number: Vec<Instruction>) -> Filter {
     let mut program = vec![
         plain(code::LOAD, ARCH_AT),
         Instruction { code: code::JUMP_IF_EQUAL, if_true: 1, if_false: 0, value: ARCH },
         plain(code::RETURN, KILLED),
         plain(code::LOAD, NUMBER_AT),
     ];
-    program.extend(tree(&ranges()));
+    program.extend(for_number);
     let pack = |instruction: &Instruction| {
         u64::from(instruction.code) << 48
             | u64::from(instruction.if_true) << 40

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use windlass_sandbox::{Driver, EndReason, Error, Mount, Network, UnitSpec};
+use windlass_sandbox::{Driver, EndReason, Error, Mount};
 
 use crate::fixture::{Fixture, eventually, is_root, printed};
 
@@ -203,17 +203,6 @@ for address in [("192.0.2.1", 80), ("1.1.1.1", 53), ("10.0.0.1", 80)]:
 "#;
     // 101 is ENETUNREACH.
     assert_eq!(fixture.python(program).await.ok(), "['lo']\npong\n101\n101\n101\n");
-}
-
-#[tokio::test]
-async fn other_networks_are_refused_and_not_silently_downgraded() {
-    let fixture = Fixture::new().await;
-    for network in [Network::Restricted, Network::Open] {
-        let unit = UnitSpec { network, ..fixture.unit("net", &["true"]) };
-        let error = fixture.refusal(&unit).await;
-        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
-        assert_eq!(error.kind(), "unsupported");
-    }
 }
 
 #[tokio::test]

@@ -8,5 +8,6 @@ mod isolation;
 mod leftovers;
 mod life;
 mod limits;
+mod network;
 mod ordinary_user;
 mod output;

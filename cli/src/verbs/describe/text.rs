@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use windlass_crds::conditions::Condition;
 
+use super::refused::Refused;
 use crate::client::model::{AttemptItem, EventItem, HistoryItem, Job, Node, Placement, Queue, Template};
 use crate::follow::why_queued;
 use crate::output::human::{self, printable};
@@ -312,6 +313,30 @@ impl Text {
             })
             .collect();
         self.table("History", &[column("AGE"), column("KIND"), flexible("MESSAGE")], &rows);
+    }
+
+    /// What steps tried to reach and did not, with the rule that would let them.
+    pub(super) fn refused(&mut self, refused: &Refused) {
+        let rows: Vec<Vec<Cell>> = refused
+            .attempts()
+            .map(|attempts| {
+                let whom = if attempts.host.is_empty() {
+                    "-".to_owned()
+                } else {
+                    format!("{}:{}", attempts.host, attempts.port)
+                };
+                vec![
+                    Cell::from(&attempts.step),
+                    Cell::from(whom),
+                    Cell::from(attempts.attempts.to_string()),
+                    Cell::from(attempts.remedy.as_deref().unwrap_or("-")),
+                    Cell::from(attempts.reason.as_deref().unwrap_or("-")),
+                ]
+            })
+            .collect();
+        let columns =
+            [column("STEP"), column("HOST"), column("TIMES"), column("ALLOWED BY"), flexible("WHY NOT")];
+        self.table("Not reached", &columns, &rows);
     }
 
     /// What happened.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use windlass_core::validate::validate_job;
 use windlass_crds::manifest;
 use windlass_crds::sandbox_job::{Backoff, Network};
-use windlass_crds::{Bytes, Cpu, Priority, SandboxJob, SandboxJobSpec, Span};
+use windlass_crds::{Bytes, Cpu, EgressRule, Priority, SandboxJob, SandboxJobSpec, Span};
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Report};
@@ -69,6 +69,11 @@ pub(super) struct JobArgs {
     /// Let the steps reach this much of the network: `None`, `Restricted` or `Open`.
     #[arg(long, value_name = "NETWORK", value_parser = parse_network)]
     network: Option<Network>,
+
+    /// Let the steps reach this through a proxy, such as `example.com:443`, `*.example.com:443` or `10.1.0.0/16:5432`; without
+    /// `--network` that is the network `Restricted`. The flag may be given more than once.
+    #[arg(long, value_name = "RULE")]
+    egress: Vec<EgressRule>,
 
     /// Run the job again this often after it failed or timed out.
     #[arg(long, value_name = "TIMES")]
@@ -159,6 +164,7 @@ impl JobArgs {
             timeout,
             env,
             network,
+            egress,
             retry,
             retry_backoff,
             lost_attempts,
@@ -181,7 +187,11 @@ impl JobArgs {
         resources.memory = memory.or(resources.memory);
         spec.timeout = timeout.or(spec.timeout);
         spec.sandbox.env.extend(env.iter().cloned());
-        spec.sandbox.network = network.unwrap_or(spec.sandbox.network);
+        let restricted = (!egress.is_empty()).then_some(Network::Restricted);
+        spec.sandbox.network = network.or(restricted).unwrap_or(spec.sandbox.network);
+        if !egress.is_empty() {
+            spec.sandbox.egress.clone_from(egress);
+        }
         spec.retry.failures = retry.unwrap_or(spec.retry.failures);
         spec.retry.lost_attempts = lost_attempts.unwrap_or(spec.retry.lost_attempts);
         if let Some(initial) = *retry_backoff {

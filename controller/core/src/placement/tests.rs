@@ -10,6 +10,7 @@ fn offer() -> Offer {
         working_runtimes: BTreeSet::from([Runtime::Native]),
         permitted_networks: BTreeSet::from([Network::None, Network::Restricted]),
         working_networks: BTreeSet::from([Network::None]),
+        egress: vec!["*.example:443".parse().expect("a rule")],
         labels: BTreeMap::from([("zone".into(), "a".into()), ("cores".into(), "8".into())]),
         enforceable: BTreeSet::from([Limit::Memory, Limit::Cpu]),
         max: Resources { memory: Some(Bytes::from_mib(1024)), ..Default::default() },
@@ -78,6 +79,31 @@ fn the_first_reason_is_named() {
         let found = exclusion_with_room(&Requirement::of(&spec), crate::requirement::room(&spec), &offer());
         assert_eq!(found.map(|reason| reason.to_string()).as_deref(), expected, "{json}");
     }
+}
+
+#[test]
+fn rules_for_egress_must_lie_within_the_nodes() {
+    let offer = |egress: &[&str]| Offer {
+        working_networks: BTreeSet::from([Network::Restricted]),
+        egress: egress.iter().map(|rule| rule.parse().expect("a rule")).collect(),
+        ..offer()
+    };
+    let reason = |rule: &str, egress: &[&str]| {
+        let spec = spec(&format!(r#"{{"sandbox":{{"network":"Restricted","egress":["{rule}"]}}}}"#));
+        exclusion(&Requirement::of(&spec), &offer(egress)).map(|reason| reason.to_string())
+    };
+    assert_eq!(reason("a.example:443", &["*.example:443"]), None);
+    assert_eq!(reason("a.example:443", &[]), None);
+    assert_eq!(
+        reason("a.example:80", &["*.example:443"]).as_deref(),
+        Some("egress rule a.example:80 is not within the node's sandbox.egress")
+    );
+    assert_eq!(
+        reason("10.0.0.1:80", &[]).as_deref(),
+        Some(
+            "egress rule 10.0.0.1:80 is not within the node's sandbox.egress, which names none: addresses need one"
+        )
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ use windlass_crds::manifest::{check_metadata, check_spec};
 use windlass_crds::names::Quoted;
 use windlass_crds::protocol::FieldError;
 use windlass_crds::quantity::{Bytes, Cpu};
-use windlass_crds::sandbox_job::{Resources, Runtime, SandboxSpec, Script, Step};
+use windlass_crds::sandbox_job::{Network, Resources, Runtime, SandboxSpec, Script, Step};
 use windlass_crds::schema::Kind;
 use windlass_crds::{SandboxJob, SandboxJobSpec, Span};
 
@@ -58,7 +58,7 @@ fn check_title(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
 }
 
 fn check_sandbox(sandbox: &SandboxSpec, at: &str, findings: &mut Findings) {
-    let SandboxSpec { runtime, image, network: _, resources, env, unenforced } = sandbox;
+    let SandboxSpec { runtime, image, network, egress, resources, env, unenforced } = sandbox;
     match (runtime, image) {
         (Runtime::Native, Some(image)) => findings.refuse(
             format!("{at}.image"),
@@ -79,6 +79,13 @@ fn check_sandbox(sandbox: &SandboxSpec, at: &str, findings: &mut Findings) {
         }
         (Runtime::Native, None) | (Runtime::Podman | Runtime::Docker, Some(_)) => {}
     }
+    if !egress.is_empty() && *network != Network::Restricted {
+        let message = format!(
+            "means nothing with the network `{network}`; write `network: Restricted`, or remove the rules"
+        );
+        findings.refuse(format!("{at}.egress"), message);
+    }
+    findings.check_unique(egress, &format!("{at}.egress"));
     check_resources(resources, &format!("{at}.resources"), findings);
     findings.check_environment(env, &format!("{at}.env"));
     findings.check_unique(unenforced, &format!("{at}.unenforced"));

@@ -43,9 +43,20 @@ pub(super) fn check(node: &NodeConfig) -> Vec<FieldError> {
 }
 
 fn check_policy(policy: &SandboxPolicy, at: &str, findings: &mut Findings) {
-    let SandboxPolicy { runtimes, networks, defaults, max, max_timeout, host_paths, output_cap } = policy;
+    let SandboxPolicy {
+        runtimes,
+        networks,
+        egress,
+        max_transfer,
+        defaults,
+        max,
+        max_timeout,
+        host_paths,
+        output_cap,
+    } = policy;
     findings.check_unique(runtimes, &format!("{at}.runtimes"));
     findings.check_unique(networks, &format!("{at}.networks"));
+    findings.check_unique(egress, &format!("{at}.egress"));
     check_resources(defaults, &format!("{at}.defaults"), findings);
     check_resources(max, &format!("{at}.max"), findings);
     let fields = |name: &str| (format!("{at}.defaults.{name}"), format!("{at}.max.{name}"));
@@ -61,6 +72,12 @@ fn check_policy(policy: &SandboxPolicy, at: &str, findings: &mut Findings) {
             let message = format!("{} is listed twice; remove one of them", Quoted(&host_path.path));
             findings.refuse(format!("{field}.path"), message);
         }
+    }
+    if *max_transfer == Some(Bytes::default()) {
+        findings.refuse(
+            format!("{at}.maxTransfer"),
+            "`0` would let nothing through; raise it or remove the field",
+        );
     }
     if *output_cap == Some(Bytes::default()) {
         findings.refuse(format!("{at}.outputCap"), "`0` would keep no output; raise it or remove the field");

@@ -346,6 +346,25 @@ fn every_rule_of_jobs_names_the_field_and_the_fix() {
 }
 
 #[test]
+fn rules_for_egress_need_a_restricted_network_and_are_listed_once() {
+    let open = "command: [a]\nsandbox: {network: Open, egress: ['a.example:443']}";
+    assert_refused(
+        open,
+        validate_job(&job(open)),
+        &[
+            "spec.sandbox.egress: means nothing with the network `Open`; write `network: Restricted`, or remove the rules",
+        ],
+    );
+    let twice =
+        "command: [a]\nsandbox: {network: Restricted, egress: ['a.example:80,443', 'A.example:443,80']}";
+    assert_refused(
+        twice,
+        validate_job(&job(twice)),
+        &["spec.sandbox.egress[1]: `a.example:80,443` is listed twice; remove one of them"],
+    );
+}
+
+#[test]
 fn an_unpacked_upload_may_be_the_workspace_and_hold_other_inputs() {
     let digest = format!("sha256:{}", "0".repeat(64));
     let spec = format!(

@@ -346,7 +346,7 @@ fn event(node: &str, record: &NewRecord) -> NewEvent {
         source: "node".to_owned(),
         reason: text("reason").unwrap_or_else(|| "Unknown".to_owned()),
         message: text("message").unwrap_or_default(),
-        data: None,
+        data: told.and_then(|told| told.get("data")).filter(|data| !data.is_null()).cloned(),
     }
 }
 

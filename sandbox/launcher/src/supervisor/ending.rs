@@ -23,7 +23,7 @@ impl Supervisor {
     /// Confirms that nothing is left, and tells how it was. Gives the exit and, if there was no sandbox, why.
     pub(super) fn finish(&mut self) -> (Exit, Option<String>) {
         let mut teardown = Vec::new();
-        self.read_status();
+        self.read_control();
         let (init_status, usage) = match sys::reap(self.init) {
             Ok((status, usage)) => {
                 self.proof.namespace_empty = true;

@@ -119,7 +119,7 @@ impl Supervisor {
             None => Foundation::make(&plan.base, cgroup.as_ref())?,
         };
         match Self::hand_over(dir, plan, &foundation, &tasks, boot_id, lock) {
-            Ok(unit) => Ok(Self::of(foundation, unit)),
+            Ok(unit) => Ok(Self::of(dir, foundation, unit)),
             Err(error) => {
                 // It knows of no unit, so nothing has run.
                 foundation.abandon();
@@ -164,7 +164,7 @@ impl Supervisor {
     }
 
     /// Puts both together.
-    fn of(foundation: Foundation, unit: Unit) -> Self {
+    fn of(dir: &Path, foundation: Foundation, unit: Unit) -> Self {
         let Foundation { init, init_fd, signals, mounts, stdout, stderr, setup, control, privileged: _ } =
             foundation;
         let Unit { plan, lease, lease_ns, spool, requests, timer } = unit;
@@ -181,6 +181,8 @@ impl Supervisor {
             setup: Some(setup),
             setup_bytes: Vec::new(),
             control: Some(control),
+            dir: dir.to_owned(),
+            handout: None,
             requests,
             request_bytes: Vec::new(),
             signals,
@@ -243,11 +245,11 @@ fn namespaces(base: &Base) -> u64 {
     let mandatory = libc::CLONE_NEWUSER
         | libc::CLONE_NEWNS
         | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS;
+    let network = if base.host_network { 0 } else { libc::CLONE_NEWNET };
     let time = if base.time_namespace { libc::CLONE_NEWTIME } else { 0 };
-    u64::try_from(mandatory | time).expect("positive flags")
+    u64::try_from(mandatory | network | time).expect("positive flags")
 }
 
 /// Makes the control FIFO. It is opened for both directions, so that it never reports the end of a writer.

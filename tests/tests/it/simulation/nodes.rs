@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use windlass_agent::plugins::Registry;
 use windlass_agent::testing::{Crash, FakeSandbox, MemoryFs, SeededIds, VirtualClock, capability};
 use windlass_agent::{
-    Agent, AgentParts, HostFacts, HostProbe, Identity, JoinSecret, KeeperHost, Settings, Stop,
+    Agent, AgentParts, Egress, HostFacts, HostProbe, Identity, JoinSecret, KeeperHost, Settings, Stop,
 };
 use windlass_crds::protocol::{Compute, Platform};
 
@@ -91,6 +91,7 @@ impl Node {
             sandbox: capability(),
             workspaces: Arc::new(self.sandbox.clone()),
             plugins: Registry::built_in(),
+            egress: Egress::system(None),
             settings: Settings {
                 labels: BTreeMap::new(),
                 concurrency: self.plan.slots,
