@@ -155,7 +155,7 @@ pub enum Error {
     },
     /// There is something in the target already.
     #[error(
-        "{place} is in use by a controller's state; to put the backup in its place, say --replace: {keeps}"
+        "{place} holds a controller's state already; to put the backup in its place, say --replace: {keeps}"
     )]
     NotEmpty {
         /// The folder's part, or the database.

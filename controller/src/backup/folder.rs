@@ -68,12 +68,13 @@ impl Folder {
         self.path.join(Part::Bodies.name())
     }
 
-    /// Something in the folder that a restore would put something else in the place of; nothing of a restore that was cut
-    /// short counts, because there is nothing whole to lose.
+    /// Whether a restore was cut short here, so that there is nothing whole to lose.
+    pub(super) fn is_marked(&self) -> Result<bool, Error> {
+        exists(&self.path.join(MARK))
+    }
+
+    /// Something in the folder that a restore would put something else in the place of.
     pub(super) fn occupied(&self, with_secrets: bool) -> Result<Option<PathBuf>, Error> {
-        if exists(&self.path.join(MARK))? {
-            return Ok(None);
-        }
         let mut parts = Vec::new();
         if self.has_database {
             parts.push(self.database());

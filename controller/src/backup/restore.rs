@@ -94,6 +94,7 @@ pub async fn restore(
         StoreUrl::Sqlite(database) => Some(FileHold::take(database)?),
         StoreUrl::SqliteMemory | StoreUrl::Postgres(_) => None,
     };
+    let replace = *replace || folder.is_marked()?;
     if !replace && let Some(part) = folder.occupied(header.secrets)? {
         return Err(Error::NotEmpty {
             place: part.display().to_string(),
@@ -101,7 +102,7 @@ pub async fn restore(
         });
     }
     let staging = folder.stage()?;
-    let work = Work { restore, staging: &staging, header: &header };
+    let work = Work { restore, replace, staging: &staging, header: &header };
     let (restored, settled) = match work.fill(&url, clock, ids).await {
         Ok(filled) => filled,
         Err(error) => {
@@ -128,6 +129,8 @@ pub async fn restore(
 /// A restore that is being staged.
 struct Work<'a> {
     restore: &'a Restore<'a>,
+    /// Whether it takes the place of what is on the server.
+    replace: bool,
     staging: &'a Staging,
     header: &'a Header,
 }
@@ -161,7 +164,7 @@ impl Work<'_> {
             StoreUrl::Sqlite(_) | StoreUrl::SqliteMemory => {
                 Loader::into_file(&self.staging.database(), schema).await?
             }
-            StoreUrl::Postgres(url) => match Loader::into_server(url, schema, self.restore.replace).await {
+            StoreUrl::Postgres(url) => match Loader::into_server(url, schema, self.replace).await {
                 Err(transfer::Error::NotEmpty { place }) => {
                     return Err(Error::NotEmpty {
                         place,
@@ -360,7 +363,7 @@ mod tests {
         let (header, _) = check(file).await.unwrap();
         let taken = Folder::take(folder, true).unwrap();
         let staging = taken.stage().unwrap();
-        let work = Work { restore: &restore, staging: &staging, header: &header };
+        let work = Work { restore: &restore, replace: true, staging: &staging, header: &header };
         let url = StoreUrl::Sqlite(folder.join("windlass.db"));
         work.fill(&url, &SystemClock, &RandomIds::from_os()).await.unwrap();
         let moves = taken.moves(&staging, "20300317T174640Z").unwrap();

@@ -124,7 +124,7 @@ async fn fill(store: &Store) {
     body.body = RecordStore::Object { key: "logs/gone/1/1".into(), len: 7 };
     report(store, "n1", vec![body]).await;
     finish(store, &gone, at(1)).await;
-    store.delete_job(at(1), &gone.job.uid).await.unwrap();
+    store.delete_job(at(1), &gone.job.uid, None).await.unwrap();
     let held = claimed(store, "n1", "held", at(2)).await;
     let mut body = log(&attempt(&held), 1, b"");
     body.body = RecordStore::Object { key: "logs/held/1/1".into(), len: 7 };
@@ -139,7 +139,7 @@ async fn fill(store: &Store) {
     job("paused").class("other").spec(|spec| spec.suspend = true).create(store, at(3)).await;
     let settings = QueueSettings { weight: 3, concurrency: Some(2) };
     store.set_queue(at(3), "slow", settings).await.unwrap();
-    store.put_template(at(3), "default", "t", "uid-t", template()).await.unwrap();
+    store.put_template(at(3), ("default", "t"), "uid-t", template(), None).await.unwrap();
     store.put_setting_if_absent("node-token-secret", vec![0, 255, 7]).await.unwrap();
     store.cordon_node(at(4), "n1").await.unwrap();
     store.uncordon_node(at(4), "n1").await.unwrap();
@@ -213,7 +213,7 @@ async fn everything_arrives(from: Place, to: Place) {
     let new = job("new").class("new").queue("new").create(&store, at(1001)).await;
     assert!(new.resource_version > before["jobs"].1.len() as i64);
     assert_eq!(claim("n1").queues(&["new"]).names(&store, at(1002)).await, ["new"]);
-    store.put_template(at(1002), "default", "u", "uid-u", template()).await.unwrap();
+    store.put_template(at(1002), ("default", "u"), "uid-u", template(), None).await.unwrap();
     store.append_event(at(1002), event()).await.unwrap();
     let last = store.events(None, None, 100).await.unwrap();
     assert!(last.windows(2).all(|pair| pair[0].id < pair[1].id));
@@ -331,7 +331,7 @@ async fn what_came_after_the_backup_is_not_taken_for_current(from: Place, to: Pl
     assert_eq!(again.not_before, Some(at(1900)), "it may have been opened again after the backup, too");
     let back = transit(&store, at(1103), is_lost(&reread(&store, &going_on.job.uid).await, None)).await;
     assert_eq!(back.not_before, Some(at(1900)), "another node may have it");
-    let expired = store.expired_leases(at(1900), 10).await.unwrap();
+    let expired = store.expired_leases(at(1900), 10).await.unwrap().rows;
     let names: BTreeSet<&str> = expired.iter().map(|(job, _)| job.name.as_str()).collect();
     assert_eq!(
         names,

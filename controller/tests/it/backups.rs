@@ -196,10 +196,7 @@ async fn whatever_is_cut_off_or_flipped_is_noticed_before_anything_is_written() 
     let (damaged, target) = (other.path().join("damaged"), other.path().join("state"));
     let refuse = async |content: &[u8], what: &str| {
         fs::write(&damaged, content).unwrap();
-        let refused = match put_back(&damaged, &target, false).await {
-            Ok(_) => panic!("{what} was not noticed"),
-            Err(refused) => refused,
-        };
+        let Err(refused) = put_back(&damaged, &target, false).await else { panic!("{what} was not noticed") };
         assert!(
             matches!(refused, Error::Damaged { .. } | Error::Foreign { .. } | Error::NewerFormat { .. }),
             "{what}: {refused}"

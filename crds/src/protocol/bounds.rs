@@ -30,6 +30,8 @@ pub const MAX_DEVICES: usize = 64;
 pub const MAX_HELD: usize = 8192;
 /// The most bytes of output in one record; agents send 64 KiB.
 pub const MAX_LOG: usize = 1 << 20;
+/// The most bytes of what an event tells programs, as JSON.
+pub const MAX_DATA: usize = 64 << 10;
 /// The most steps of a job.
 pub const MAX_STEPS: u32 = 1024;
 
@@ -282,13 +284,18 @@ impl Bounded for Record {
                 findings.word("body.reason", &ended.reason);
                 ended.message.iter_mut().for_each(cut);
             }
-            RecordBody::Event { level, reason, message } => {
+            RecordBody::Event { level, reason, message, data } => {
                 if !LEVELS.contains(&level.as_str()) {
                     let message = format!("{} is none of {}", Quoted(level), LEVELS.join(", "));
                     findings.refuse("body.level", message);
                 }
                 findings.word("body.reason", reason);
                 cut(message);
+                let length = data.as_ref().map_or(0, |data| data.to_string().len());
+                if length > MAX_DATA {
+                    let message = format!("has {length} bytes as JSON; at most {MAX_DATA} are accepted");
+                    findings.refuse("body.data", message);
+                }
             }
             RecordBody::Terminal(terminal) => {
                 findings.word("body.reason", &terminal.reason);

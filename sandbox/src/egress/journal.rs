@@ -130,7 +130,7 @@ impl Journal {
         let (record, traffic) = {
             let mut entries = self.entries();
             let key =
-                if entries.contains_key(&key) || entries.len() < MAX_ENTRIES { key } else { anonymous(key) };
+                if entries.contains_key(&key) || entries.len() < MAX_ENTRIES { key } else { anonymous(&key) };
             let is_new = !entries.contains_key(&key);
             let entry = entries.entry(key.clone()).or_insert_with(|| Entry {
                 attempts: 0,
@@ -182,9 +182,9 @@ impl Entry {
 }
 
 /// The entry for attempts that are not told apart any more: one for each protocol and kind of outcome.
-fn anonymous(key: Key) -> Key {
+fn anonymous(key: &Key) -> Key {
     let many = || "many different hosts, ports or addresses".to_owned();
-    let outcome = match key.outcome {
+    let outcome = match &key.outcome {
         Outcome::Allowed { .. } => Outcome::Allowed { rule: many() },
         Outcome::Denied { .. } => Outcome::Denied { reason: many(), remedy: None },
         Outcome::Failed { .. } => Outcome::Failed { reason: many() },

@@ -307,9 +307,9 @@ impl World {
         large.map(|job| job.uid.as_str()).collect()
     }
 
-    fn enqueue(&mut self, second: i64, uid: String, cores: u64) {
+    fn enqueue(&mut self, second: i64, uid: &str, cores: u64) {
         self.rank += 1;
-        self.waiting.push(Waiting { since: at(second), ..job(&uid, self.rank, cores) });
+        self.waiting.push(Waiting { since: at(second), ..job(uid, self.rank, cores) });
     }
 
     fn used(&self, node: usize) -> u64 {
@@ -320,10 +320,10 @@ impl World {
         self.running.retain(|(_, _, end)| *end > second);
         let due: Vec<_> = self.submit.extract_if(.., |(at, ..)| *at <= second).collect();
         for (_, uid, cores) in due {
-            self.enqueue(second, uid, cores);
+            self.enqueue(second, &uid, cores);
         }
         while self.waiting.iter().filter(|job| job.uid.starts_with("small")).count() < 20 {
-            self.enqueue(second, format!("small-{}", self.rank), 1);
+            self.enqueue(second, &format!("small-{}", self.rank), 1);
         }
         self.waiting.sort_by_key(|job| job.rank);
         for node in 0..self.nodes.len() {

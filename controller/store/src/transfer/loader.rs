@@ -389,10 +389,10 @@ fn columns(shape: &[Column], rows: Vec<Vec<Cell>>) -> PgArguments {
         for ((cell, column), place) in row.into_iter().zip(shape).zip(&places) {
             match column.kind {
                 ColumnKind::Int => {
-                    ints[*place].push(if let Cell::Int(value) = cell { Some(value) } else { None })
+                    ints[*place].push(if let Cell::Int(value) = cell { Some(value) } else { None });
                 }
                 ColumnKind::Text => {
-                    texts[*place].push(if let Cell::Text(value) = cell { Some(value) } else { None })
+                    texts[*place].push(if let Cell::Text(value) = cell { Some(value) } else { None });
                 }
                 ColumnKind::Bytes => {
                     bytes[*place].push(if let Cell::Bytes(value) = cell { Some(value) } else { None });

@@ -51,7 +51,7 @@ impl Snapshot {
                     return Err(Error::Nothing { place: server.to_string() });
                 }
                 let schema = schema_of(
-                    sqlx::query_as("SELECT version, success FROM _sqlx_migrations ORDER BY version")
+                    &sqlx::query_as("SELECT version, success FROM _sqlx_migrations ORDER BY version")
                         .fetch_all(&mut connection)
                         .await
                         .map_err(failed)?,
@@ -80,7 +80,7 @@ impl Snapshot {
             return Err(nothing());
         }
         let schema = schema_of(
-            sqlx::query_as("SELECT version, success FROM _sqlx_migrations ORDER BY version")
+            &sqlx::query_as("SELECT version, success FROM _sqlx_migrations ORDER BY version")
                 .fetch_all(&mut connection)
                 .await
                 .map_err(failed)?,
@@ -139,7 +139,7 @@ impl Snapshot {
     }
 }
 
-fn schema_of(steps: Vec<(i64, bool)>, place: &str) -> Result<i64, Error> {
+fn schema_of(steps: &[(i64, bool)], place: &str) -> Result<i64, Error> {
     if let Some((version, _)) = steps.iter().find(|(_, done)| !done) {
         return Err(crate::Error::SchemaBroken { version: *version }.into());
     }

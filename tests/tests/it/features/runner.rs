@@ -36,6 +36,7 @@ pub(super) fn features() -> Vec<String> {
 }
 
 /// Runs all scenarios of a feature.
+#[expect(clippy::print_stdout, reason = "a scenario that fails is found by the sentences before it")]
 pub(super) fn run(name: &str) {
     let feature = read(name);
     let mut run = 0;

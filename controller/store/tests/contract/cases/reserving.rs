@@ -165,9 +165,9 @@ pub(crate) async fn what_is_kept_goes_with_the_job_and_with_the_node(store: Stor
     let one = job("one").create(&store, at(0)).await;
     let two = job("two").create(&store, at(0)).await;
     assert!(keep(&store, "n", &one.uid).await && keep(&store, "m", &two.uid).await);
-    store.delete_job(at(1), &one.uid).await.unwrap();
+    store.delete_job(at(1), &one.uid, None).await.unwrap();
     assert_eq!(kept(&store).await, [of("m", "two")]);
-    store.delete_node(at(2), "m", LiveAttempts::Refuse).await.unwrap();
+    store.delete_node(at(2), "m", LiveAttempts::Refuse, None).await.unwrap();
     assert_eq!(store.reservations().await.unwrap(), []);
 }
 

@@ -136,7 +136,7 @@ pub(crate) async fn a_node_belongs_to_one_open_roll_out(store: Store) {
 pub(crate) async fn a_node_that_is_deregistered_leaves_its_roll_out(store: Store) {
     register(&store, &["a", "b"]).await;
     store.create_rollout(at(1), rollout("r", &["a", "b"])).await.unwrap();
-    store.delete_node(at(2), "a", LiveAttempts::Refuse).await.unwrap();
+    store.delete_node(at(2), "a", LiveAttempts::Refuse, None).await.unwrap();
     let row = store.get_rollout("r").await.unwrap().unwrap();
     assert_eq!(states(&row), [("b", RolloutNodeState::Pending)]);
     // Steps about it change nothing.
