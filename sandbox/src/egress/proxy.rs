@@ -31,13 +31,15 @@ const MAX_ADDRESSES: usize = 4;
 const FLUSH: Duration = Duration::from_secs(5);
 /// How long to wait where the process has no descriptors left.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The share of its descriptors that the process gives to all proxies together; a connection takes two.
+/// The part of its descriptors that the process gives to all proxies together: one of so many; a connection takes two.
 const DESCRIPTORS: u64 = 4;
+/// How many sandboxes it takes to use all of that up, so that one leaves room for others.
+const SHARES: usize = 4;
 
 /// What one sandbox may take of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at one time; further ones wait.
+    /// Connections at one time, if the process may have so many descriptors; further ones wait.
     pub connections: usize,
     /// Lookups of names at one time.
     pub lookups: usize,
@@ -132,7 +134,8 @@ impl Proxy {
     ) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
-        let room = Arc::new(Semaphore::new(self.limits.connections));
+        let room = self.limits.connections.min(places() / SHARES).max(1);
+        let room = Arc::new(Semaphore::new(room));
         let mut connections = JoinSet::new();
         let mut clock = tokio::time::interval(FLUSH);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -302,13 +305,16 @@ impl Proxy {
     }
 }
 
+/// Connections of all proxies of the process together.
+fn places() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let places = limit.unwrap_or(u64::MAX) / DESCRIPTORS / 2;
+    usize::try_from(places).unwrap_or(usize::MAX).clamp(16, 1 << 16)
+}
+
 /// A connection and its place among those of the sandbox and of the process.
 async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> (TcpStream, [OwnedSemaphorePermit; 2]) {
-    static PROCESS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let places = limit.unwrap_or(u64::MAX) / DESCRIPTORS / 2;
-        Arc::new(Semaphore::new(usize::try_from(places).unwrap_or(usize::MAX).clamp(16, 1 << 16)))
-    });
+    static PROCESS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(places())));
     let place = |room: &Arc<Semaphore>| Arc::clone(room).acquire_owned();
     let places = [place(room).await, place(&PROCESS).await];
     let places = places.map(|place| place.expect("the semaphore is never closed"));
