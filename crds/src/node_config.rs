@@ -112,6 +112,21 @@ pub struct SandboxPolicy {
     #[schemars(length(max = 64))]
     pub host_paths: Vec<HostPath>,
 
+    /// Words that the commands and scripts of a job must not hold, such as `rm -rf`, `mkfs`, `dd`, `shutdown`,
+    /// `reboot`, `poweroff` or `init 0`. Upper and lower case are the same, and so is any space between words. This
+    /// keeps people from mistakes; it is no wall, for what a command does can be written in many ways. The sandbox is
+    /// the wall.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 128)))]
+    pub blocked_commands: Vec<String>,
+
+    /// Programs and interpreters that the steps of a job may name, such as `bash` or `/usr/bin/make`; a name without a
+    /// slash allows the program in every folder. Without it every program. This is no wall either: an allowed shell
+    /// starts any other program.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 255)))]
+    pub allowed_commands: Vec<String>,
+
     /// Bytes of standard output and of standard error that a step may keep, each. Default 10 MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_cap: Option<crate::quantity::Bytes>,

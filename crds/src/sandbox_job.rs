@@ -379,7 +379,13 @@ pub struct Resources {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Cpu>,
 
-    /// Memory, page cache included; swap is off.
+    /// Share of the processors where steps compete for them, 1 to 10000. A step without a weight counts 100. Goes by
+    /// the name `cpu` in `unenforced`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub cpu_weight: Option<u32>,
+
+    /// Memory, page cache included; swap is off. A step that goes beyond it is ended whole, as `OOMKilled`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
 
@@ -388,9 +394,23 @@ pub struct Resources {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub pids: Option<u32>,
 
-    /// Bytes that the workspace may hold.
+    /// Bytes that the workspace may hold. A step that reaches it is ended, as `DiskLimit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Bytes>,
+
+    /// Bytes per second that are read from the disk that holds the workspace. What is in memory already is free. Goes
+    /// by the name `io` in `unenforced`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_read: Option<Bytes>,
+
+    /// Bytes per second that are written to the disk that holds the workspace. Goes by the name `io` in `unenforced`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_write: Option<Bytes>,
+
+    /// Files that one process may hold open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 16, max = 1_048_576))]
+    pub files: Option<u32>,
 }
 
 /// A limit by name.
@@ -422,6 +442,10 @@ pub enum Limit {
     Pids,
     /// Bytes in the workspace.
     Disk,
+    /// Bytes per second to and from the disk.
+    Io,
+    /// Open files of a process.
+    Files,
 }
 
 /// What happens when an attempt does not succeed.
@@ -828,6 +852,18 @@ pub struct StepUsage {
     /// The most memory in bytes, where the node can measure it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_peak_bytes: Option<u64>,
+
+    /// The most processes and threads at one time, where the node can measure it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids_peak: Option<u64>,
+
+    /// Bytes read from disks, where the node can measure it. What was in memory already does not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_read_bytes: Option<u64>,
+
+    /// Bytes written to disks, where the node can measure it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_write_bytes: Option<u64>,
 }
 
 fn default_queue() -> String {

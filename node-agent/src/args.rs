@@ -29,6 +29,10 @@ pub struct AgentArgs {
     #[arg(long, env = "WINDLASS_AGENT_STATE_DIR", value_name = "PATH")]
     pub state_dir: Option<PathBuf>,
 
+    /// The cgroup below which steps get theirs, as in `/proc/self/cgroup`; without it the agent's own, or that above it.
+    #[arg(long, env = "WINDLASS_AGENT_CGROUP_PARENT", value_name = "CGROUP")]
+    pub cgroup_parent: Option<String>,
+
     /// The node's name; without it the host's.
     #[arg(long, env = "WINDLASS_NODE_NAME", value_name = "NAME")]
     pub name: Option<String>,
@@ -56,6 +60,7 @@ impl std::fmt::Debug for AgentArgs {
             .field("join", &self.join.as_ref().map(|_| "…"))
             .field("join_file", &self.join_file)
             .field("state_dir", &self.state_dir)
+            .field("cgroup_parent", &self.cgroup_parent)
             .field("name", &self.name)
             .field("labels", &self.labels)
             .field("concurrency", &self.concurrency)

@@ -422,19 +422,36 @@ pub(crate) fn check(
             );
         }
     }
-    let ResourceLimits { cpu_millis, memory_bytes, pids, disk_bytes } = rules.max;
-    let named =
-        [("cpu", cpu_millis), ("memory", memory_bytes), ("pids", pids.map(u64::from)), ("disk", disk_bytes)];
-    for (limit, value) in named {
+    let ResourceLimits {
+        cpu_millis,
+        memory_bytes,
+        pids,
+        disk_bytes,
+        cpu_weight,
+        io_read_bps,
+        io_write_bps,
+        files,
+    } = rules.max;
+    let named = [
+        ("cpu", "cpu", cpu_millis),
+        ("memory", "memory", memory_bytes),
+        ("pids", "pids", pids.map(u64::from)),
+        ("disk", "disk", disk_bytes),
+        ("cpuWeight", "cpu", cpu_weight.map(u64::from)),
+        ("ioRead", "io", io_read_bps),
+        ("ioWrite", "io", io_write_bps),
+        ("files", "files", files.map(u64::from)),
+    ];
+    for (field, limit, value) in named {
         let Some(value) = value else { continue };
         if value == 0 {
-            return fail("InvalidValue", format!("policy.sandbox.max.{limit}: 0 would let nothing run"));
+            return fail("InvalidValue", format!("policy.sandbox.max.{field}: 0 would let nothing run"));
         }
         if !host.limits.iter().any(|works| works == limit) {
             return fail(
                 "LimitUnenforceable",
                 format!(
-                    "policy.sandbox.max.{limit}: {value} cannot be enforced on this host{why}; take it out of the \
+                    "policy.sandbox.max.{field}: {value} cannot be enforced on this host{why}; take it out of the \
                      NodeConfig or give the agent a writable cgroup, see `windlass doctor` on the node"
                 ),
             );
@@ -532,7 +549,7 @@ mod tests {
                 cpu_millis: Some(500),
                 memory_bytes: Some(1 << 30),
                 pids: Some(64),
-                disk_bytes: None,
+                ..ResourceLimits::default()
             };
             c.policy.sandbox.host_paths = vec![HostPath { path: "/data".to_owned(), read_only: true }];
         })

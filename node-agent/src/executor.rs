@@ -18,6 +18,7 @@
 
 pub(crate) mod egress;
 pub(crate) mod environment;
+mod guard;
 pub(crate) mod inputs;
 pub(crate) mod limits;
 pub(crate) mod output;
@@ -37,7 +38,7 @@ use windlass_crds::protocol::{
 };
 use windlass_crds::sandbox_job::Step;
 use windlass_sandbox::driver::UnitPhase;
-use windlass_sandbox::{Driver, Error as SandboxError, Mount, UnitId};
+use windlass_sandbox::{DiskQuota, Driver, Error as SandboxError, Mount, UnitId};
 
 use self::egress::Egress;
 use self::inputs::InputCache;
@@ -274,7 +275,7 @@ impl AttemptTask {
         let home = self
             .parts
             .workspaces
-            .create(&self.name, placements, lease_until)
+            .create(&self.name, placements, self.quota(), lease_until)
             .await
             .map_err(|error| sandbox_verdict(&error, false))?;
         drop(inputs);
@@ -298,6 +299,15 @@ impl AttemptTask {
         }
         self.keep_lease(&home)?;
         Ok(home)
+    }
+
+    /// The quota of the workspace. A limit that somebody insists on is worth the time that exactness takes.
+    fn quota(&self) -> Option<DiskQuota> {
+        let limits = limits::resolve(&self.assignment().spec.sandbox.resources, &self.rules);
+        limits.disk_bytes.map(|limit| match limit {
+            limits::Effective::Named(bytes) => DiskQuota { bytes, exact: true },
+            limits::Effective::Default(bytes) => DiskQuota { bytes, exact: false },
+        })
     }
 
     fn keep_lease(&self, home: &Home) -> Result<(), Verdict> {

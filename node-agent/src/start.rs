@@ -182,7 +182,9 @@ impl Agent {
         let client = Arc::new(HttpClient::new(&contact.url, &contact.authority)?);
         let lease_client = Arc::new(HttpClient::new(&contact.url, &contact.authority)?);
 
-        let native = Native::open(SandboxConfig::new(state.join("sandbox"))).await.map_err(Error::Sandbox)?;
+        let mut config = SandboxConfig::new(state.join("sandbox"));
+        config.cgroup_parent.clone_from(&args.cgroup_parent);
+        let native = Native::open(config).await.map_err(Error::Sandbox)?;
         let sandbox = sandbox_capability(&native).await;
         let workspaces =
             HostWorkspaces::open_state(&state, native.identities().clone()).map_err(Error::Sandbox)?;
@@ -365,18 +367,22 @@ fn certificate_pem(der: &[u8]) -> String {
 async fn sandbox_capability(native: &Native) -> SandboxCapability {
     let features = native.features();
     let mut capability = in_words(&features);
-    // Trying everything takes a while, which a complete host need not spend at every start.
-    if !features.supported || features.limits.len() < LimitName::iter().count() {
-        let checks = doctor::run(native).await.into_iter();
-        capability.lacks = checks
-            .filter_map(|check| match check.outcome {
-                Outcome::Ok => None,
-                Outcome::Degraded { why, fix } | Outcome::Missing { why, fix } => {
-                    Some(format!("{}: {why}; {fix}", check.title))
-                }
-            })
-            .collect();
-    }
+    // Trying everything takes a while, which a host where jobs run need not spend at every start.
+    let complete = features.limits.len() == LimitName::iter().count();
+    let checks = match (features.supported, complete) {
+        (true, true) => Vec::new(),
+        (true, false) => doctor::known(native),
+        (false, _) => doctor::run(native).await,
+    };
+    capability.lacks = checks
+        .into_iter()
+        .filter_map(|check| match check.outcome {
+            Outcome::Ok => None,
+            Outcome::Degraded { why, fix } | Outcome::Missing { why, fix } => {
+                Some(format!("{}: {why}; {fix}", check.title))
+            }
+        })
+        .collect();
     capability
 }
 

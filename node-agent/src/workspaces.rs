@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use windlass_sandbox::{
-    Archive, ArchiveLimits, Deadline, Error as SandboxError, Identities, Identity, Lease, Workspace,
+    Archive, ArchiveLimits, Deadline, DiskQuota, Error as SandboxError, Identities, Identity, Lease,
+    Workspace,
 };
 
 /// Writes a lease's new end, on `CLOCK_BOOTTIME`, to where the sandbox's supervisors read it.
@@ -73,7 +74,7 @@ pub enum Content {
 #[async_trait]
 pub trait Workspaces: Send + Sync + 'static {
     /// Makes a home anew, with what is to be placed in it, and writes its lease. What an earlier try left is removed
-    /// first; nothing may run in it.
+    /// first; nothing may run in it. Where the host has the means, the workspace is kept within `quota`.
     ///
     /// # Errors
     /// What the sandbox says. A half-made home may be left, for [`Workspaces::remove`].
@@ -81,6 +82,7 @@ pub trait Workspaces: Send + Sync + 'static {
         &self,
         name: &str,
         placements: Vec<Placement>,
+        quota: Option<DiskQuota>,
         lease_until: Duration,
     ) -> Result<Home, SandboxError>;
 
@@ -181,11 +183,12 @@ impl Folders {
         &self,
         name: &str,
         placements: &[Placement],
+        quota: Option<DiskQuota>,
         lease_until: Duration,
     ) -> Result<Home, SandboxError> {
         Workspace::remove(&self.workspaces, name)?;
         let identity = self.identities.acquire(name)?;
-        let workspace = Workspace::create(&self.workspaces, name, identity)?;
+        let workspace = Workspace::create_limited(&self.workspaces, name, identity, quota)?;
         let mut placed = 0;
         for placement in placements {
             placed += self.place(&workspace, placement, placed)?;
@@ -260,10 +263,11 @@ impl Workspaces for HostWorkspaces {
         &self,
         name: &str,
         placements: Vec<Placement>,
+        quota: Option<DiskQuota>,
         lease_until: Duration,
     ) -> Result<Home, SandboxError> {
         let name = name.to_owned();
-        self.blocking(move |folders| folders.create(&name, &placements, lease_until)).await
+        self.blocking(move |folders| folders.create(&name, &placements, quota, lease_until)).await
     }
 
     async fn open(&self, name: &str) -> Result<Option<Home>, SandboxError> {
@@ -307,12 +311,11 @@ impl Workspaces for HostWorkspaces {
 
     async fn list(&self) -> Result<Vec<String>, SandboxError> {
         self.blocking(|folders| {
-            let mut names = std::collections::BTreeSet::new();
-            for folder in [&folders.workspaces, &folders.leases] {
-                for entry in std::fs::read_dir(folder).map_err(io("list", folder))? {
-                    let entry = entry.map_err(io("list", folder))?;
-                    names.extend(entry.file_name().into_string().ok());
-                }
+            let mut names = Workspace::names(&folders.workspaces)?;
+            let leases = &folders.leases;
+            for entry in std::fs::read_dir(leases).map_err(io("list", leases))? {
+                let entry = entry.map_err(io("list", leases))?;
+                names.extend(entry.file_name().into_string().ok());
             }
             Ok(names.into_iter().collect())
         })
@@ -365,7 +368,7 @@ mod tests {
             place(".", Content::Archive(source), false),
         ];
         let until = Duration::from_secs(1000);
-        let home = homes.create("job-1", placements, until).await.unwrap();
+        let home = homes.create("job-1", placements, None, until).await.unwrap();
         let read = |path: &str| std::fs::read_to_string(home.workspace.join(path)).unwrap();
         assert_eq!((read("a/inline"), read("deep/er/dir/file")), ("text".to_owned(), "hello".to_owned()));
         assert_eq!((read("dir/file"), read(".hid/dir/file")), ("hello".to_owned(), "hello".to_owned()));
@@ -381,7 +384,7 @@ mod tests {
         assert!(homes.open("other-1").await.unwrap().is_none());
         assert_eq!(homes.list().await.unwrap(), ["job-1"]);
 
-        let again = homes.create("job-1", Vec::new(), until).await.unwrap();
+        let again = homes.create("job-1", Vec::new(), None, until).await.unwrap();
         assert!(!again.workspace.join("copy").exists(), "what an earlier try left is gone");
         homes.remove("job-1").await.unwrap();
         homes.remove("job-1").await.unwrap();
@@ -426,8 +429,9 @@ mod tests {
         // In every order, three entries fit into three blocks and not into less.
         for first in 0..3 {
             let until = Duration::from_secs(1000);
-            homes.create("job-1", all(first, 3 * ENTRY_BYTES), until).await.unwrap();
-            let error = homes.create("job-1", all(first, 3 * ENTRY_BYTES - 1), until).await.unwrap_err();
+            homes.create("job-1", all(first, 3 * ENTRY_BYTES), None, until).await.unwrap();
+            let error =
+                homes.create("job-1", all(first, 3 * ENTRY_BYTES - 1), None, until).await.unwrap_err();
             assert_eq!(error.kind(), "unsafe_path", "{error}");
             assert!(error.to_string().contains("disk limit of 12287 bytes"), "{error}");
         }
@@ -442,7 +446,7 @@ mod tests {
         for path in ["../x", "/etc/x", "a/../../x"] {
             let content = Content::Text(String::new());
             let placement = Placement { path: path.to_owned(), content, executable: false, disk_bytes: None };
-            let error = homes.create("job-1", vec![placement], Duration::ZERO).await.unwrap_err();
+            let error = homes.create("job-1", vec![placement], None, Duration::ZERO).await.unwrap_err();
             assert_eq!(error.kind(), "unsafe_path", "{path}");
         }
     }

@@ -1,15 +1,21 @@
 //! The cgroups of units, version 1 or 2: found once, made for each unit with only the controllers that its limits need.
 
+mod device;
+mod discovery;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use cgroups_rs::fs::blkio::BlkIoController;
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Cgroup, Hierarchy, MaxValue, Subsystem};
 use windlass_launcher::plan;
 
+pub(crate) use self::device::Device;
+use self::discovery::{Mounts, OwnCgroups, discover_v1, discover_v2};
 use crate::error::Error;
 use crate::spec::{LimitName, UnitId};
 
@@ -19,6 +25,10 @@ const FOLDER: &str = "windlass";
 const PERIOD_US: u64 = 100_000;
 /// The least quota that the kernel takes, in microseconds.
 const MIN_QUOTA_US: u64 = 1000;
+/// The weight of a cgroup of version 2 that was given none.
+const USUAL_WEIGHT: u64 = 100;
+/// The shares of a cgroup of version 1 that was given none.
+const USUAL_SHARES: u64 = 1024;
 
 /// Which generation of cgroups limits are enforced by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display)]
@@ -40,26 +50,31 @@ pub(crate) enum Controller {
     Cpu,
     Memory,
     Pids,
+    Io,
 }
 
 impl Controller {
-    const ALL: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
+    const ALL: [Self; 4] = [Self::Cpu, Self::Memory, Self::Pids, Self::Io];
 
-    fn name(self) -> &'static str {
+    /// What the kernel calls it.
+    fn name(self, v2: bool) -> &'static str {
         match self {
             Self::Cpu => "cpu",
             Self::Memory => "memory",
             Self::Pids => "pids",
+            Self::Io if v2 => "io",
+            Self::Io => "blkio",
         }
     }
 
-    /// The controller of a limit; the disk limit has none.
+    /// The controller of a limit; what is limited otherwise has none.
     pub(crate) fn of(limit: LimitName) -> Option<Self> {
         match limit {
             LimitName::Cpu => Some(Self::Cpu),
             LimitName::Memory => Some(Self::Memory),
             LimitName::Pids => Some(Self::Pids),
-            LimitName::Disk => None,
+            LimitName::Io => Some(Self::Io),
+            LimitName::Disk | LimitName::Files => None,
         }
     }
 }
@@ -68,16 +83,20 @@ impl Controller {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Wanted {
     pub(crate) cpu_millis: Option<u64>,
+    pub(crate) cpu_weight: Option<u64>,
     pub(crate) memory_bytes: Option<u64>,
     pub(crate) pids: Option<u64>,
+    pub(crate) io_read_bps: Option<u64>,
+    pub(crate) io_write_bps: Option<u64>,
 }
 
 impl Wanted {
     fn controllers(self) -> Vec<Controller> {
         let named = [
-            (self.cpu_millis.is_some(), Controller::Cpu),
+            (self.cpu_millis.or(self.cpu_weight).is_some(), Controller::Cpu),
             (self.memory_bytes.is_some(), Controller::Memory),
             (self.pids.is_some(), Controller::Pids),
+            (self.io_read_bps.or(self.io_write_bps).is_some(), Controller::Io),
         ];
         named.into_iter().filter_map(|(wanted, controller)| wanted.then_some(controller)).collect()
     }
@@ -91,24 +110,28 @@ pub(crate) struct CgroupHost {
     usable: BTreeMap<Controller, PathBuf>,
     /// Why the others are not usable.
     problems: BTreeMap<Controller, String>,
+    /// The disk that the units' workspaces are on, or why there is none to limit.
+    device: Result<Device, String>,
 }
 
 impl CgroupHost {
-    /// Finds out, by making the units' folder, what can be used. `parent` overrides this process's own cgroup.
-    pub(crate) fn discover(parent: Option<&str>) -> Self {
+    /// Finds out, by making the units' folder, what can be used. `parent` overrides this process's own cgroup; workspaces
+    /// are on the disk that holds `state`.
+    pub(crate) fn discover(parent: Option<&str>, state: &Path) -> Self {
+        let device = device::of(state);
         let mounts = Mounts::read();
         let own = OwnCgroups::read();
         let (v1, problems) = discover_v1(&mounts, &own, parent);
         if !v1.is_empty() {
-            return Self { version: CgroupVersion::V1, usable: v1, problems };
+            return Self { version: CgroupVersion::V1, usable: v1, problems, device };
         }
         let (v2, v2_problems) = discover_v2(&mounts, &own, parent);
         if !v2.is_empty() {
-            return Self { version: CgroupVersion::V2, usable: v2, problems: v2_problems };
+            return Self { version: CgroupVersion::V2, usable: v2, problems: v2_problems, device };
         }
         // Tell what is wrong with the generation that the host uses for its controllers.
         let problems = if mounts.v1.is_empty() { v2_problems } else { problems };
-        Self { version: CgroupVersion::None, usable: BTreeMap::new(), problems }
+        Self { version: CgroupVersion::None, usable: BTreeMap::new(), problems, device }
     }
 
     pub(crate) fn version(&self) -> CgroupVersion {
@@ -118,7 +141,10 @@ impl CgroupHost {
     /// Why a controller cannot be used; `None` if it can.
     pub(crate) fn problem(&self, controller: Controller) -> Option<&str> {
         if self.usable.contains_key(&controller) {
-            return None;
+            return match (controller, &self.device) {
+                (Controller::Io, Err(problem)) => Some(problem),
+                (Controller::Io | Controller::Cpu | Controller::Memory | Controller::Pids, _) => None,
+            };
         }
         Some(
             self.problems.get(&controller).map_or("the kernel does not offer the controller", String::as_str),
@@ -139,7 +165,8 @@ impl CgroupHost {
         let made = cgroup
             .create()
             .map_err(failed("make"))
-            .and_then(|()| limit(&cgroup, wanted).map_err(failed("limit")));
+            .and_then(|()| limit(&cgroup, wanted, self.device.as_ref().ok()).map_err(failed("limit")))
+            .and_then(|()| self.end_together(id, wanted));
         if let Err(error) = made {
             // The first error is the one to tell; what could be made is taken away again.
             if let Err(left) = cgroup.delete() {
@@ -152,10 +179,23 @@ impl CgroupHost {
         dirs.dedup();
         Ok(Some(plan::Cgroups {
             v2: self.version == CgroupVersion::V2,
-            dirs,
             memory: wanted.memory_bytes.and_then(|_| dir(Controller::Memory)),
             pids: wanted.pids.and_then(|_| dir(Controller::Pids)),
+            // Version 2 counts for every cgroup; version 1 needs one in a hierarchy of its own.
+            io: dir(Controller::Io).filter(|dir| dirs.contains(dir)),
+            dirs,
         }))
+    }
+
+    /// Has the kernel kill the whole unit where it kills one process of it for want of memory. Version 1 has no such
+    /// switch: there the supervisor does it.
+    fn end_together(&self, id: &UnitId, wanted: Wanted) -> Result<(), Error> {
+        if self.version != CgroupVersion::V2 || wanted.memory_bytes.is_none() {
+            return Ok(());
+        }
+        let Some(base) = self.usable.get(&Controller::Memory) else { return Ok(()) };
+        let path = base.join(id.as_str()).join("memory.oom.group");
+        fs::write(&path, "1").map_err(Error::io("write", path))
     }
 
     /// Removes whatever cgroups a unit has. Idempotent.
@@ -205,18 +245,23 @@ impl CgroupHost {
                     Controller::Cpu => Subsystem::Cpu(CpuController::new(base.clone(), base, v2)),
                     Controller::Memory => Subsystem::Mem(MemController::new(base.clone(), base, v2)),
                     Controller::Pids => Subsystem::Pid(PidController::new(base.clone(), base, v2)),
+                    Controller::Io => Subsystem::BlkIo(BlkIoController::new(base.clone(), base, v2)),
                 })
             })
             .collect();
         let root = self.usable.values().next().cloned().unwrap_or_default();
-        let names = controllers.iter().map(|controller| controller.name().to_owned()).collect();
+        let names = controllers.iter().map(|controller| controller.name(v2).to_owned()).collect();
         let hierarchy = Box::new(UnitHierarchy { subsystems, root, v2 });
         Cgroup::load_with_specified_controllers(hierarchy, id.as_str(), names)
     }
 }
 
 /// Sets the limits.
-fn limit(cgroup: &Cgroup, wanted: Wanted) -> Result<(), cgroups_rs::fs::error::Error> {
+fn limit(
+    cgroup: &Cgroup,
+    wanted: Wanted,
+    device: Option<&Device>,
+) -> Result<(), cgroups_rs::fs::error::Error> {
     let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     if let (Some(bytes), Some(memory)) = (wanted.memory_bytes, cgroup.controller_of::<MemController>()) {
         memory.set_limit(signed(bytes))?;
@@ -227,15 +272,35 @@ fn limit(cgroup: &Cgroup, wanted: Wanted) -> Result<(), cgroups_rs::fs::error::E
             memory.set_swappiness(0)?;
         }
     }
-    if let (Some(millis), Some(cpu)) = (wanted.cpu_millis, cgroup.controller_of::<CpuController>()) {
-        let quota = millis.saturating_mul(PERIOD_US / 1000).max(MIN_QUOTA_US);
-        cpu.set_cfs_quota_and_period(Some(signed(quota)), Some(PERIOD_US))?;
+    if let Some(cpu) = cgroup.controller_of::<CpuController>() {
+        if let Some(millis) = wanted.cpu_millis {
+            let quota = millis.saturating_mul(PERIOD_US / 1000).max(MIN_QUOTA_US);
+            cpu.set_cfs_quota_and_period(Some(signed(quota)), Some(PERIOD_US))?;
+        }
+        if let Some(weight) = wanted.cpu_weight {
+            cpu.set_shares(if cgroup.v2() { weight } else { shares(weight) })?;
+        }
+    }
+    if let (Some(device), Some(io)) = (device, cgroup.controller_of::<BlkIoController>()) {
+        let Device { major, minor } = *device;
+        if let Some(rate) = wanted.io_read_bps {
+            io.throttle_read_bps_for_device(major, minor, rate)?;
+        }
+        if let Some(rate) = wanted.io_write_bps {
+            io.throttle_write_bps_for_device(major, minor, rate)?;
+        }
     }
     if let (Some(count), Some(pids)) = (wanted.pids, cgroup.controller_of::<PidController>()) {
         // The sandbox's own first process counts too.
         pids.set_pid_max(MaxValue::Value(signed(count.saturating_add(1))))?;
     }
     Ok(())
+}
+
+/// The shares of version 1 for a weight of version 2.
+fn shares(weight: u64) -> u64 {
+    // 2 is the kernel's least.
+    (weight * USUAL_SHARES / USUAL_WEIGHT).max(2)
 }
 
 /// What the library needs to know of the place of one unit's cgroups. Its own discovery reads the mount table for every
@@ -272,189 +337,19 @@ impl Hierarchy for UnitHierarchy {
     }
 }
 
-/// Where cgroup file systems are mounted.
-#[derive(Debug, Default)]
-struct Mounts {
-    /// For each v1 controller, mount point and the cgroup that is its root.
-    v1: BTreeMap<String, (PathBuf, String)>,
-    v2: Option<(PathBuf, String)>,
-}
-
-impl Mounts {
-    fn read() -> Self {
-        Self::parse(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
-    }
-
-    /// See proc(5).
-    fn parse(text: &str) -> Self {
-        let mut mounts = Self::default();
-        for line in text.lines() {
-            let Some((place, kind)) = line.split_once(" - ") else { continue };
-            let mut place = place.split(' ').skip(3);
-            let (Some(root), Some(point)) = (place.next(), place.next()) else { continue };
-            let mut kind = kind.split(' ');
-            let (Some(name), Some(options)) = (kind.next(), kind.nth(1)) else { continue };
-            let entry = (PathBuf::from(point), root.to_owned());
-            match name {
-                "cgroup2" if mounts.v2.is_none() => mounts.v2 = Some(entry),
-                "cgroup" => {
-                    for option in options.split(',') {
-                        mounts.v1.entry(option.to_owned()).or_insert_with(|| entry.clone());
-                    }
-                }
-                _ => {}
-            }
-        }
-        mounts
-    }
-}
-
-/// The cgroups of this process.
-#[derive(Debug, Default)]
-struct OwnCgroups {
-    v1: BTreeMap<String, String>,
-    v2: Option<String>,
-}
-
-impl OwnCgroups {
-    fn read() -> Self {
-        Self::parse(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default())
-    }
-
-    /// See cgroups(7).
-    fn parse(text: &str) -> Self {
-        let mut own = Self::default();
-        for line in text.lines() {
-            let mut parts = line.splitn(3, ':').skip(1);
-            let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
-            if controllers.is_empty() {
-                own.v2 = Some(path.to_owned());
-            }
-            for controller in controllers.split(',').filter(|name| !name.is_empty()) {
-                own.v1.insert(controller.to_owned(), path.to_owned());
-            }
-        }
-        own
-    }
-}
-
-/// The folder of a cgroup, given where its hierarchy is mounted and which cgroup the mount shows.
-fn folder_of(point: &Path, root: &str, cgroup: &str) -> PathBuf {
-    let below = cgroup.strip_prefix(root.trim_end_matches('/')).unwrap_or(cgroup);
-    point.join(below.trim_start_matches('/'))
-}
-
-type Found = (BTreeMap<Controller, PathBuf>, BTreeMap<Controller, String>);
-
-fn discover_v1(mounts: &Mounts, own: &OwnCgroups, parent: Option<&str>) -> Found {
-    let (mut usable, mut problems) = (BTreeMap::new(), BTreeMap::new());
-    for controller in Controller::ALL {
-        let Some((point, root)) = mounts.v1.get(controller.name()) else { continue };
-        let cgroup = parent.or(own.v1.get(controller.name()).map(String::as_str)).unwrap_or("/");
-        let base = folder_of(point, root, cgroup).join(FOLDER);
-        match fs::create_dir_all(&base).and_then(|()| writable(&base)) {
-            Ok(()) => {
-                usable.insert(controller, base);
-            }
-            Err(error) => {
-                problems
-                    .insert(controller, format!("cgroup folder {} cannot be used: {error}", base.display()));
-            }
-        }
-    }
-    (usable, problems)
-}
-
-fn discover_v2(mounts: &Mounts, own: &OwnCgroups, parent: Option<&str>) -> Found {
-    let (mut usable, mut problems) = (BTreeMap::new(), BTreeMap::new());
-    let Some((point, root)) = &mounts.v2 else { return (usable, problems) };
-    // A cgroup that holds processes cannot hand controllers down, so the place beside this process's own leaf is tried
-    // too (systemd's DelegateSubgroup= makes such a leaf).
-    let own = own.v2.as_deref().unwrap_or("/");
-    let above = Path::new(own).parent().and_then(Path::to_str);
-    let candidates: Vec<&str> = match parent {
-        Some(parent) => vec![parent],
-        None => [Some(own), above].into_iter().flatten().collect(),
-    };
-    for candidate in candidates {
-        let parent = folder_of(point, root, candidate);
-        let base = parent.join(FOLDER);
-        if let Err(error) = fs::create_dir_all(&base).and_then(|()| writable(&base)) {
-            for controller in Controller::ALL {
-                problems
-                    .entry(controller)
-                    .or_insert_with(|| format!("cgroup folder {} cannot be used: {error}", base.display()));
-            }
-            continue;
-        }
-        for controller in Controller::ALL {
-            let hand_down =
-                |dir: &Path| fs::write(dir.join("cgroup.subtree_control"), format!("+{}", controller.name()));
-            match hand_down(&parent).and_then(|()| hand_down(&base)) {
-                Ok(()) => {
-                    usable.insert(controller, base.clone());
-                }
-                Err(error) => {
-                    problems.entry(controller).or_insert_with(|| {
-                        format!(
-                            "controller {} cannot be handed down in {}: {error}",
-                            controller.name(),
-                            parent.display()
-                        )
-                    });
-                }
-            }
-        }
-        if !usable.is_empty() {
-            break;
-        }
-        // Nothing here: take the folder away again. It is empty, and one that is not is somebody's.
-        if let Err(error) = fs::remove_dir(&base) {
-            tracing::debug!(path = %base.display(), %error, "unused cgroup folder stays");
-        }
-    }
-    (usable, problems)
-}
-
-/// Whether cgroups can be made in a folder, by making one.
-fn writable(base: &Path) -> std::io::Result<()> {
-    let trial = base.join(format!(".trial-{}", std::process::id()));
-    fs::create_dir(&trial)?;
-    fs::remove_dir(&trial)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn mount_tables_of_both_generations_are_understood() {
-        let mounts = Mounts::parse(
-            "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
-             32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:1 - cgroup cgroup rw,cpu,cpuacct\n\
-             35 31 0:32 /docker/x /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
-             41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n",
-        );
-        assert_eq!(mounts.v1["cpu"].0, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
-        assert_eq!(mounts.v1["memory"].1, "/docker/x");
-        assert_eq!(mounts.v2.unwrap().0, Path::new("/sys/fs/cgroup/unified"));
-        let own = OwnCgroups::parse("9:name=systemd:/\n4:cpu,cpuacct:/a\n0::/user.slice\n");
-        assert_eq!(own.v1["cpuacct"], "/a");
-        assert_eq!(own.v2.unwrap(), "/user.slice");
-    }
-
-    #[test]
-    fn a_cgroup_is_found_below_a_mount_that_shows_only_a_part() {
-        let point = Path::new("/sys/fs/cgroup/memory");
-        assert_eq!(folder_of(point, "/", "/a/b"), Path::new("/sys/fs/cgroup/memory/a/b"));
-        assert_eq!(folder_of(point, "/docker/x", "/docker/x/y"), Path::new("/sys/fs/cgroup/memory/y"));
-        assert_eq!(folder_of(point, "/docker/x", "/docker/x"), Path::new("/sys/fs/cgroup/memory/"));
-    }
-
-    #[test]
     fn a_parent_that_is_not_writable_is_a_problem_that_is_told() {
-        let host = CgroupHost::discover(Some("/does/not\0exist"));
+        let host = CgroupHost::discover(Some("/does/not\0exist"), Path::new("/"));
         assert_eq!(host.version(), CgroupVersion::None);
         assert!(host.problem(Controller::Memory).is_some());
+    }
+
+    #[test]
+    fn a_weight_keeps_its_proportion_to_units_without_one() {
+        assert_eq!([1, 50, 100, 10_000].map(shares), [10, 512, 1024, 102_400]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use strum::IntoEnumIterator as _;
 use windlass_launcher::probe::{Feature, Probes};
 
 use crate::cgroup::{CgroupHost, CgroupVersion, Controller};
@@ -49,18 +50,16 @@ impl Features {
         let enforced = |limit: LimitName| match limit {
             LimitName::Cpu => cgroups.problem(Controller::Cpu).is_none(),
             LimitName::Memory => cgroups.problem(Controller::Memory).is_none(),
-            // By rlimit and by polling at the least.
-            LimitName::Pids | LimitName::Disk => true,
+            LimitName::Io => cgroups.problem(Controller::Io).is_none(),
+            // By rlimit and by looking at the least.
+            LimitName::Pids | LimitName::Disk | LimitName::Files => true,
         };
         let supported =
             Feature::ALL.into_iter().all(|feature| crate::native::is_optional(feature) || works(feature));
         Self {
             supported,
             cgroup: cgroups.version(),
-            limits: [LimitName::Cpu, LimitName::Memory, LimitName::Pids, LimitName::Disk]
-                .into_iter()
-                .filter(|limit| enforced(*limit))
-                .collect(),
+            limits: LimitName::iter().filter(|limit| enforced(*limit)).collect(),
             namespaces: namespaces
                 .into_iter()
                 .filter_map(|(name, feature)| works(feature).then_some(name))

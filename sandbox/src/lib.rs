@@ -31,7 +31,7 @@ pub use identity::{DEFAULT_UIDS, Identities, Identity};
 pub use lease::{Deadline, Lease};
 pub use native::{Native, SandboxConfig};
 pub use spec::{Limit, LimitName, LimitSource, Limits, Mount, Network, UnitId, UnitSpec};
-pub use workspace::{Archive, ArchiveLimits, Unpacked, Workspace};
+pub use workspace::{Archive, ArchiveLimits, DiskMeans, DiskQuota, Unpacked, Workspace};
 
 /// For programs that use the sandbox: must be the first call of `main`. See the launcher's documentation.
 pub use windlass_launcher::run_if_requested;

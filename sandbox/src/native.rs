@@ -38,9 +38,10 @@ use crate::error::Error;
 use crate::features::Features;
 use crate::identity::{DEFAULT_UIDS, Identities, Identity};
 use crate::output::SpoolReader;
-use crate::policy::{self, Host, Place};
+use crate::policy::{self, Enforcement, Host, Place};
 use crate::seccomp;
 use crate::spec::{Limit, LimitName, LimitSource, Network, UnitId, UnitSpec};
+use crate::workspace::DiskMeans;
 pub(crate) use watch::{Subscription, Watcher};
 
 /// Folder of the units below the state folder.
@@ -109,6 +110,18 @@ struct Inner {
     host: Host,
     identities: Identities,
     watcher: Watcher,
+}
+
+/// How the limits of a unit are enforced.
+struct Settled {
+    /// By cgroups.
+    wanted: Wanted,
+    /// The number of tasks, where that is by rlimit.
+    tasks: Option<u64>,
+    /// What keeps the disk limit.
+    disk: Option<DiskMeans>,
+    /// What is not enforced.
+    unenforced: Vec<Unenforced>,
 }
 
 /// The spawner and its spare.
@@ -402,7 +415,7 @@ impl Inner {
             resolver: Path::new(policy::RESOLVER).exists(),
             filter: seccomp::compile(),
         };
-        let cgroups = CgroupHost::discover(config.cgroup_parent.as_deref());
+        let cgroups = CgroupHost::discover(config.cgroup_parent.as_deref(), state);
         let identities = Identities::open(state.join("identities"), config.uid_range.clone())?;
         Ok(Self {
             units,
@@ -435,7 +448,7 @@ impl Inner {
             Ok(None) => {}
             Err(error) => return Err(Error::Corrupt { path: plan_path, problem: error.to_string() }),
         }
-        let (wanted, tasks, unenforced) = self.settle(&spec)?;
+        let Settled { wanted, tasks, disk, unenforced } = self.settle(&spec)?;
         match fs::DirBuilder::new().mode(0o700).create(&dir) {
             Ok(()) => {}
             // Left by a crash in the middle of this very function: without a plan it is nothing yet.
@@ -443,8 +456,9 @@ impl Inner {
             Err(error) => return Err(Error::io("create", dir)(error)),
         }
         let made = self.cgroups.create(&spec.id, wanted).and_then(|cgroups| {
-            let launch = policy::plan(&spec, &self.host, cgroups, tasks)?;
-            let prepared = Prepared { unenforced, isolation: self.isolation(spec.network, wanted, tasks) };
+            let launch = policy::plan(&spec, &self.host, Enforcement { cgroups, tasks, disk })?;
+            let isolation = self.isolation(spec.network, wanted, tasks, disk);
+            let prepared = Prepared { unenforced, isolation };
             self.note_spare(&spec.id, &launch);
             let planned = Planned { spec: spec.clone(), prepared, launch };
             record::publish(&dir, record::PLAN, &planned).map_err(Error::io("write", &plan_path))?;
@@ -493,9 +507,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Decides how each limit is enforced. Gives what cgroups enforce, the limit of tasks where that is by rlimit, and
-    /// what is not enforced.
-    fn settle(&self, spec: &UnitSpec) -> Result<(Wanted, Option<u64>, Vec<Unenforced>), Error> {
+    /// Decides how each limit is enforced.
+    fn settle(&self, spec: &UnitSpec) -> Result<Settled, Error> {
         let limits = &spec.limits;
         let mut unenforced = Vec::new();
         let mut decide = |name: LimitName, limit: Option<Limit>| -> Result<Option<u64>, Error> {
@@ -505,13 +518,22 @@ impl Inner {
                 return Err(Error::Unenforceable {
                     limit: name,
                     reason: problem.to_owned(),
-                    fix: format!("{}, or accept it with `unenforced: [{name}]`", crate::doctor::CGROUP_FIX),
+                    fix: format!(
+                        "{}, or accept it with `unenforced: [{name}]`",
+                        crate::doctor::cgroup_fix(controller, problem)
+                    ),
                 });
             }
-            unenforced.push(Unenforced { limit: name, reason: problem.to_owned() });
+            let told = Unenforced { limit: name, reason: problem.to_owned() };
+            if !unenforced.contains(&told) {
+                unenforced.push(told);
+            }
             Ok(None)
         };
         let cpu_millis = decide(LimitName::Cpu, limits.cpu_millis)?;
+        let cpu_weight = decide(LimitName::Cpu, limits.cpu_weight)?;
+        let io_read_bps = decide(LimitName::Io, limits.io_read_bps)?;
+        let io_write_bps = decide(LimitName::Io, limits.io_write_bps)?;
         let memory_bytes = decide(LimitName::Memory, limits.memory_bytes)?;
         // The number of tasks can be enforced without a cgroup: the kernel counts the tasks of a user for each user
         // namespace, and each unit has its own.
@@ -519,11 +541,19 @@ impl Inner {
             None => (limits.pids.map(|limit| limit.value), None),
             Some(_) => (None, limits.pids.map(|limit| limit.value)),
         };
-        Ok((Wanted { cpu_millis, memory_bytes, pids }, tasks, unenforced))
+        let wanted = Wanted { cpu_millis, cpu_weight, memory_bytes, pids, io_read_bps, io_write_bps };
+        let disk = limits.disk_bytes.map(|limit| DiskMeans::of(&spec.workspace, limit.value));
+        Ok(Settled { wanted, tasks, disk, unenforced })
     }
 
     /// What isolates a unit, in words.
-    fn isolation(&self, network: Network, wanted: Wanted, tasks: Option<u64>) -> Vec<String> {
+    fn isolation(
+        &self,
+        network: Network,
+        wanted: Wanted,
+        tasks: Option<u64>,
+        disk: Option<DiskMeans>,
+    ) -> Vec<String> {
         let mut words: Vec<String> =
             ["user", "mount", "pid", "ipc", "uts"].map(|name| format!("{name} namespace")).to_vec();
         let version = self.cgroups.version();
@@ -539,12 +569,14 @@ impl Inner {
                 self.host.landlock.is_some_and(|abi| abi >= 2),
                 format!("landlock {}", self.host.landlock.unwrap_or(0)),
             ),
-            (wanted.cpu_millis.is_some(), format!("cpu cgroup {version}")),
+            (wanted.cpu_millis.or(wanted.cpu_weight).is_some(), format!("cpu cgroup {version}")),
             (wanted.memory_bytes.is_some(), format!("memory cgroup {version}")),
             (wanted.pids.is_some(), format!("pids cgroup {version}")),
             (tasks.is_some(), "pids rlimit".to_owned()),
+            (wanted.io_read_bps.or(wanted.io_write_bps).is_some(), format!("io cgroup {version}")),
         ];
         words.extend(optional.into_iter().filter_map(|(present, word)| present.then_some(word)));
+        words.extend(disk.map(|means| format!("disk by {means}")));
         words
     }
 

@@ -2,7 +2,7 @@
 //! the host is in [`Host`].
 
 use windlass_launcher::plan::{
-    Base, Cgroups, Disk, Filter, IdMap, LaunchPlan, Own, Resource, Step, Text, VERSION,
+    Base, Cgroups, Disk, DiskKeeper, Filter, IdMap, LaunchPlan, Own, Resource, Step, Text, VERSION,
 };
 
 use crate::egress;
@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::identity::Identity;
 use crate::seccomp;
 use crate::spec::{Network, UnitSpec};
+use crate::workspace::DiskMeans;
 
 /// The job's user and group inside.
 const JOB: u32 = 1000;
@@ -57,6 +58,17 @@ pub(crate) struct Host {
     pub(crate) resolver: bool,
     /// The compiled seccomp policy.
     pub(crate) filter: Filter,
+}
+
+/// How a unit's limits are enforced, as the driver has settled it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Enforcement {
+    /// Its cgroups.
+    pub(crate) cgroups: Option<Cgroups>,
+    /// The number of tasks, where no cgroup keeps it.
+    pub(crate) tasks: Option<u64>,
+    /// What keeps its disk limit.
+    pub(crate) disk: Option<DiskMeans>,
 }
 
 /// Host paths that make up the minimal system, where they exist. Not in it: the host's accounts, secrets, keys and
@@ -117,15 +129,15 @@ const MASKED: &[&str] = &[
 ///
 /// # Errors
 /// [`Error::InvalidSpec`] for what no plan can be made of.
-pub(crate) fn plan(
-    spec: &UnitSpec,
-    host: &Host,
-    cgroups: Option<Cgroups>,
-    tasks: Option<u64>,
-) -> Result<LaunchPlan, Error> {
+pub(crate) fn plan(spec: &UnitSpec, host: &Host, enforcement: Enforcement) -> Result<LaunchPlan, Error> {
     let environment = environment(spec);
     let programs = programs(spec, &environment)?;
-    let steps = steps(spec, host, cgroups.as_ref(), tasks)?;
+    let steps = steps(spec, host, &enforcement)?;
+    let Enforcement { cgroups, tasks: _, disk } = enforcement;
+    let keeper = match disk {
+        Some(DiskMeans::ProjectQuota | DiskMeans::Image) => DiskKeeper::FileSystem,
+        Some(DiskMeans::Looking) | None => DiskKeeper::Supervisor,
+    };
     let texts = |field, words: Vec<String>| -> Result<Vec<Text>, Error> {
         words.into_iter().map(|word| text(field, word)).collect()
     };
@@ -146,7 +158,11 @@ pub(crate) fn plan(
         timeout_ms: spec.timeout.map(millis),
         grace_ms: millis(spec.grace),
         output_cap: spec.output_cap,
-        disk: spec.limits.disk_bytes.map(|limit| Disk { path: spec.workspace.clone(), bytes: limit.value }),
+        disk: spec.limits.disk_bytes.map(|limit| Disk {
+            path: spec.workspace.clone(),
+            bytes: limit.value,
+            keeper,
+        }),
     })
 }
 
@@ -259,12 +275,7 @@ pub(crate) fn base(host: &Host, identity: Identity, network: Network) -> Base {
 }
 
 /// The steps of a unit's own, in order.
-fn steps(
-    spec: &UnitSpec,
-    host: &Host,
-    cgroups: Option<&Cgroups>,
-    tasks: Option<u64>,
-) -> Result<Vec<Step>, Error> {
+fn steps(spec: &UnitSpec, host: &Host, enforcement: &Enforcement) -> Result<Vec<Step>, Error> {
     if spec.mounts.len() > MAX_MOUNTS {
         return Err(Error::InvalidSpec { field: "mounts", problem: format!("must be at most {MAX_MOUNTS}") });
     }
@@ -272,7 +283,7 @@ fn steps(
     let mut steps = Vec::new();
 
     // Who and where.
-    if cgroups.is_some_and(|cgroups| !cgroups.v2) {
+    if enforcement.cgroups.as_ref().is_some_and(|cgroups| !cgroups.v2) {
         steps.push(Step::JoinCgroups);
     }
     if host.cgroup_namespace {
@@ -317,7 +328,7 @@ fn steps(
     }
     steps.push(Step::Limit { resource: Resource::Core, value: 0 });
     steps.push(Step::Limit { resource: Resource::OpenFiles, value: spec.limits.open_files });
-    if let Some(tasks) = tasks {
+    if let Some(tasks) = enforcement.tasks {
         // The sandbox's own first process counts too.
         steps.push(Step::Limit { resource: Resource::Tasks, value: tasks.saturating_add(1) });
     }
@@ -451,8 +462,11 @@ mod tests {
             dirs: vec!["/sys/fs/cgroup/memory/windlass/attempt-1.build".into()],
             memory: Some("/sys/fs/cgroup/memory/windlass/attempt-1.build".into()),
             pids: None,
+            io: None,
         };
-        let plan = plan(&spec(), &host(), Some(cgroups), Some(64)).unwrap();
+        let enforcement =
+            Enforcement { cgroups: Some(cgroups), tasks: Some(64), disk: Some(DiskMeans::Looking) };
+        let plan = plan(&spec(), &host(), enforcement).unwrap();
         let steps: Vec<String> = plan.steps().map(ToString::to_string).collect();
         insta::assert_snapshot!("steps", steps.join("\n"));
         let base = Base { steps: Vec::new(), ..plan.base };
@@ -464,21 +478,24 @@ mod tests {
     fn mounts_cannot_cover_the_workspace() {
         let mut spec = spec();
         spec.mounts[0].target = "/workspace/".into();
-        assert!(matches!(plan(&spec, &host(), None, None), Err(Error::InvalidSpec { field: "mounts", .. })));
+        assert!(matches!(
+            plan(&spec, &host(), Enforcement::default()),
+            Err(Error::InvalidSpec { field: "mounts", .. })
+        ));
     }
 
     #[test]
     fn a_kernel_without_landlock_has_no_landlock_step() {
         let host = Host { landlock: Some(1), ..host() };
-        let plan = plan(&spec(), &host, None, None).unwrap();
+        let plan = plan(&spec(), &host, Enforcement::default()).unwrap();
         assert!(!plan.steps().any(|step| matches!(step, Step::Landlock { .. })));
     }
 
     #[test]
     fn units_of_one_identity_have_one_base_whatever_else_they_are() {
         let other = UnitSpec { hostname: "other".into(), mounts: Vec::new(), ..spec() };
-        let other = plan(&other, &host(), None, None).unwrap();
-        assert_eq!(other.base, plan(&spec(), &host(), None, Some(64)).unwrap().base);
+        let other = plan(&other, &host(), Enforcement::default()).unwrap();
+        assert_eq!(other.base, plan(&spec(), &host(), Enforcement { tasks: Some(64), ..Enforcement::default() }).unwrap().base);
         assert_eq!(other.base, base(&host(), spec().identity, Network::None));
         let identity = Identity { uid: 1_900_000_008, gid: 1_900_000_008 };
         assert_ne!(other.base, base(&host(), identity, Network::None));
@@ -487,7 +504,7 @@ mod tests {
     /// What of a plan one network has and another has not.
     fn difference(network: Network, host: &Host) -> (Vec<String>, Vec<String>) {
         let steps = |network| {
-            let plan = plan(&UnitSpec { network, ..spec() }, host, None, None).unwrap();
+            let plan = plan(&UnitSpec { network, ..spec() }, host, Enforcement::default()).unwrap();
             plan.steps().map(ToString::to_string).collect::<Vec<_>>()
         };
         let (none, other) = (steps(Network::None), steps(network));
@@ -500,7 +517,7 @@ mod tests {
     #[test]
     fn a_restricted_network_is_none_with_a_socket_and_takes_the_same_spare() {
         let spec = UnitSpec { network: Network::Restricted, ..spec() };
-        let plan = plan(&spec, &host(), None, None).unwrap();
+        let plan = plan(&spec, &host(), Enforcement::default()).unwrap();
         assert_eq!(plan.base, base(&host(), spec.identity, Network::None));
         let (more, less) = difference(Network::Restricted, &host());
         assert_eq!(more, ["listen on 127.0.0.1:3128 for those outside"]);
@@ -516,7 +533,7 @@ mod tests {
         let (more, less) = difference(Network::Open, &host());
         assert_eq!(more, ["show host /etc/resolv.conf at etc/resolv.conf, read-only"]);
         assert_eq!(less, ["bring the loopback interface up", "make file etc/resolv.conf of 0 bytes"]);
-        let plan = plan(&UnitSpec { network: Network::Open, ..spec() }, &host(), None, None).unwrap();
+        let plan = plan(&UnitSpec { network: Network::Open, ..spec() }, &host(), Enforcement::default()).unwrap();
         assert!(plan.base.host_network);
         // A kernel that cannot scope abstract sockets: there are no local sockets at all.
         let (more, _) = difference(Network::Open, &Host { landlock: Some(5), ..host() });

@@ -13,6 +13,8 @@ use crate::identity::Identity;
 
 /// Longest unit id: it becomes one folder name and one cgroup name.
 const MAX_ID: usize = 100;
+/// The weights that cgroup version 2 takes.
+const CPU_WEIGHTS: std::ops::RangeInclusive<u64> = 1..=10_000;
 /// Longest host name that the kernel takes.
 const MAX_HOSTNAME: usize = 63;
 
@@ -106,6 +108,10 @@ pub enum LimitName {
     Pids,
     /// Size of the workspace.
     Disk,
+    /// Bytes a second to and from the disk.
+    Io,
+    /// Open files of a process.
+    Files,
 }
 
 /// Who asked for a limit; decides what happens where the host cannot enforce it.
@@ -145,12 +151,20 @@ impl Limit {
 pub struct Limits {
     /// Processor time in thousandths of one core.
     pub cpu_millis: Option<Limit>,
+    /// Share of the processor where units compete for it, 1 to 10000; 100 is that of a unit without one. Goes by the name
+    /// of [`LimitName::Cpu`].
+    pub cpu_weight: Option<Limit>,
     /// Memory in bytes; swap is not added to it.
     pub memory_bytes: Option<Limit>,
     /// Tasks (processes and threads) at one time.
     pub pids: Option<Limit>,
-    /// Size of the workspace in bytes. Enforced by RLIMIT_FSIZE and by looking at most every 250 ms.
+    /// Size of the workspace in bytes. Kept by the file system of the workspace where that was made with a limit (see
+    /// [`crate::Workspace::create_limited`]), else by RLIMIT_FSIZE and by looking at most every 250 ms.
     pub disk_bytes: Option<Limit>,
+    /// Bytes a second that are read from the disk that holds the workspace. Goes by the name of [`LimitName::Io`].
+    pub io_read_bps: Option<Limit>,
+    /// Bytes a second that are written to it. Goes by the name of [`LimitName::Io`].
+    pub io_write_bps: Option<Limit>,
     /// Size in bytes of the private memory file system behind /tmp, /run, /dev/shm and the home folder together.
     pub scratch_bytes: u64,
     /// Open files of one process. Lowered to the host's own hard limit.
@@ -163,9 +177,12 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             cpu_millis: None,
+            cpu_weight: None,
             memory_bytes: None,
             pids: None,
             disk_bytes: None,
+            io_read_bps: None,
+            io_write_bps: None,
             scratch_bytes: 512 << 20,
             open_files: 65_536,
             accept_unenforced: BTreeSet::new(),
@@ -290,9 +307,14 @@ impl UnitSpec {
                 return invalid("mounts", "target must name a place below / or /workspace");
             }
         }
+        let Limits { cpu_millis, memory_bytes, pids, io_read_bps, io_write_bps, cpu_weight, .. } =
+            self.limits;
         let zero = |limit: Option<Limit>| limit.is_some_and(|limit| limit.value == 0);
-        if zero(self.limits.cpu_millis) || zero(self.limits.memory_bytes) || zero(self.limits.pids) {
+        if [cpu_millis, memory_bytes, pids, io_read_bps, io_write_bps].into_iter().any(zero) {
             return invalid("limits", "must be greater than zero");
+        }
+        if cpu_weight.is_some_and(|weight| !CPU_WEIGHTS.contains(&weight.value)) {
+            return invalid("limits", "cpu_weight must be 1 to 10000");
         }
         Ok(())
     }

@@ -6,8 +6,11 @@
 //! All calls block; an async caller runs them on a blocking thread.
 
 mod archive;
+mod mounts;
+mod quota;
 mod removal;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -17,6 +20,7 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 pub use archive::{Archive, ArchiveLimits, Unpacked};
+pub use quota::{DiskMeans, DiskQuota};
 
 use crate::error::Error;
 use crate::identity::Identity;
@@ -43,8 +47,25 @@ impl Workspace {
     /// # Errors
     /// [`Error::UnsafePath`] if `name` is not a plain file name, [`Error::Io`] (also if the folder exists).
     pub fn create(root: &Path, name: &str, identity: Identity) -> Result<Self, Error> {
+        Self::create_limited(root, name, identity, None)
+    }
+
+    /// As [`Workspace::create`], and lets the host's file system keep it within a quota where it can:
+    /// [`Workspace::disk_means`] tells what came of that. `identity` must not have another workspace.
+    ///
+    /// # Errors
+    /// As [`Workspace::create`].
+    pub fn create_limited(
+        root: &Path,
+        name: &str,
+        identity: Identity,
+        quota: Option<DiskQuota>,
+    ) -> Result<Self, Error> {
         let path = folder(root, name)?;
         rustix::fs::mkdir(&path, Mode::RWXU).map_err(|errno| Error::io("create", &path)(errno.into()))?;
+        if let Some(quota) = quota {
+            quota::put(root, name, identity, quota)?;
+        }
         let workspace = Self::open(root, name, identity)?;
         workspace.own_fd(&workspace.dir)?;
         Ok(workspace)
@@ -65,6 +86,25 @@ impl Workspace {
         let owner = (Identity::caller() != identity)
             .then(|| (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid)));
         Ok(Self { path, dir, identity, owner })
+    }
+
+    /// What keeps it within `bytes`.
+    #[must_use]
+    pub fn disk_means(&self, bytes: u64) -> DiskMeans {
+        DiskMeans::of(&self.path, bytes)
+    }
+
+    /// The names of all workspaces below `root`, whole or half made.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn names(root: &Path) -> Result<BTreeSet<String>, Error> {
+        let mut names = BTreeSet::new();
+        for entry in std::fs::read_dir(root).map_err(Error::io("list", root))? {
+            let entry = entry.map_err(Error::io("list", root))?.file_name();
+            names.extend(entry.to_str().map(|entry| quota::owner(entry).to_owned()));
+        }
+        Ok(names)
     }
 
     /// The folder on the host, for [`crate::UnitSpec::workspace`].
@@ -143,6 +183,7 @@ impl Workspace {
     /// [`Error::UnsafePath`], [`Error::Io`].
     pub fn remove(root: &Path, name: &str) -> Result<(), Error> {
         let path = folder(root, name)?;
+        quota::lift(root, name)?;
         removal::remove(root, name).map_err(|errno| Error::io("remove", path)(errno.into()))
     }
 

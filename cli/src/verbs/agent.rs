@@ -54,6 +54,7 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
 /// Settings for an agent that joins with a token, with every default.
 pub(crate) fn args(join: String, state_dir: PathBuf) -> AgentArgs {
     AgentArgs {
+        cgroup_parent: None,
         join: Some(join),
         join_file: None,
         state_dir: Some(state_dir),

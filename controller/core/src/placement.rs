@@ -334,6 +334,10 @@ fn limits(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
         .or_else(|| above(Limit::Memory, named.memory, max.memory))
         .or_else(|| above(Limit::Pids, named.pids, max.pids))
         .or_else(|| above(Limit::Disk, named.disk, max.disk))
+        .or_else(|| above(Limit::Cpu, named.cpu_weight, max.cpu_weight))
+        .or_else(|| above(Limit::Io, named.io_read, max.io_read))
+        .or_else(|| above(Limit::Io, named.io_write, max.io_write))
+        .or_else(|| above(Limit::Files, named.files, max.files))
 }
 
 fn host_paths(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {

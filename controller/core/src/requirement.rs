@@ -80,10 +80,12 @@ impl Requirement {
     pub fn of(spec: &SandboxJobSpec) -> Self {
         let resources = &spec.sandbox.resources;
         let named_limits = [
-            (Limit::Cpu, resources.cpu.is_some()),
+            (Limit::Cpu, resources.cpu.is_some() || resources.cpu_weight.is_some()),
             (Limit::Memory, resources.memory.is_some()),
             (Limit::Pids, resources.pids.is_some()),
             (Limit::Disk, resources.disk.is_some()),
+            (Limit::Io, resources.io_read.is_some() || resources.io_write.is_some()),
+            (Limit::Files, resources.files.is_some()),
         ];
         let enforced = named_limits
             .into_iter()

@@ -114,6 +114,8 @@ fn rules(spec: &NodeConfigSpec) -> SandboxRules {
         defaults: limits(&policy.defaults),
         max: limits(&policy.max),
         host_paths: policy.host_paths.clone(),
+        blocked_commands: policy.blocked_commands.clone(),
+        allowed_commands: policy.allowed_commands.clone(),
         output_cap_bytes: policy.output_cap.map(windlass_crds::Bytes::get),
     }
 }
@@ -124,5 +126,9 @@ fn limits(resources: &Resources) -> ResourceLimits {
         memory_bytes: resources.memory.map(windlass_crds::Bytes::get),
         pids: resources.pids,
         disk_bytes: resources.disk.map(windlass_crds::Bytes::get),
+        cpu_weight: resources.cpu_weight,
+        io_read_bps: resources.io_read.map(windlass_crds::Bytes::get),
+        io_write_bps: resources.io_write.map(windlass_crds::Bytes::get),
+        files: resources.files,
     }
 }

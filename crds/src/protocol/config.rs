@@ -97,6 +97,12 @@ pub struct SandboxRules {
     /// Paths of the host that jobs may use.
     #[serde(default)]
     pub host_paths: Vec<crate::sandbox_job::HostPath>,
+    /// Words that commands and scripts must not hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocked_commands: Vec<String>,
+    /// Programs and interpreters that steps may name; empty for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_commands: Vec<String>,
     /// Bytes of each output stream that a step may keep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_cap_bytes: Option<u64>,
@@ -117,6 +123,18 @@ pub struct ResourceLimits {
     /// Bytes in the workspace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<u64>,
+    /// Share of the processors, 1 to 10000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_weight: Option<u32>,
+    /// Bytes per second read from the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_read_bps: Option<u64>,
+    /// Bytes per second written to the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_write_bps: Option<u64>,
+    /// Open files of a process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<u32>,
 }
 
 /// Upper bounds.

@@ -1096,7 +1096,7 @@ async fn what_nobody_knows_is_removed_at_start() {
         windlass_sandbox::Identity { uid: 1, gid: 1 },
         "/leases/stray-1".into(),
     );
-    world.sandbox.create("stray-1", Vec::new(), world.clock.boottime() + secs(600)).await.unwrap();
+    world.sandbox.create("stray-1", Vec::new(), None, world.clock.boottime() + secs(600)).await.unwrap();
     world.sandbox.prepare(&spec).await.unwrap();
     world.sandbox.start(&spec.id).await.unwrap();
     let run = world.start();

@@ -6,6 +6,9 @@
 //! | the node's `max` | the node's `defaults` if smaller, else `max` | yes |
 //! | the node's `defaults` | that | no |
 //! | nobody | [`BUILT_IN`] | no |
+//!
+//! A weight is no limit that a job could stay below: one that asks for none gets the usual one, or the node's `max` if that
+//! is less.
 
 use windlass_crds::protocol::{ResourceLimits, SandboxRules};
 use windlass_crds::sandbox_job::Resources;
@@ -18,7 +21,14 @@ pub(crate) const BUILT_IN: ResourceLimits = ResourceLimits {
     memory_bytes: Some(512 << 20),
     pids: Some(1024),
     disk_bytes: Some(1 << 30),
+    cpu_weight: None,
+    io_read_bps: None,
+    io_write_bps: None,
+    files: Some(65_536),
 };
+
+/// The weight of a step without one.
+const USUAL_WEIGHT: u64 = 100;
 
 /// A limit and whether it must hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +56,11 @@ pub(crate) struct EffectiveLimits {
     pub(crate) memory_bytes: Option<Effective>,
     pub(crate) pids: Option<Effective>,
     pub(crate) disk_bytes: Option<Effective>,
+    /// 1 to 10000.
+    pub(crate) cpu_weight: Option<Effective>,
+    pub(crate) io_read_bps: Option<Effective>,
+    pub(crate) io_write_bps: Option<Effective>,
+    pub(crate) files: Option<Effective>,
 }
 
 /// The limits of a job's steps under the node's rules.
@@ -55,14 +70,25 @@ pub(crate) fn resolve(job: &Resources, rules: &SandboxRules) -> EffectiveLimits 
         memory_bytes: job.memory.map(windlass_crds::Bytes::get),
         pids: job.pids,
         disk_bytes: job.disk.map(windlass_crds::Bytes::get),
+        cpu_weight: job.cpu_weight,
+        io_read_bps: job.io_read.map(windlass_crds::Bytes::get),
+        io_write_bps: job.io_write.map(windlass_crds::Bytes::get),
+        files: job.files,
     };
     let SandboxRules { defaults, max, .. } = rules;
     let pids = |limits: &ResourceLimits| limits.pids.map(u64::from);
+    let files = |limits: &ResourceLimits| limits.files.map(u64::from);
+    let weight = |limits: &ResourceLimits| limits.cpu_weight.map(u64::from);
+    let usual = weight(max).and(Some(weight(defaults).unwrap_or(USUAL_WEIGHT)));
     EffectiveLimits {
         cpu_millis: one(job.cpu_millis, max.cpu_millis, defaults.cpu_millis, BUILT_IN.cpu_millis),
         memory_bytes: one(job.memory_bytes, max.memory_bytes, defaults.memory_bytes, BUILT_IN.memory_bytes),
         pids: one(pids(&job), pids(max), pids(defaults), pids(&BUILT_IN)),
         disk_bytes: one(job.disk_bytes, max.disk_bytes, defaults.disk_bytes, BUILT_IN.disk_bytes),
+        cpu_weight: one(weight(&job), weight(max), usual.or(weight(defaults)), weight(&BUILT_IN)),
+        io_read_bps: one(job.io_read_bps, max.io_read_bps, defaults.io_read_bps, BUILT_IN.io_read_bps),
+        io_write_bps: one(job.io_write_bps, max.io_write_bps, defaults.io_write_bps, BUILT_IN.io_write_bps),
+        files: one(files(&job), files(max), files(defaults), files(&BUILT_IN)),
     }
 }
 
@@ -114,16 +140,41 @@ mod tests {
             memory: Some("64Mi".parse().unwrap()),
             pids: Some(7),
             disk: Some("1Mi".parse().unwrap()),
+            cpu_weight: Some(50),
+            io_read: Some("2Mi".parse().unwrap()),
+            io_write: Some("3Mi".parse().unwrap()),
+            files: Some(99),
         };
         let limits = resolve(&job, &SandboxRules::default());
         assert_eq!(limits.cpu_millis, Some(Effective::Named(1500)));
         assert_eq!(limits.memory_bytes, Some(Effective::Named(64 << 20)));
         assert_eq!(limits.pids, Some(Effective::Named(7)));
         assert_eq!(limits.disk_bytes, Some(Effective::Named(1 << 20)));
+        assert_eq!(limits.cpu_weight, Some(Effective::Named(50)));
+        assert_eq!(limits.io_read_bps, Some(Effective::Named(2 << 20)));
+        assert_eq!(limits.io_write_bps, Some(Effective::Named(3 << 20)));
+        assert_eq!(limits.files, Some(Effective::Named(99)));
         let limits = resolve(&Resources::default(), &SandboxRules::default());
         assert_eq!(limits.cpu_millis, None);
         assert_eq!(limits.memory_bytes, Some(Effective::Default(512 << 20)));
         assert_eq!(limits.pids, Some(Effective::Default(1024)));
         assert_eq!(limits.disk_bytes, Some(Effective::Default(1 << 30)));
+        assert_eq!((limits.cpu_weight, limits.io_read_bps, limits.io_write_bps), (None, None, None));
+        assert_eq!(limits.files, Some(Effective::Default(65_536)));
+    }
+
+    #[test]
+    fn a_job_without_a_weight_gets_the_usual_one_unless_the_node_allows_less() {
+        let weight = |job: Option<u32>, max: Option<u32>, default: Option<u32>| {
+            let mut rules = SandboxRules::default();
+            rules.max.cpu_weight = max;
+            rules.defaults.cpu_weight = default;
+            resolve(&Resources { cpu_weight: job, ..Resources::default() }, &rules).cpu_weight
+        };
+        assert_eq!(weight(None, Some(10_000), None), Some(Effective::Named(100)));
+        assert_eq!(weight(None, Some(50), None), Some(Effective::Named(50)));
+        assert_eq!(weight(None, Some(500), Some(200)), Some(Effective::Named(200)));
+        assert_eq!(weight(None, None, Some(200)), Some(Effective::Default(200)));
+        assert_eq!(weight(Some(7), Some(500), Some(200)), Some(Effective::Named(7)));
     }
 }

@@ -68,6 +68,10 @@ pub(crate) fn check(
         ("policy.sandbox.max.memory_bytes", job.memory.map(windlass_crds::Bytes::get), max.memory_bytes),
         ("policy.sandbox.max.pids", job.pids.map(u64::from), max.pids.map(u64::from)),
         ("policy.sandbox.max.disk_bytes", job.disk.map(windlass_crds::Bytes::get), max.disk_bytes),
+        ("policy.sandbox.max.cpu_weight", job.cpu_weight.map(u64::from), max.cpu_weight.map(u64::from)),
+        ("policy.sandbox.max.io_read_bps", job.io_read.map(windlass_crds::Bytes::get), max.io_read_bps),
+        ("policy.sandbox.max.io_write_bps", job.io_write.map(windlass_crds::Bytes::get), max.io_write_bps),
+        ("policy.sandbox.max.files", job.files.map(u64::from), max.files.map(u64::from)),
     ];
     for (rule, asked, max) in limits {
         if let (Some(asked), Some(max)) = (asked, max)
@@ -75,6 +79,10 @@ pub(crate) fn check(
         {
             return refuse(rule, format!("the job asks for {asked}, the node allows {max}"));
         }
+    }
+
+    for step in super::steps(assignment) {
+        super::guard::check(&step, rules)?;
     }
 
     let wanted = assignment.spec.workspace.inputs.iter().filter_map(|input| input.host_path.as_ref());

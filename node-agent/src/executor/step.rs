@@ -12,8 +12,8 @@ use windlass_crds::protocol::{AttemptId, LogBody, RecordBody, StepEnded, Stream}
 use windlass_crds::sandbox_job::{Limit as JobLimit, Network as JobNetwork, Step, StepUsage};
 use windlass_sandbox::driver::{KillProof, UnitPhase};
 use windlass_sandbox::{
-    Driver, EndReason, Error as SandboxError, Exit, Limit, LimitName, Limits, Network, OutputChunk, Prepared,
-    Stop, StopReason, UnitId, UnitSpec,
+    DiskQuota, Driver, EndReason, Error as SandboxError, Exit, Limit, LimitName, Limits, Network,
+    OutputChunk, Prepared, Stop, StopReason, UnitId, UnitSpec,
 };
 
 use super::AttemptTask;
@@ -159,6 +159,15 @@ impl<'a> StepRun<'a> {
     fn record_started(&mut self, prepared: Prepared) {
         let unenforced = prepared.unenforced.iter().map(|unenforced| limit_word(unenforced.limit)).collect();
         self.task.record(RecordBody::Started { unenforced });
+        if matches!(self.task.quota(), Some(DiskQuota { exact: true, .. }))
+            && let Some(means) = prepared.isolation.iter().find_map(|word| word.strip_prefix("disk by "))
+        {
+            self.task.event(
+                "info",
+                "DiskLimit",
+                format!("the workspace is kept within its limit by {means}"),
+            );
+        }
         for unenforced in prepared.unenforced {
             let message = format!("limit {} is not enforced: {}", unenforced.limit, unenforced.reason);
             self.task.event("warn", "LimitUnenforced", message);
@@ -441,6 +450,8 @@ const fn limit_word(limit: LimitName) -> JobLimit {
         LimitName::Memory => JobLimit::Memory,
         LimitName::Pids => JobLimit::Pids,
         LimitName::Disk => JobLimit::Disk,
+        LimitName::Io => JobLimit::Io,
+        LimitName::Files => JobLimit::Files,
     }
 }
 
@@ -451,12 +462,26 @@ fn unit_limits(limits: EffectiveLimits, accepted: &[JobLimit]) -> Limits {
             Effective::Default(value) => Limit::default_value(value),
         })
     };
-    let EffectiveLimits { cpu_millis, memory_bytes, pids, disk_bytes } = limits;
+    let EffectiveLimits {
+        cpu_millis,
+        memory_bytes,
+        pids,
+        disk_bytes,
+        cpu_weight,
+        io_read_bps,
+        io_write_bps,
+        files,
+    } = limits;
+    let usual = Limits::default();
     Limits {
         cpu_millis: limit(cpu_millis),
         memory_bytes: limit(memory_bytes),
         pids: limit(pids),
         disk_bytes: limit(disk_bytes),
+        cpu_weight: limit(cpu_weight),
+        io_read_bps: limit(io_read_bps),
+        io_write_bps: limit(io_write_bps),
+        open_files: files.map_or(usual.open_files, Effective::value),
         accept_unenforced: accepted
             .iter()
             .map(|accepted| match accepted {
@@ -464,9 +489,11 @@ fn unit_limits(limits: EffectiveLimits, accepted: &[JobLimit]) -> Limits {
                 JobLimit::Memory => LimitName::Memory,
                 JobLimit::Pids => LimitName::Pids,
                 JobLimit::Disk => LimitName::Disk,
+                JobLimit::Io => LimitName::Io,
+                JobLimit::Files => LimitName::Files,
             })
             .collect(),
-        ..Limits::default()
+        ..usual
     }
 }
 
@@ -482,6 +509,9 @@ fn step_ended(step: u32, exit: &Exit, failure: Option<plugins::Error>) -> StepEn
         stderr_truncated: exit.stderr.truncated,
         cpu_ms: exit.program_started.then_some(exit.usage.cpu_ns / 1_000_000),
         memory_peak_bytes: exit.usage.peak_memory_bytes,
+        pids_peak: exit.usage.peak_pids,
+        io_read_bytes: exit.usage.io_read_bytes,
+        io_write_bytes: exit.usage.io_write_bytes,
     };
     StepEnded {
         step,

@@ -15,8 +15,8 @@ use async_trait::async_trait;
 use windlass_sandbox::driver::{KillProof, StreamEnd, Unenforced, UnitPhase, UnitState, Usage};
 use windlass_sandbox::spec::LimitSource;
 use windlass_sandbox::{
-    Driver, EndReason, Error, Exit, Identity, LimitName, OutputChunk, OutputReader, OutputSource, Prepared,
-    Stop, StopReason, Stream, UnitId, UnitSpec,
+    DiskQuota, Driver, EndReason, Error, Exit, Identity, LimitName, OutputChunk, OutputReader, OutputSource,
+    Prepared, Stop, StopReason, Stream, UnitId, UnitSpec,
 };
 
 use crate::clock::Clock;
@@ -390,6 +390,8 @@ fn unenforced(spec: &UnitSpec, cannot: &BTreeSet<LimitName>) -> Result<Vec<Unenf
         (LimitName::Memory, spec.limits.memory_bytes),
         (LimitName::Pids, spec.limits.pids),
         (LimitName::Disk, spec.limits.disk_bytes),
+        (LimitName::Io, spec.limits.io_read_bps),
+        (LimitName::Io, spec.limits.io_write_bps),
     ];
     let mut unenforced = Vec::new();
     for (name, limit) in limits {
@@ -489,6 +491,7 @@ impl Workspaces for FakeSandbox {
         &self,
         name: &str,
         placements: Vec<Placement>,
+        _quota: Option<DiskQuota>,
         lease_until: Duration,
     ) -> Result<Home, Error> {
         {

@@ -21,7 +21,7 @@ pub enum EndReason {
     OOMKilled,
     /// The unit was refused a process by its pids limit, and the program failed.
     PidsLimit,
-    /// The workspace grew past the disk limit.
+    /// The workspace reached the disk limit.
     DiskLimit,
     /// The sandbox could not be made; the program never ran.
     SetupFailed,
@@ -64,6 +64,11 @@ pub struct Usage {
     pub peak_memory_bytes: Option<u64>,
     /// Most tasks at one time, where the kernel keeps the figure.
     pub peak_pids: Option<u64>,
+    /// Bytes read from block devices; what came from the page cache does not count.
+    pub io_read_bytes: Option<u64>,
+    /// Bytes written to block devices. On cgroup version 1 and without an io cgroup they are counted when they are
+    /// written to the page cache, and those of a file that was deleted before are counted too.
+    pub io_write_bytes: Option<u64>,
 }
 
 /// What became of one output stream.

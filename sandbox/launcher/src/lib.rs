@@ -18,6 +18,7 @@ mod handout;
 mod handover;
 pub mod plan;
 pub mod probe;
+pub mod quota;
 pub mod record;
 mod spawner;
 mod supervisor;

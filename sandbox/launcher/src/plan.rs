@@ -340,6 +340,18 @@ pub struct Cgroups {
     pub memory: Option<PathBuf>,
     /// The one with the pids controller.
     pub pids: Option<PathBuf>,
+    /// The one with the io controller.
+    pub io: Option<PathBuf>,
+}
+
+/// What keeps a workspace from growing past its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskKeeper {
+    /// The file system that it is in, which tells no more room of it than the limit: a full one is the limit reached.
+    FileSystem,
+    /// The supervisor, by looking: what is written between two looks can be too much.
+    Supervisor,
 }
 
 /// What the supervisor keeps from growing.
@@ -349,6 +361,8 @@ pub struct Disk {
     pub path: PathBuf,
     /// The size at which the unit is killed.
     pub bytes: u64,
+    /// What keeps to it.
+    pub keeper: DiskKeeper,
 }
 
 /// The part of a sandbox that does not depend on its unit, so that it can be made before there is one.

@@ -34,7 +34,7 @@ use crate::deadline::{self, boottime_ns, wall_ms};
 use crate::exit::{EndReason, KillProof};
 use crate::frame::Stream;
 use crate::handout::{self, Handout};
-use crate::plan::{self, Base, Cgroups, LaunchPlan};
+use crate::plan::{self, Base, Cgroups, DiskKeeper, LaunchPlan};
 use crate::record::{self, Reply, Reserved, StopRequest};
 use crate::spawner;
 
@@ -49,6 +49,13 @@ const DISK_PERIOD_MAX_NS: u64 = 1_000_000_000;
 const INIT_PATIENCE_NS: u64 = 250_000_000;
 /// Room for the exit record, many times what it takes.
 const EXIT_ROOM: u64 = 16 << 10;
+/// What must be left of a workspace that the file system limits: less cannot take a file of any use, and how full a file
+/// system is can be told wrong by what it has not yet put in its place.
+const DISK_ROOM: u64 = 64 << 10;
+/// Between two looks for the victim of a cgroup that is out of memory: its kernel tells of the lack before the kill.
+const OOM_PERIOD_NS: u64 = 5_000_000;
+/// How long the victim is looked for: a lack that memory was found for in the end has none.
+const OOM_BOUND_NS: u64 = 1_000_000_000;
 /// One read of a pipe.
 const READ: usize = 64 << 10;
 const MS: u64 = 1_000_000;
@@ -230,6 +237,10 @@ struct Supervisor {
     requests: OwnedFd,
     request_bytes: Vec<u8>,
     signals: OwnedFd,
+    /// Tells that the memory limit was reached, on cgroup version 1.
+    shortage: Option<OwnedFd>,
+    /// While a victim is looked for: when next, and until when.
+    victim: Option<(u64, u64)>,
     timer: OwnedFd,
     timer_ns: u64,
     lease: File,
@@ -245,6 +256,8 @@ struct Supervisor {
     /// Once everything was killed: when the init itself is killed, [`u64::MAX`] once it was.
     killed: Option<u64>,
     disk: Option<DiskWatch>,
+    /// The workspace's file system was seen full.
+    disk_was_full: bool,
     proof: KillProof,
     buffer: Vec<u8>,
 }
@@ -256,7 +269,7 @@ impl Supervisor {
             self.check_deadlines();
             let measuring = self.measure();
             self.arm_timer();
-            let [ended, setup, stdout, stderr, control, requests, signals, asked] = self.wait(measuring);
+            let [ended, setup, stdout, stderr, control, requests, signals, asked, shortage] = self.wait(measuring);
             if setup {
                 self.read_setup(reply);
             }
@@ -281,6 +294,9 @@ impl Supervisor {
                 let grace = self.plan.grace_ms;
                 self.stop(EndReason::Cancelled, grace);
             }
+            if shortage {
+                self.note_shortage();
+            }
             if ended {
                 return;
             }
@@ -288,7 +304,7 @@ impl Supervisor {
     }
 
     /// Waits for the next event; gives which descriptors have one.
-    fn wait(&self, measuring: bool) -> [bool; 8] {
+    fn wait(&self, measuring: bool) -> [bool; 9] {
         let mut polled = [
             PollFd::new(&self.init_fd, PollFlags::IN),
             self.watched(self.setup.as_ref()),
@@ -298,6 +314,7 @@ impl Supervisor {
             PollFd::new(&self.requests, PollFlags::IN),
             PollFd::new(&self.signals, PollFlags::IN),
             self.watched(self.handout.as_ref().map(Handout::door)),
+            self.watched(self.shortage.as_ref()),
             PollFd::new(&self.timer, PollFlags::IN),
         ];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -305,10 +322,10 @@ impl Supervisor {
         match rustix::event::poll(&mut polled, timeout) {
             Ok(_) => {}
             // Nothing is known to be ready, so the loop looks at the deadlines and waits again.
-            Err(_) => return [false; 8],
+            Err(_) => return [false; 9],
         }
         let mut expired = [0; 8];
-        if !polled[8].revents().is_empty() {
+        if !polled[9].revents().is_empty() {
             // Only to clear it; the deadlines are looked at every time.
             let _cleared = rustix::io::read(&self.timer, &mut expired);
         }
@@ -345,7 +362,34 @@ impl Supervisor {
         if self.stopping.is_some_and(|stopping| now >= stopping.kill_at_ns) {
             self.kill();
         }
+        self.look_for_victim(now);
         self.kill_init_when_due(now);
+    }
+
+    /// Takes the news that the memory limit was reached. The kernel kills one process then, of which the others may know
+    /// nothing; the whole unit has to end.
+    fn note_shortage(&mut self) {
+        let mut count = [0; 8];
+        if let Some(shortage) = &self.shortage {
+            // Only to clear it.
+            let _cleared = rustix::io::read(shortage, &mut count);
+        }
+        let now = boottime_ns();
+        self.victim = Some((now, now + OOM_BOUND_NS));
+        self.look_for_victim(now);
+    }
+
+    /// Ends the unit once the kernel has killed a process of it for want of memory.
+    fn look_for_victim(&mut self, now: u64) {
+        let Some((due, until)) = self.victim else { return };
+        if now < due {
+            return;
+        }
+        let killed = self.plan.cgroups.as_ref().is_some_and(ending::has_oom_kills);
+        self.victim = (!killed && now < until).then_some((now + OOM_PERIOD_NS, until));
+        if killed {
+            self.stop(EndReason::OOMKilled, 0);
+        }
     }
 
     /// Sets the timer to the next deadline.
@@ -365,6 +409,9 @@ impl Supervisor {
             && disk.walk.is_none()
         {
             next = next.min(disk.next_ns);
+        }
+        if let Some((due, _)) = self.victim {
+            next = next.min(due);
         }
         if next == self.timer_ns {
             return;
@@ -393,6 +440,14 @@ impl Supervisor {
         let now = boottime_ns();
         if disk.walk.is_none() {
             if now < disk.next_ns {
+                return false;
+            }
+            if disk.limit.keeper == DiskKeeper::FileSystem {
+                disk.next_ns = now + DISK_PERIOD_NS;
+                if disk::is_full(&disk.limit.path, DISK_ROOM) {
+                    self.disk_was_full = true;
+                    self.stop(EndReason::DiskLimit, 0);
+                }
                 return false;
             }
             disk.walk = Some((disk::Walk::start(&disk.limit.path, disk.limit.bytes), now));

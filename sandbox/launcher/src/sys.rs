@@ -404,3 +404,76 @@ pub(crate) unsafe fn close(fd: BorrowedFd<'_>) {
     // SAFETY: close takes no pointers; the caller vouches for the owner. An error leaves it closed all the same.
     unsafe { libc::close(fd.as_raw_fd()) };
 }
+
+/// `struct fsxattr` of <linux/fs.h>.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct FileAttributes {
+    pub(crate) flags: u32,
+    pub(crate) extent_size: u32,
+    pub(crate) extents: u32,
+    pub(crate) project: u32,
+    pub(crate) cow_extent_size: u32,
+    pub(crate) padding: [u8; 8],
+}
+
+/// `FS_IOC_FSGETXATTR`, `_IOR('X', 31, struct fsxattr)`.
+const GET_FILE_ATTRIBUTES: libc::c_ulong = 0x801c_581f;
+/// `FS_IOC_FSSETXATTR`, `_IOW('X', 32, struct fsxattr)`.
+const SET_FILE_ATTRIBUTES: libc::c_ulong = 0x401c_5820;
+/// `PRJQUOTA` of <linux/quota.h>.
+const PROJECT_QUOTA: libc::c_int = 2;
+
+/// A file's project and flags.
+pub(crate) fn file_attributes(file: BorrowedFd<'_>) -> Result<FileAttributes, Errno> {
+    let mut attributes = FileAttributes::default();
+    // SAFETY: the kernel fills exactly the structure that the request's number names, whose layout this one has.
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(file.as_raw_fd(), GET_FILE_ATTRIBUTES, ptr::from_mut(&mut attributes))
+    }))?;
+    Ok(attributes)
+}
+
+/// Sets a file's project and flags.
+pub(crate) fn set_file_attributes(file: BorrowedFd<'_>, attributes: FileAttributes) -> Result<(), Errno> {
+    // SAFETY: the kernel reads exactly the structure that the request's number names, whose layout this one has.
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(file.as_raw_fd(), SET_FILE_ATTRIBUTES, ptr::from_ref(&attributes))
+    }))
+    .map(drop)
+}
+
+/// Sets the hard limits of a project on the file system of `file`: blocks of 1 KiB, and files; 0 is no limit.
+pub(crate) fn set_project_limits(
+    file: BorrowedFd<'_>,
+    project: u32,
+    blocks: u64,
+    files: u64,
+) -> Result<(), Errno> {
+    // SAFETY: dqblk is a plain struct of integers, for which zero is valid.
+    let mut limits: libc::dqblk = unsafe { mem::zeroed() };
+    limits.dqb_bhardlimit = blocks;
+    limits.dqb_ihardlimit = files;
+    limits.dqb_valid = libc::QIF_LIMITS;
+    // `QCMD` of <linux/quota.h>; the kernel takes the 32 bits as unsigned.
+    let command = (libc::Q_SETQUOTA << 8) | PROJECT_QUOTA;
+    // SAFETY: the kernel reads one dqblk, which is alive, for this command.
+    check(unsafe {
+        libc::syscall(libc::SYS_quotactl_fd, file.as_raw_fd(), command, project, ptr::from_ref(&limits))
+    })
+    .map(drop)
+}
+
+/// A descriptor that becomes readable when the memory cgroup (version 1) of `folder` is out of memory.
+pub(crate) fn watch_out_of_memory(folder: &std::path::Path) -> std::io::Result<OwnedFd> {
+    // SAFETY: eventfd takes two integers.
+    let event =
+        check(libc::c_long::from(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }))?;
+    let event = RawFd::try_from(event).map_err(|_| Errno::BADF)?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
+    let event = unsafe { OwnedFd::from_raw_fd(event) };
+    let control = std::fs::File::open(folder.join("memory.oom_control"))?;
+    let line = format!("{} {}", event.as_raw_fd(), control.as_raw_fd());
+    std::fs::write(folder.join("cgroup.event_control"), line)?;
+    Ok(event)
+}

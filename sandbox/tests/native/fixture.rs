@@ -3,19 +3,28 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use windlass_launcher::record::{self, SupervisorRecord};
 use windlass_sandbox::{
-    Deadline, Driver, Error, Exit, Identity, Lease, Native, SandboxConfig, Stream, UnitId, UnitSpec,
-    Workspace,
+    DEFAULT_UIDS, Deadline, DiskQuota, Driver, Error, Exit, Identity, Lease, LimitName, Native,
+    SandboxConfig, Stream, UnitId, UnitSpec, Workspace,
 };
+
+/// The lease of an attempt: longer than any test takes, also in an emulated machine.
+const LEASE: Duration = Duration::from_secs(1200);
 
 /// The program that can become the launcher.
 pub(crate) fn program() -> PathBuf {
-    #[expect(clippy::disallowed_methods, reason = "the suite's second run tells its place to itself")]
-    let given = std::env::var_os("WINDLASS_TEST_PROGRAM");
-    given.map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_windlass-sandbox")), PathBuf::from)
+    setting("WINDLASS_TEST_PROGRAM")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_windlass-sandbox")), PathBuf::from)
+}
+
+/// What was told to this run of the suite.
+pub(crate) fn setting(name: &str) -> Option<std::ffi::OsString> {
+    #[expect(clippy::disallowed_methods, reason = "who runs the suite elsewhere tells it what is there")]
+    std::env::var_os(name)
 }
 
 /// Whether the tests run as root.
@@ -65,19 +74,40 @@ impl Fixture {
     }
 
     pub(crate) async fn with(change: impl FnOnce(&mut SandboxConfig)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::below(&std::env::temp_dir(), None, change).await
+    }
+
+    /// A fixture whose workspace has a quota, in a folder of the file system that holds `root`.
+    pub(crate) async fn limited(root: &Path, quota: DiskQuota) -> Self {
+        static FIXTURES: AtomicU32 = AtomicU32::new(0);
+        // Projects are numbered by user, and several fixtures share a file system.
+        let own = FIXTURES.fetch_add(1, Ordering::Relaxed) % 30;
+        let number = std::process::id() % 1000 * 60 + own * 2;
+        let first = DEFAULT_UIDS.start() + number;
+        Self::below(root, Some(quota), |config| config.uid_range = first..=first + 1).await
+    }
+
+    async fn below(root: &Path, quota: Option<DiskQuota>, change: impl FnOnce(&mut SandboxConfig)) -> Self {
+        let dir = tempfile::tempdir_in(root).unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
         let mut config = config(dir.path());
         change(&mut config);
         let native = Native::open(config).await.unwrap();
+        if let Some(version) = setting("WINDLASS_TEST_CGROUP")
+            && native.config().cgroup_parent.is_none()
+        {
+            // A machine that was booted to enforce everything: no test may take the lack of something for granted.
+            let features = native.features();
+            assert_eq!(features.cgroup.to_string(), version.to_string_lossy());
+            assert_eq!(features.limits.len(), 6, "{features:?}");
+        }
         let identity = native.identities().acquire("attempt-1").unwrap();
         // As the agent keeps them: no other user of the host gets through, not even the job's own.
         let workspaces = dir.path().join("workspaces");
         fs::create_dir(&workspaces).unwrap();
         fs::set_permissions(&workspaces, fs::Permissions::from_mode(0o700)).unwrap();
-        let workspace = Workspace::create(&workspaces, "attempt-1", identity).unwrap();
-        let lease =
-            Lease::create(dir.path().join("lease"), Deadline::after(Duration::from_secs(120))).unwrap();
+        let workspace = Workspace::create_limited(&workspaces, "attempt-1", identity, quota).unwrap();
+        let lease = Lease::create(dir.path().join("lease"), Deadline::after(LEASE)).unwrap();
         Self { dir, native, identity, workspace, lease }
     }
 
@@ -87,6 +117,17 @@ impl Fixture {
         let id = UnitId::new(name).unwrap();
         let path = self.workspace.path().to_owned();
         UnitSpec::new(id, command, path, self.identity, self.lease.path().to_owned())
+    }
+
+    /// Whether this host enforces a limit; where it does not, [`Driver::prepare`] refuses it, which has its own test.
+    pub(crate) fn enforces(&self, limit: LimitName) -> bool {
+        self.native.features().limits.contains(&limit)
+    }
+
+    /// The plan of a unit, as the supervisor reads it.
+    pub(crate) fn plan(&self, id: &UnitId) -> serde_json::Value {
+        let path = self.dir.path().join("state/units").join(id.as_str()).join(record::PLAN);
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
     }
 
     /// The pids of supervisors: of the units that run, and of the spare.

@@ -271,7 +271,8 @@ async fn the_programs_that_steps_are_written_for_work() {
 python3 -c 'import subprocess, multiprocessing, threading, ssl; print(subprocess.check_output(["echo", "py"]).decode().strip()); p = multiprocessing.Pool(2); print(p.map(abs, [-1, -2])); p.close()'
 git init -q . && git -c user.name=j -c user.email=j@x commit -q --allow-empty -m first && git log --format=%s
 if command -v node >/dev/null; then node -e 'const w = require("worker_threads"); new w.Worker("1", {eval: true}).on("exit", () => require("fs").writeFileSync("n", "node\n"))'; cat n; else echo node; fi
-if command -v gcc >/dev/null; then printf '#include <stdio.h>\nint main(){puts("gcc");}' > a.c && gcc a.c -o a && ./a; else echo gcc; fi
+printf '#include <stdio.h>\nint main(){puts("gcc");}' > a.c
+if command -v gcc >/dev/null; then gcc a.c -o a && ./a; else echo gcc; fi
 cp /bin/true /tmp/t && /tmp/t && mkdir d && mv a.c d/ 2>/dev/null; ls /proc/self/task | wc -l | grep -q 1
 "#;
     assert_eq!(fixture.bash(script).await.ok(), "py\n[1, 2]\nfirst\nnode\ngcc\n");

@@ -73,13 +73,21 @@ async fn the_doctor_finds_this_host_fit_and_leaves_nothing() {
         let fit = match &check.outcome {
             doctor::Outcome::Ok => true,
             doctor::Outcome::Degraded { fix, .. } => {
-                !fix.is_empty() && check.id.starts_with("cgroup-") && !is_root()
+                let may_lack = check.id.starts_with("cgroup-") || check.id == "limit-disk";
+                !fix.is_empty() && may_lack && !is_root()
             }
             doctor::Outcome::Missing { .. } => false,
         };
         assert!(fit, "{check:?}");
     }
-    assert!(checks.iter().any(|check| check.id == "run"));
+    for id in ["run", "limit-pids", "limit-disk", "limit-time", "limit-files", "network-none"] {
+        assert!(checks.iter().any(|check| check.id == id), "{id}");
+    }
+    for limit in ["cpu", "memory", "io"] {
+        let outcome = |id: String| checks.iter().find(|check| check.id == id).map(|check| &check.outcome);
+        let has_cgroup = outcome(format!("cgroup-{limit}")) == Some(&doctor::Outcome::Ok);
+        assert_eq!(outcome(format!("limit-{limit}")).is_some(), has_cgroup, "{limit}");
+    }
     assert_eq!(fixture.native.inventory().await.unwrap(), []);
     let left = fs::read_dir(fixture.dir.path().join("state/doctor")).unwrap().count();
     assert_eq!(left, 0);

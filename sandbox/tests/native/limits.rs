@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use windlass_sandbox::{Driver, EndReason, Error, Limit, LimitName};
+use windlass_sandbox::{Driver, EndReason, Error, Limit, LimitName, UnitSpec};
 
 use crate::fixture::{Fixture, is_root};
 
@@ -16,11 +16,10 @@ async fn without_cgroups() -> Fixture {
 
 #[tokio::test]
 async fn a_memory_bomb_is_killed_and_named() {
-    if !is_root() {
-        // Without cgroups the limit is refused; the next test has that.
+    let fixture = Fixture::new().await;
+    if !fixture.enforces(LimitName::Memory) {
         return;
     }
-    let fixture = Fixture::new().await;
     let mut unit = fixture.unit("bomb", &["python3", "-c", MEMORY_BOMB]);
     unit.limits.memory_bytes = Some(Limit::named(64 << 20));
     let outcome = fixture.run(&unit).await;
@@ -32,26 +31,89 @@ async fn a_memory_bomb_is_killed_and_named() {
 }
 
 #[tokio::test]
+async fn a_unit_with_a_process_that_took_too_much_memory_is_ended_whole() {
+    let fixture = Fixture::new().await;
+    if !fixture.enforces(LimitName::Memory) {
+        return;
+    }
+    // The shell is small, does not care what becomes of its child, and would succeed in the end.
+    let script = format!("python3 -c '{MEMORY_BOMB}' & sleep 60; exit 0");
+    let mut unit = fixture.unit("whole", &["bash", "-c", &script]);
+    unit.limits.memory_bytes = Some(Limit::named(64 << 20));
+    unit.timeout = Some(Duration::from_secs(50));
+    let exit = fixture.run(&unit).await.exit;
+    assert_eq!(exit.reason, EndReason::OOMKilled, "{exit:?}");
+    assert!(exit.proof.unwrap().holds());
+    fixture.native.cleanup(&unit.id).await.unwrap();
+}
+
+/// A file of the first cgroup of a unit that has one.
+fn cgroup_file(fixture: &Fixture, unit: &UnitSpec, names: &[&str]) -> String {
+    let plan = fixture.plan(&unit.id);
+    let dirs = plan["launch"]["cgroups"]["dirs"].as_array().unwrap();
+    let paths =
+        dirs.iter().flat_map(|dir| names.iter().map(move |name| format!("{}/{name}", dir.as_str().unwrap())));
+    let found = paths.filter_map(|path| std::fs::read_to_string(path).ok()).next();
+    found.unwrap_or_else(|| panic!("none of {names:?} in {dirs:?}"))
+}
+
+#[tokio::test]
+async fn a_weight_is_given_to_the_kernel() {
+    let fixture = Fixture::new().await;
+    if !fixture.enforces(LimitName::Cpu) {
+        return;
+    }
+    let mut unit = fixture.unit("weight", &["true"]);
+    unit.limits.cpu_weight = Some(Limit::named(50));
+    fixture.native.prepare(&unit).await.unwrap();
+    let weight = cgroup_file(&fixture, &unit, &["cpu.weight", "cpu.shares"]);
+    assert!(["50\n", "512\n"].contains(&weight.as_str()), "{weight}");
+    fixture.native.cleanup(&unit.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn writing_past_the_page_cache_is_slowed_down_and_counted() {
+    let fixture = Fixture::new().await;
+    if !fixture.enforces(LimitName::Io) {
+        return;
+    }
+    let script = "dd if=/dev/zero of=file bs=256K count=16 oflag=direct";
+    let mut unit = fixture.unit("io", &["bash", "-c", script]);
+    unit.limits.io_write_bps = Some(Limit::named(2 << 20));
+    unit.limits.io_read_bps = Some(Limit::named(100 << 20));
+    let began = std::time::Instant::now();
+    let outcome = fixture.run(&unit).await;
+    outcome.ok();
+    // 4 MiB at 2 MiB a second; the first of it is let through at once. No host is too slow for this.
+    assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
+    let written = outcome.exit.usage.io_write_bytes.unwrap();
+    assert!(written >= 4 << 20, "{:?}", outcome.exit.usage);
+    fixture.native.cleanup(&unit.id).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_named_limit_that_cannot_be_enforced_is_refused_and_a_default_one_is_told() {
     let fixture = without_cgroups().await;
     let unit = fixture.unit("limited", &["true"]);
-    for name in [LimitName::Memory, LimitName::Cpu] {
+    for name in [LimitName::Memory, LimitName::Cpu, LimitName::Io] {
         let with = |limit| {
             let mut unit = unit.clone();
             match name {
                 LimitName::Memory => unit.limits.memory_bytes = Some(limit),
-                _ => unit.limits.cpu_millis = Some(limit),
+                LimitName::Cpu => unit.limits.cpu_weight = Some(limit),
+                LimitName::Io => unit.limits.io_read_bps = Some(limit),
+                LimitName::Pids | LimitName::Disk | LimitName::Files => unreachable!("always enforced"),
             }
             unit
         };
-        let error = fixture.native.prepare(&with(Limit::named(1 << 30))).await.unwrap_err();
+        let error = fixture.native.prepare(&with(Limit::named(1000))).await.unwrap_err();
         assert!(matches!(&error, Error::Unenforceable { limit, .. } if *limit == name), "{error}");
         assert!(error.to_string().contains("Delegate=yes"), "{error}");
         assert_eq!(fixture.native.inventory().await.unwrap(), []);
-        let prepared = fixture.native.prepare(&with(Limit::default_value(1 << 30))).await.unwrap();
+        let prepared = fixture.native.prepare(&with(Limit::default_value(1000))).await.unwrap();
         assert_eq!(prepared.unenforced[0].limit, name);
         fixture.native.cleanup(&unit.id).await.unwrap();
-        let mut accepted = with(Limit::named(1 << 30));
+        let mut accepted = with(Limit::named(1000));
         accepted.limits.accept_unenforced.insert(name);
         assert_eq!(fixture.native.prepare(&accepted).await.unwrap().unenforced[0].limit, name);
         fixture.native.start(&unit.id).await.unwrap();
@@ -94,10 +156,10 @@ async fn a_fork_bomb_is_bounded_by_the_pids_limit_with_and_without_cgroups() {
 
 #[tokio::test]
 async fn a_cpu_limit_slows_a_busy_program_down() {
-    if !is_root() {
+    let fixture = Fixture::new().await;
+    if !fixture.enforces(LimitName::Cpu) {
         return;
     }
-    let fixture = Fixture::new().await;
     let mut unit = fixture.unit("busy", &["python3", "-c", "while True: pass"]);
     unit.limits.cpu_millis = Some(Limit::named(100));
     unit.timeout = Some(Duration::from_secs(2));
@@ -124,6 +186,13 @@ async fn a_workspace_that_grows_past_its_limit_ends_the_unit() {
     let exit = fixture.run(&unit).await.exit;
     assert_eq!(exit.reason, EndReason::DiskLimit, "{exit:?}");
     assert!(exit.message.unwrap().contains("20971520"));
+    // A program that does not look at errors is killed by the kernel at the size that no file may pass.
+    let program = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n\
+                   with open('one', 'wb') as file:\n    while True: file.write(bytes(1 << 20))";
+    let mut unit = fixture.unit("one", &["python3", "-c", program]);
+    unit.limits.disk_bytes = Some(Limit::named(100 << 20));
+    let exit = fixture.run(&unit).await.exit;
+    assert_eq!(exit.reason, EndReason::DiskLimit, "{exit:?}");
 }
 
 #[tokio::test]
@@ -142,10 +211,10 @@ async fn the_disk_limit_cannot_be_dodged() {
         ),
     ];
     for (name, script) in scripts {
-        let script = format!("{script}\nsleep 60");
+        let script = format!("{script}\nsleep 600");
         let mut unit = fixture.unit(name, &["bash", "-c", &script]);
         unit.limits.disk_bytes = Some(Limit::named(20 << 20));
-        unit.timeout = Some(Duration::from_secs(20));
+        unit.timeout = Some(Duration::from_secs(300));
         let exit = fixture.run(&unit).await.exit;
         assert_eq!(exit.reason, EndReason::DiskLimit, "{name}: {exit:?}");
         let left = fixture.workspace.path();
@@ -171,6 +240,8 @@ async fn processor_time_of_killed_children_is_counted() {
     let exit = fixture.bash(&script).await.exit;
     assert!(exit.usage.cpu_ns > 100_000_000, "{:?}", exit.usage);
     assert!(exit.usage.peak_memory_bytes.unwrap() > 1 << 20);
+    // Whatever has no cgroup to count it in is told by what the kernel says of the processes.
+    assert!(exit.usage.io_read_bytes.is_some() && exit.usage.io_write_bytes.is_some(), "{:?}", exit.usage);
 }
 
 /// Where the unified hierarchy is mounted.
@@ -195,7 +266,7 @@ async fn a_unit_is_born_into_its_cgroup_of_the_unified_hierarchy_and_leaves_it_e
     let path = fixture.dir.path().join("state/units/unified/plan.json");
     let mut plan: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     plan["launch"]["cgroups"] =
-        serde_json::json!({ "v2": true, "dirs": [cgroup], "memory": null, "pids": null });
+        serde_json::json!({ "v2": true, "dirs": [cgroup], "memory": null, "pids": null, "io": null });
     std::fs::write(&path, plan.to_string()).unwrap();
     fixture.native.start(&unit.id).await.unwrap();
     crate::fixture::printed(&fixture.native, &unit.id, "ready").await;

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use windlass_crds::conditions::Condition;
+use windlass_crds::sandbox_job::StepStatus;
 
 use super::refused::Refused;
 use crate::client::model::{AttemptItem, EventItem, HistoryItem, Job, Node, Placement, Queue, Template};
@@ -146,6 +147,29 @@ impl Text {
             .collect();
         let columns = [column("NAME"), column("PHASE"), column("EXIT"), column("DURATION"), flexible("WHY")];
         self.table("Steps", &columns, &rows);
+        self.usage(&status.steps);
+    }
+
+    /// What steps have used, where something was measured.
+    fn usage(&mut self, steps: &[StepStatus]) {
+        let bytes = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), human::bytes);
+        let rows: Vec<Vec<Cell>> = steps
+            .iter()
+            .filter_map(|step| {
+                let usage = step.usage.as_ref()?;
+                let cpu = usage.cpu_ms?;
+                Some(vec![
+                    Cell::from(&step.name),
+                    Cell::from(format!("{}.{:03}s", cpu / 1000, cpu % 1000)),
+                    Cell::from(bytes(usage.memory_peak_bytes)),
+                    Cell::from(usage.pids_peak.map_or_else(|| "-".to_owned(), |peak| peak.to_string())),
+                    Cell::from(bytes(usage.io_read_bytes)),
+                    Cell::from(bytes(usage.io_write_bytes)),
+                ])
+            })
+            .collect();
+        let columns = ["NAME", "CPU", "MEMORY-PEAK", "PIDS-PEAK", "DISK-READ", "DISK-WRITTEN"].map(column);
+        self.table("Usage", &columns, &rows);
     }
 
     /// A job's attempts.
@@ -355,5 +379,37 @@ impl Text {
             .collect();
         let columns = [column("AGE"), column("LEVEL"), column("REASON"), flexible("MESSAGE")];
         self.table("Events", &columns, &rows);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use windlass_crds::sandbox_job::StepUsage;
+
+    use super::*;
+
+    #[test]
+    fn what_steps_used_is_shown_where_it_was_measured() {
+        let usage = StepUsage {
+            cpu_ms: Some(1250),
+            memory_peak_bytes: Some(34 << 20),
+            pids_peak: Some(7),
+            io_read_bytes: Some(0),
+            ..StepUsage::default()
+        };
+        let step = |name: &str, usage| StepStatus { name: name.to_owned(), usage, ..StepStatus::default() };
+        let mut text = Text::new(Timestamp::UNIX_EPOCH, None);
+        text.usage(&[
+            step("build", Some(usage)),
+            step("old", Some(StepUsage::default())),
+            step("next", None),
+        ]);
+        let text = anstream::adapter::strip_str(&text.finish()).to_string();
+        insta::assert_snapshot!(text, @r"
+
+        Usage
+          NAME   CPU     MEMORY-PEAK  PIDS-PEAK  DISK-READ  DISK-WRITTEN
+          build  1.250s  34.00 MiB    7          0 B        -
+        ");
     }
 }

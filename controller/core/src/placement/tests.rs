@@ -57,6 +57,13 @@ fn the_first_reason_is_named() {
         ),
         (r#"{"sandbox":{"resources":{"pids":5},"unenforced":["pids"]}}"#, None),
         (
+            r#"{"sandbox":{"resources":{"ioRead":"5Mi"}}}"#,
+            Some(
+                "the node cannot enforce the io limit that the job names; sandbox.unenforced: [io] would accept that",
+            ),
+        ),
+        (r#"{"sandbox":{"resources":{"cpuWeight":5}}}"#, None),
+        (
             r#"{"sandbox":{"resources":{"memory":"2Gi"}}}"#,
             Some("the job names 2Gi of memory, above the node's sandbox.max of 1Gi"),
         ),

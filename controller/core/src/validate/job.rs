@@ -33,13 +33,15 @@ pub(super) fn check_rules(spec: &SandboxJobSpec, at: &str, findings: &mut Findin
     check_steps(spec, at, findings);
 }
 
-/// Checks limits that would leave nothing; `pids` has its least value in the schema.
+/// Checks limits that would leave nothing; the others have their least value in the schema.
 pub(super) fn check_resources(resources: &Resources, at: &str, findings: &mut Findings) {
-    let Resources { cpu, memory, pids: _, disk } = resources;
+    let Resources { cpu, cpu_weight: _, memory, pids: _, disk, io_read, io_write, files: _ } = resources;
     let zeros = [
         ("cpu", *cpu == Some(Cpu::default())),
         ("memory", *memory == Some(Bytes::default())),
         ("disk", *disk == Some(Bytes::default())),
+        ("ioRead", *io_read == Some(Bytes::default())),
+        ("ioWrite", *io_write == Some(Bytes::default())),
     ];
     for (name, _) in zeros.into_iter().filter(|(_, zero)| *zero) {
         findings

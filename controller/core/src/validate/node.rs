@@ -52,6 +52,8 @@ fn check_policy(policy: &SandboxPolicy, at: &str, findings: &mut Findings) {
         max,
         max_timeout,
         host_paths,
+        blocked_commands,
+        allowed_commands,
         output_cap,
     } = policy;
     findings.check_unique(runtimes, &format!("{at}.runtimes"));
@@ -64,6 +66,12 @@ fn check_policy(policy: &SandboxPolicy, at: &str, findings: &mut Findings) {
     findings.check_at_most(fields("memory"), defaults.memory, max.memory);
     findings.check_at_most(fields("pids"), defaults.pids, max.pids);
     findings.check_at_most(fields("disk"), defaults.disk, max.disk);
+    findings.check_at_most(fields("cpuWeight"), defaults.cpu_weight, max.cpu_weight);
+    findings.check_at_most(fields("ioRead"), defaults.io_read, max.io_read);
+    findings.check_at_most(fields("ioWrite"), defaults.io_write, max.io_write);
+    findings.check_at_most(fields("files"), defaults.files, max.files);
+    check_commands(blocked_commands, &format!("{at}.blockedCommands"), findings);
+    check_commands(allowed_commands, &format!("{at}.allowedCommands"), findings);
     findings.check_span(format!("{at}.maxTimeout"), *max_timeout, MIN_TIMEOUT, MAX_TIMEOUT);
     for (index, host_path) in host_paths.iter().enumerate() {
         let field = format!("{at}.hostPaths[{index}]");
@@ -81,5 +89,16 @@ fn check_policy(policy: &SandboxPolicy, at: &str, findings: &mut Findings) {
     }
     if *output_cap == Some(Bytes::default()) {
         findings.refuse(format!("{at}.outputCap"), "`0` would keep no output; raise it or remove the field");
+    }
+}
+
+/// Checks words of commands: those that would match nothing or everything are mistakes.
+fn check_commands(words: &[String], at: &str, findings: &mut Findings) {
+    findings.check_unique(words, at);
+    for (index, word) in words.iter().enumerate() {
+        if word.trim().is_empty() || word.chars().any(char::is_control) {
+            let message = format!("{} names no command; write it as in a script, or remove it", Quoted(word));
+            findings.refuse(format!("{at}[{index}]"), message);
+        }
     }
 }

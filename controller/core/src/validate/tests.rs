@@ -264,6 +264,10 @@ fn every_rule_of_jobs_names_the_field_and_the_fix() {
             "spec.sandbox.resources.memory: `0` leaves nothing to run with; raise it or remove the field",
         ),
         (
+            "command: [a]\nsandbox: {resources: {ioWrite: 0}}",
+            "spec.sandbox.resources.ioWrite: `0` leaves nothing to run with; raise it or remove the field",
+        ),
+        (
             "command: [a]\nsandbox: {resources: {disk: 0}}",
             "spec.sandbox.resources.disk: `0` leaves nothing to run with; raise it or remove the field",
         ),
@@ -480,6 +484,24 @@ fn every_rule_of_nodes_names_the_field_and_the_fix() {
             "sandbox: {defaults: {disk: 2Gi}, max: {disk: 1Gi}}",
             "spec.sandbox.defaults.disk: `2Gi` is more than spec.sandbox.max.disk, which is `1Gi`; lower it or raise \
              the other",
+        ),
+        (
+            "sandbox: {defaults: {cpuWeight: 20}, max: {cpuWeight: 10}}",
+            "spec.sandbox.defaults.cpuWeight: `20` is more than spec.sandbox.max.cpuWeight, which is `10`; lower it or \
+             raise the other",
+        ),
+        (
+            "sandbox: {defaults: {files: 99}, max: {files: 64}}",
+            "spec.sandbox.defaults.files: `99` is more than spec.sandbox.max.files, which is `64`; lower it or raise the \
+             other",
+        ),
+        (
+            "sandbox: {blockedCommands: [dd, ' ']}",
+            "spec.sandbox.blockedCommands[1]: ` ` names no command; write it as in a script, or remove it",
+        ),
+        (
+            "sandbox: {allowedCommands: [sh, sh]}",
+            "spec.sandbox.allowedCommands[1]: `sh` is listed twice; remove one of them",
         ),
         (
             "sandbox: {maxTimeout: 31d}",

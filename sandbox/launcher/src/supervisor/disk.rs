@@ -134,6 +134,13 @@ fn open_up(dir: impl AsFd) -> Result<(), Errno> {
     rustix::fs::chmod(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()), mode)
 }
 
+/// Whether the file system of a folder has less than `room` bytes or no file left. What cannot be asked counts as full.
+pub(super) fn is_full(path: &Path, room: u64) -> bool {
+    rustix::fs::statvfs(path).map_or(true, |space| {
+        space.f_bavail.saturating_mul(space.f_frsize) < room || (space.f_files > 0 && space.f_favail == 0)
+    })
+}
+
 /// Bytes of the deleted files on the device of `path` that the process `init` and its descendants hold open: no walk
 /// sees them. What a process hides of itself, or holds only mapped, is not found; nor is what goes beyond the bounds.
 pub(super) fn deleted_bytes(init: Pid, path: &Path) -> u64 {

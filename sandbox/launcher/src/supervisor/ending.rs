@@ -13,7 +13,7 @@ use crate::child;
 use crate::deadline::{boottime_ns, wall_ms};
 use crate::exit::{EndReason, Exit, Usage};
 use crate::frame::Stream;
-use crate::plan::{self, Cgroups};
+use crate::plan::{self, Cgroups, DiskKeeper};
 use crate::sys;
 
 /// How long to wait for cgroups to empty once the pid namespace is gone.
@@ -124,11 +124,8 @@ impl Supervisor {
                 EndReason::Timeout => {
                     self.plan.timeout_ms.map(|limit| format!("time limit of {limit} ms passed"))
                 }
-                EndReason::DiskLimit => self
-                    .plan
-                    .disk
-                    .as_ref()
-                    .map(|disk| format!("workspace grew past its limit of {} bytes", disk.bytes)),
+                EndReason::DiskLimit => self.disk_limit_reached(),
+                EndReason::OOMKilled => Some(MEMORY_LIMIT.to_owned()),
                 EndReason::LeaseExpired => Some("lease expired without a renewal".to_owned()),
                 _ => None,
             };
@@ -136,7 +133,7 @@ impl Supervisor {
         }
         let succeeded = code == Some(0);
         if counters.oom_kills > 0 && !succeeded {
-            return with(EndReason::OOMKilled, Some("memory limit exceeded".to_owned()));
+            return with(EndReason::OOMKilled, Some(MEMORY_LIMIT.to_owned()));
         }
         if !self.program.forked {
             return plain(EndReason::SetupFailed, Some("the sandbox ended while it was made".to_owned()));
@@ -144,10 +141,28 @@ impl Supervisor {
         if counters.pids_refused > 0 && !succeeded {
             return with(EndReason::PidsLimit, Some("pids limit reached".to_owned()));
         }
+        // No file may be larger than the disk limit, and a program that tries is killed if it does not care for the error.
+        let too_large = self.plan.disk.is_some() && signal == Some(libc::SIGXFSZ);
+        if !succeeded && (too_large || self.disk_is_full()) {
+            return with(EndReason::DiskLimit, self.disk_limit_reached());
+        }
         match signal {
             Some(_) => with(EndReason::Signalled, None),
             None => with(EndReason::Exited, None),
         }
+    }
+
+    /// Whether the file system that keeps the disk limit is or was full.
+    fn disk_is_full(&self) -> bool {
+        self.plan.disk.as_ref().is_some_and(|disk| {
+            disk.keeper == DiskKeeper::FileSystem
+                && (self.disk_was_full || super::disk::is_full(&disk.path, super::DISK_ROOM))
+        })
+    }
+
+    fn disk_limit_reached(&self) -> Option<String> {
+        let disk = self.plan.disk.as_ref()?;
+        Some(format!("workspace reached its limit of {} bytes", disk.bytes))
     }
 }
 
@@ -185,6 +200,15 @@ struct Counters {
     peak_memory: Option<u64>,
     peak_pids: Option<u64>,
     cpu_ns: Option<u64>,
+    io: Option<(u64, u64)>,
+}
+
+/// What is said of a unit that the kernel's out-of-memory killer has ended.
+const MEMORY_LIMIT: &str = "memory limit exceeded";
+
+/// Whether the kernel has killed a process of the cgroups for want of memory.
+pub(super) fn has_oom_kills(cgroups: &Cgroups) -> bool {
+    Counters::read(cgroups).oom_kills > 0
 }
 
 impl Counters {
@@ -209,8 +233,36 @@ impl Counters {
             peak_memory: number(&cgroups.memory, peak),
             peak_pids: number(&cgroups.pids, "pids.peak"),
             cpu_ns: field(&unified, "cpu.stat", "usage_usec ").map(|micros| micros * 1000),
+            io: if cgroups.v2 {
+                text(&cgroups.io, "io.stat").map(|stat| io_of_v2(&stat))
+            } else {
+                text(&cgroups.io, "blkio.throttle.io_service_bytes").map(|stat| io_of_v1(&stat))
+            },
         }
     }
+}
+
+/// Bytes read and written, of all devices of an `io.stat`: `8:0 rbytes=1 wbytes=2 rios=…`. What goes through a loop device
+/// (major number 7) is told once more of the device below it.
+fn io_of_v2(stat: &str) -> (u64, u64) {
+    let sum = |key: &str| {
+        stat.lines()
+            .filter(|line| !line.starts_with("7:"))
+            .flat_map(str::split_ascii_whitespace)
+            .filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok())
+            .fold(0, u64::saturating_add)
+    };
+    (sum("rbytes="), sum("wbytes="))
+}
+
+/// The same of a `blkio.throttle.io_service_bytes`: `8:0 Read 1`, `8:0 Write 2`, …, `Total 3`.
+fn io_of_v1(stat: &str) -> (u64, u64) {
+    let sum = |kind: &str| {
+        stat.lines()
+            .filter_map(|line| line.split_once(' ')?.1.strip_prefix(kind)?.trim().parse::<u64>().ok())
+            .fold(0, u64::saturating_add)
+    };
+    (sum("Read "), sum("Write "))
 }
 
 /// The usage of a unit, from its cgroups where they count, else from what the kernel tells at the reaping.
@@ -219,12 +271,22 @@ fn usage_of(usage: Option<&libc::rusage>, counters: &Counters) -> Usage {
         u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
             + u64::try_from(time.tv_usec).unwrap_or(0) * 1000
     };
+    // getrusage(2) counts in blocks of 512 bytes.
+    let blocks = |count: libc::c_long| u64::try_from(count).unwrap_or(0).saturating_mul(512);
     let reaped = usage.map_or(0, |usage| nanos(&usage.ru_utime) + nanos(&usage.ru_stime));
     let largest = usage.and_then(|usage| u64::try_from(usage.ru_maxrss).ok()).map(|kib| kib * 1024);
     Usage {
         cpu_ns: counters.cpu_ns.unwrap_or(reaped),
         peak_memory_bytes: counters.peak_memory.or(largest),
         peak_pids: counters.peak_pids,
+        io_read_bytes: counters
+            .io
+            .map(|(read, _)| read)
+            .or_else(|| usage.map(|usage| blocks(usage.ru_inblock))),
+        io_write_bytes: counters
+            .io
+            .map(|(_, written)| written)
+            .or_else(|| usage.map(|usage| blocks(usage.ru_oublock))),
     }
 }
 
@@ -255,4 +317,20 @@ fn confirm_empty(cgroups: &Cgroups, teardown: &mut Vec<String>) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn io_is_summed_over_devices_in_both_generations() {
+        let v2 = "254:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=9 dios=9\n\
+                  8:16 rbytes=1 wbytes=2 rios=1 wios=1\n7:0 rbytes=1 wbytes=2 rios=1 wios=1\n";
+        assert_eq!(io_of_v2(v2), (4097, 8194));
+        let v1 = "254:0 Read 4096\n254:0 Write 8192\n254:0 Sync 1\n254:0 Total 12289\n\
+                  8:16 Read 1\n8:16 Write 2\nTotal 5\n";
+        assert_eq!(io_of_v1(v1), (4097, 8194));
+        assert_eq!((io_of_v2(""), io_of_v1("")), ((0, 0), (0, 0)));
+    }
 }

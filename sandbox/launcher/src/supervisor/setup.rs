@@ -152,6 +152,14 @@ impl Supervisor {
             TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
         )
         .map_err(failed("make a timer"))?;
+        let shortage = plan
+            .cgroups
+            .as_ref()
+            .filter(|cgroups| !cgroups.v2)
+            .and_then(|cgroups| cgroups.memory.as_deref())
+            .map(sys::watch_out_of_memory)
+            .transpose()
+            .map_err(failed("watch the memory cgroup"))?;
         let sources = open_sources(&plan.own.steps, foundation.privileged)?;
         note(foundation.init, lock, boot_id)?;
         match handover::send(&foundation.control, &plan.own, &sources, tasks) {
@@ -160,14 +168,14 @@ impl Supervisor {
             Err(Errno::PIPE | Errno::CONNRESET) => {}
             Err(errno) => return Err(failed("hand the unit over")(errno)),
         }
-        Ok(Unit { plan, lease, lease_ns, spool, requests, timer })
+        Ok(Unit { plan, lease, lease_ns, spool, requests, shortage, timer })
     }
 
     /// Puts both together.
     fn of(dir: &Path, foundation: Foundation, unit: Unit) -> Self {
         let Foundation { init, init_fd, signals, mounts, stdout, stderr, setup, control, privileged: _ } =
             foundation;
-        let Unit { plan, lease, lease_ns, spool, requests, timer } = unit;
+        let Unit { plan, lease, lease_ns, spool, requests, shortage, timer } = unit;
         let disk = plan.disk.clone().map(|limit| DiskWatch {
             limit,
             walk: None,
@@ -186,6 +194,8 @@ impl Supervisor {
             requests,
             request_bytes: Vec::new(),
             signals,
+            shortage,
+            victim: None,
             timer,
             timer_ns: 0,
             lease,
@@ -198,6 +208,7 @@ impl Supervisor {
             stopping: None,
             killed: None,
             disk,
+            disk_was_full: false,
             proof: KillProof::default(),
             buffer: vec![0; READ],
         }
@@ -211,6 +222,7 @@ struct Unit {
     lease_ns: u64,
     spool: File,
     requests: OwnedFd,
+    shortage: Option<OwnedFd>,
     timer: OwnedFd,
 }
 
