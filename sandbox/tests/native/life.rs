@@ -54,7 +54,7 @@ async fn a_program_that_ignores_term_is_killed_after_the_grace_with_all_its_chil
     let began = Instant::now();
     fixture.native.signal(&unit.id, stop(300)).await.unwrap();
     let exit = fixture.native.wait(&unit.id).await.unwrap();
-    assert!(began.elapsed() >= Duration::from_millis(300) && began.elapsed() < Duration::from_secs(10));
+    assert!(began.elapsed() >= Duration::from_millis(300) && began.elapsed() < Duration::from_secs(60));
     assert_eq!((exit.reason, exit.signal), (EndReason::Cancelled, Some(9)));
     assert!(exit.proof.unwrap().holds());
     assert_eq!(processes_with(&marker), Vec::<u32>::new());
@@ -70,7 +70,7 @@ async fn a_second_stop_may_shorten_the_grace() {
     printed(&fixture.native, &unit.id, "ready").await;
     fixture.native.signal(&unit.id, stop(600_000)).await.unwrap();
     fixture.native.signal(&unit.id, stop(0)).await.unwrap();
-    let exit = tokio::time::timeout(Duration::from_secs(10), fixture.native.wait(&unit.id)).await.unwrap();
+    let exit = tokio::time::timeout(Duration::from_secs(60), fixture.native.wait(&unit.id)).await.unwrap();
     assert_eq!(exit.unwrap().reason, EndReason::Cancelled);
 }
 
@@ -81,7 +81,7 @@ async fn what_a_program_leaves_behind_dies_with_it_and_does_not_hold_its_output_
     let script = format!("(setsid bash -c '(sleep 1000 & exec sleep 1000 {marker})' &) ; echo done");
     let began = Instant::now();
     let outcome = fixture.bash(&script).await;
-    assert!(began.elapsed() < Duration::from_secs(20));
+    assert!(began.elapsed() < Duration::from_secs(60));
     assert_eq!(outcome.ok(), "done\n");
     assert_eq!(processes_with(&marker), Vec::<u32>::new());
 }
