@@ -30,7 +30,9 @@ pub(super) fn pidfd_of(name: ProcessName) -> io::Result<Option<OwnedFd>> {
     let Some(pid) = Pid::from_raw(name.pid) else { return Ok(None) };
     let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
-        Err(Errno::SRCH) => return Ok(None),
+        // The last two are the kernel's word for a number that leads no process: that of a thread, or of a process that is
+        // being reaped at this moment.
+        Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
     match record::start_time(name.pid) {
@@ -164,6 +166,17 @@ mod tests {
         assert!(pidfd_of(ProcessName { pid, start_time }).unwrap().is_some());
         assert!(pidfd_of(ProcessName { pid, start_time: start_time + 1 }).unwrap().is_none());
         assert!(pidfd_of(ProcessName { pid: i32::MAX, start_time }).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_number_that_leads_no_process_is_no_process() {
+        std::thread::scope(|scope| {
+            let found = scope.spawn(|| {
+                let pid = rustix::thread::gettid().as_raw_nonzero().get();
+                pidfd_of(ProcessName { pid, start_time: record::start_time(pid).unwrap() }).unwrap()
+            });
+            assert!(found.join().unwrap().is_none());
+        });
     }
 
     #[test]
