@@ -4,23 +4,20 @@
 //! the first that asks, and ended by a guard some seconds after the last process that used it has ended in any way.
 //! [`Server::own`] is for tests that kill it.
 //!
-//! ```text
-//!  test process ──shared lock──► users.lock ◄──exclusive lock── guard ──► stops the server, removes its folder
-//!        └──────exclusive lock─► start.lock (only while it looks for the server, or starts it)
-//! ```
-//!
 //! PostgreSQL refuses to run as root, so root runs it as the user `postgres`. A machine without PostgreSQL makes the tests
 //! fail, because everything here panics with what is missing.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+
+use windlass_test_process::{
+    Claim, Guard, PATIENCE, Signal, answers, free_port, is_alive, on_path, own, send, shared, wait_for,
+};
 
 /// The superuser of every server here.
 const USER: &str = "windlass";
@@ -28,29 +25,11 @@ const USER: &str = "windlass";
 const PASSWORD: &str = "for tests only";
 /// The user that root runs PostgreSQL as; Debian's package makes it.
 const ACCOUNT: &str = "postgres";
-/// How long a server may take to start or to stop, recovery included, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Waits on users.lock as long as somebody holds it, and a little longer, because the tests of a run come one after the
-/// other; then stops the server while it holds the lock itself.
-const SHARED_GUARD: &str = r#"
-cd "$1" || exit 1
-while :; do
-    flock users.lock true
-    sleep 5
-    flock --nonblock users.lock sh -c '
-        kill -INT "$(head -n 1 data/postmaster.pid)"
-        while [ -e data/postmaster.pid ] && kill -0 "$(head -n 1 data/postmaster.pid)" 2>/dev/null; do sleep 0.1; done
-        rm -rf ready data' && exit
-done
-"#;
-
-/// Kills the server when the test process has ended, which closes the guard's input.
-const OWN_GUARD: &str = r#"
-cat >/dev/null
-pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && kill -INT "$pid" 2>/dev/null
-while [ -e "$1/data/postmaster.pid" ] && kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
-rm -rf "$1"
+/// Stops the server of a folder. The word for a shared one and for one of a test's own is the same.
+const END: &str = r#"
+pid=$(head -n 1 data/postmaster.pid 2>/dev/null) && kill -INT "$pid" 2>/dev/null
+while [ -e data/postmaster.pid ] && kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
+rm -rf ready data
 "#;
 
 /// A running server.
@@ -59,7 +38,7 @@ pub struct Server {
     folder: PathBuf,
     port: u16,
     /// Of an own server: ends it when it is closed.
-    guard: Option<Child>,
+    _guard: Option<Guard>,
 }
 
 /// A database of one test.
@@ -75,7 +54,7 @@ impl Server {
     /// # Panics
     /// Where there is no PostgreSQL, or it does not start; with the reason.
     pub fn shared() -> &'static Self {
-        static SHARED: OnceLock<(Server, File)> = OnceLock::new();
+        static SHARED: OnceLock<(Server, Claim)> = OnceLock::new();
         &SHARED.get_or_init(start_shared).0
     }
 
@@ -93,10 +72,8 @@ impl Server {
         make_cluster(&folder);
         let port = free_port();
         start(&folder, port);
-        let mut guard = Command::new("setsid");
-        guard.args(["sh", "-c", OWN_GUARD, "guard"]).arg(&folder);
-        let guard = guard.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        Self { folder, port, guard: Some(guard.expect("setsid (util-linux) is installed")) }
+        let guard = own(&folder, END);
+        Self { folder, port, _guard: Some(guard) }
     }
 
     /// Where a database of this server is, over TCP.
@@ -153,7 +130,7 @@ impl Server {
         processes.push(main);
         for process in &processes {
             // One that has ended by itself meanwhile is what is wanted.
-            send(*process, rustix::process::Signal::KILL);
+            send(*process, Signal::KILL);
         }
         wait_for("the server's processes to end", || processes.iter().all(|process| !is_alive(*process)));
         // Where nobody collects ended processes, the next server would take the dead one for alive.
@@ -168,7 +145,7 @@ impl Server {
     /// Where it does not end.
     pub fn stop(&self) {
         let main = self.main_process().expect("it runs");
-        send(main, rustix::process::Signal::INT);
+        send(main, Signal::INT);
         wait_for("the server to stop", || !is_alive(main));
     }
 
@@ -183,15 +160,6 @@ impl Server {
     fn main_process(&self) -> Option<i32> {
         let pid = fs::read_to_string(self.data().join("postmaster.pid")).ok()?;
         pid.lines().next()?.trim().parse().ok()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Some(guard) = &mut self.guard {
-            drop(guard.stdin.take());
-            guard.wait().expect("the guard is our child, and nobody else waits for it");
-        }
     }
 }
 
@@ -223,49 +191,16 @@ impl Database<'_> {
     }
 }
 
-fn start_shared() -> (Server, File) {
-    // One server for each working copy and user: runs of one working copy share it.
-    let owner = rustix::process::geteuid().as_raw();
-    let place = env!("CARGO_MANIFEST_DIR")
-        .bytes()
-        .fold(0u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(byte)));
-    let folder = std::env::temp_dir().join(format!("windlass-postgres-{owner}-{place:08x}"));
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(&folder)
-        .expect("the temporary folder can be written");
-    assert_eq!(fs::metadata(&folder).expect("it was just made").uid(), owner, "{} is ours", folder.display());
-    let users = lock_file(&folder.join("users.lock"));
-    users.lock_shared().expect("file locks work");
-    let starting = lock_file(&folder.join("start.lock"));
-    starting.lock().expect("file locks work");
-    let ready = folder.join("ready");
-    let port = fs::read_to_string(&ready).ok().and_then(|port| port.trim().parse().ok());
-    if let Some(port) = port.filter(|port| answers(*port)) {
-        return (Server { folder, port, guard: None }, users);
-    }
-    for left_over in [ready.clone(), folder.join("data")] {
-        if left_over.is_dir() {
-            fs::remove_dir_all(&left_over).expect("what is left over from before can be removed");
-        } else if left_over.exists() {
-            fs::remove_file(&left_over).expect("what is left over from before can be removed");
-        }
-    }
-    make_cluster(&folder);
-    let port = free_port();
-    start(&folder, port);
-    let mut guard = Command::new("setsid");
-    guard.args(["sh", "-c", SHARED_GUARD, "guard"]).arg(&folder);
-    let guard = guard.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    drop(guard.expect("setsid (util-linux) is installed"));
-    fs::write(&ready, port.to_string()).expect("the folder can be written");
-    (Server { folder, port, guard: None }, users)
-}
-
-fn lock_file(path: &Path) -> File {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o644).open(path);
-    file.unwrap_or_else(|error| panic!("{} can be opened: {error}", path.display()))
+fn start_shared() -> (Server, Claim) {
+    let check = |port: &str| port.parse().is_ok_and(answers);
+    let (claim, port) = shared("postgres", env!("CARGO_MANIFEST_DIR"), END, check, |folder| {
+        make_cluster(folder);
+        let port = free_port();
+        start(folder, port);
+        port.to_string()
+    });
+    let port = port.parse().expect("what was written above");
+    (Server { folder: claim.folder.clone(), port, _guard: None }, claim)
 }
 
 /// Makes an empty cluster in `folder/data`.
@@ -346,46 +281,12 @@ fn program(name: &str) -> PathBuf {
     if let Some((_, program)) = found.pop() {
         return program;
     }
-    #[expect(clippy::disallowed_methods, reason = "the search path is no setting of ours")]
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path =
-        std::env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.exists());
-    on_path.unwrap_or_else(|| {
+    on_path(name).unwrap_or_else(|| {
         panic!("{name} was not found: install PostgreSQL (Debian: apt-get install postgresql)")
     })
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there is a free port");
-    listener.local_addr().expect("it is bound").port()
-}
-
-fn answers(port: u16) -> bool {
-    TcpStream::connect(("127.0.0.1", port)).is_ok()
-}
-
-fn send(process: i32, signal: rustix::process::Signal) {
-    if let Some(pid) = rustix::process::Pid::from_raw(process) {
-        // It may have ended by itself.
-        rustix::process::kill_process(pid, signal).ok();
-    }
-}
-
-fn is_alive(process: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
-    !matches!(state, None | Some('Z'))
 }
 
 fn children(process: i32) -> Vec<i32> {
     let list = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
     list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-}
-
-fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < until, "waited too long for {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
