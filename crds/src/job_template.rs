@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::conditions::Condition;
 use crate::sandbox_job::SandboxJobSpec;
 
 /// A named, versioned, parameterised job. The same version with other content is refused.
@@ -14,12 +15,15 @@ use crate::sandbox_job::SandboxJobSpec;
     version = "v1alpha1",
     kind = "JobTemplate",
     namespaced,
+    status = "JobTemplateStatus",
     derive = "PartialEq",
     shortname = "jt",
     category = "windlass",
     printcolumn = r#"{"name":"Version","type":"string","jsonPath":".spec.version"}"#,
+    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type=='Accepted')].status"}"#,
     printcolumn = r#"{"name":"Description","type":"string","jsonPath":".spec.description"}"#,
-    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    printcolumn = r#"{"name":"Message","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type=='Accepted')].message"}"#
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct JobTemplateSpec {
@@ -39,6 +43,19 @@ pub struct JobTemplateSpec {
 
     /// The job. Its strings may name parameters as `${{ params.NAME }}`.
     pub job: SandboxJobSpec,
+}
+
+/// What has become of a template.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JobTemplateStatus {
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// `Accepted`: whether the spec is in force.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
 }
 
 /// One parameter of a template.

@@ -23,7 +23,7 @@ pub mod schema;
 
 pub use duration::Span;
 pub use egress::EgressRule;
-pub use job_template::{JobTemplate, JobTemplateSpec};
+pub use job_template::{JobTemplate, JobTemplateSpec, JobTemplateStatus};
 pub use node_config::{NodeConfig, NodeConfigSpec, NodeConfigStatus};
 pub use priority::Priority;
 pub use quantity::{Bytes, Cpu};

@@ -22,13 +22,16 @@ use crate::sandbox_job::{HostPath, Network, OfflinePolicy, Resources, Runtime, i
     derive = "PartialEq",
     shortname = "nc",
     category = "windlass",
-    printcolumn = r#"{"name":"State","type":"string","jsonPath":".status.state"}"#,
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
     printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].reason"}"#,
     printcolumn = r#"{"name":"Version","type":"string","jsonPath":".status.agentVersion"}"#,
     printcolumn = r#"{"name":"Jobs","type":"integer","jsonPath":".status.runningJobs"}"#,
     printcolumn = r#"{"name":"Last-Seen","type":"date","jsonPath":".status.lastSeenAt"}"#,
-    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    printcolumn = r#"{"name":"State","type":"string","priority":1,"jsonPath":".status.state"}"#,
+    printcolumn = r#"{"name":"Labels","type":"string","priority":1,"jsonPath":".status.labels"}"#,
+    printcolumn = r#"{"name":"GPU","type":"integer","priority":1,"jsonPath":".status.host.gpus"}"#,
+    printcolumn = r#"{"name":"Message","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type=='Ready')].message"}"#
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NodeConfigSpec {
@@ -237,7 +240,8 @@ pub struct NodeConfigStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<NodeHold>,
 
-    /// `Registered`, `Ready`, `ConfigApplied`, `Schedulable`.
+    /// `Registered`, `Ready`, `ConfigApplied`, `Schedulable`; in Kubernetes also `Accepted`, which tells whether the spec is
+    /// in force.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 

@@ -27,10 +27,15 @@ use crate::quantity::{Bytes, Cpu};
     shortname = "sj",
     category = "windlass",
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
+    printcolumn = r#"{"name":"Step","type":"string","jsonPath":".status.step"}"#,
     printcolumn = r#"{"name":"Node","type":"string","jsonPath":".status.node"}"#,
     printcolumn = r#"{"name":"Attempts","type":"integer","jsonPath":".status.attempts"}"#,
     printcolumn = r#"{"name":"Started","type":"date","jsonPath":".status.startedAt"}"#,
-    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+    printcolumn = r#"{"name":"Duration","type":"string","jsonPath":".status.duration"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    printcolumn = r#"{"name":"Queue","type":"string","priority":1,"jsonPath":".spec.queue"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","priority":1,"jsonPath":".status.reason"}"#,
+    printcolumn = r#"{"name":"Message","type":"string","priority":1,"jsonPath":".status.message"}"#
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SandboxJobSpec {
@@ -720,9 +725,18 @@ pub struct SandboxJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
 
+    /// The step that runs, or the last one that ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+
     /// The steps of the current or last attempt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<StepStatus>,
+
+    /// How many steps are left out of `steps`, which Kubernetes keeps only a few of: those that failed or run, then the
+    /// first ones. `windlass get job` shows all.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub steps_omitted: u32,
 
     /// Limits that were not enforced, because the node cannot and nobody insisted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -748,11 +762,15 @@ pub struct SandboxJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
 
+    /// How long the last attempt ran, once the job has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<Span>,
+
     /// The generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// `Complete` and `Failed`, for `wait`.
+    /// `Complete` and `Failed`, for `wait`; in Kubernetes also `Accepted`, which tells whether the spec is in force.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

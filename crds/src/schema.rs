@@ -7,6 +7,7 @@
 
 mod kind;
 mod render;
+mod rules;
 pub(crate) mod shape;
 
 #[cfg(test)]
@@ -26,8 +27,8 @@ pub use kind::Kind;
 use shape::{Field, Form, Shape};
 
 use crate::{
-    API_VERSION, JobTemplate, JobTemplateSpec, NodeConfig, NodeConfigSpec, NodeConfigStatus, SandboxJob,
-    SandboxJobSpec, SandboxJobStatus,
+    API_VERSION, JobTemplate, JobTemplateSpec, JobTemplateStatus, NodeConfig, NodeConfigSpec,
+    NodeConfigStatus, SandboxJob, SandboxJobSpec, SandboxJobStatus,
 };
 
 /// The command that writes the generated files again.
@@ -45,20 +46,35 @@ pub fn schema_for(kind: Kind) -> Value {
     render::sorted(schema)
 }
 
+/// Whether custom resources carry rules between fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rules {
+    /// With rules in CEL, for API servers from 1.25 on.
+    Cel,
+    /// Without them: older API servers refuse what they do not know.
+    None,
+}
+
 /// The custom resource definitions of every kind, in the order of [`Kind::all`].
-pub fn crds() -> Vec<CustomResourceDefinition> {
-    Kind::all().map(crd).collect()
+pub fn crds(rules: Rules) -> Vec<CustomResourceDefinition> {
+    Kind::all().map(|kind| crd(kind, rules)).collect()
+}
+
+/// Custom resource definitions as YAML, a document each.
+///
+/// # Errors
+/// [`Error::Yaml`].
+pub fn crds_yaml(rules: Rules) -> Result<String, Error> {
+    let documents = Kind::all().map(|kind| Ok(format!("---\n{}", crd_yaml(kind, rules)?)));
+    documents.collect()
 }
 
 /// The generated files, each as its path relative to the `crds` folder and its content.
 pub fn generated_files() -> Result<Vec<(String, String)>, Error> {
     let mut files = Vec::new();
     for kind in Kind::all() {
-        let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
-        let yaml = serde_saphyr::to_string_with_options(&crd(kind), options)
-            .map_err(|source| Error::Yaml { kind, source: Box::new(source) })?;
         let header = format!("# Made by `{GENERATE_COMMAND}` from crds/src. Do not edit.\n");
-        files.push((format!("yaml/{}.yaml", kind.plural()), header + &yaml));
+        files.push((format!("yaml/{}.yaml", kind.plural()), header + &crd_yaml(kind, Rules::Cel)?));
         let json =
             serde_json::to_string_pretty(&schema_for(kind)).map_err(|source| Error::Json { kind, source })?;
         files.push((format!("schemas/{}.json", kind.plural()), json + "\n"));
@@ -102,13 +118,14 @@ impl Error {
 /// The shape of whole manifests of this kind.
 pub(crate) fn shape_of(kind: Kind) -> &'static Shape {
     static NODE: LazyLock<Shape> = LazyLock::new(|| {
-        manifest_shape::<NodeConfigSpec>(Kind::NodeConfig, Some(read_shape::<NodeConfigStatus>()))
+        manifest_shape::<NodeConfigSpec>(Kind::NodeConfig, read_shape::<NodeConfigStatus>())
     });
     static JOB: LazyLock<Shape> = LazyLock::new(|| {
-        manifest_shape::<SandboxJobSpec>(Kind::SandboxJob, Some(read_shape::<SandboxJobStatus>()))
+        manifest_shape::<SandboxJobSpec>(Kind::SandboxJob, read_shape::<SandboxJobStatus>())
     });
-    static TEMPLATE: LazyLock<Shape> =
-        LazyLock::new(|| manifest_shape::<JobTemplateSpec>(Kind::JobTemplate, None));
+    static TEMPLATE: LazyLock<Shape> = LazyLock::new(|| {
+        manifest_shape::<JobTemplateSpec>(Kind::JobTemplate, read_shape::<JobTemplateStatus>())
+    });
     match kind {
         Kind::NodeConfig => &NODE,
         Kind::SandboxJob => &JOB,
@@ -116,7 +133,13 @@ pub(crate) fn shape_of(kind: Kind) -> &'static Shape {
     }
 }
 
-fn crd(kind: Kind) -> CustomResourceDefinition {
+fn crd_yaml(kind: Kind, rules: Rules) -> Result<String, Error> {
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(&crd(kind, rules), options)
+        .map_err(|source| Error::Yaml { kind, source: Box::new(source) })
+}
+
+fn crd(kind: Kind, rules: Rules) -> CustomResourceDefinition {
     let mut crd = match kind {
         Kind::NodeConfig => NodeConfig::crd(),
         Kind::SandboxJob => SandboxJob::crd(),
@@ -128,6 +151,11 @@ fn crd(kind: Kind) -> CustomResourceDefinition {
     schema["properties"]["kind"] = json!({"type": "string"});
     schema["properties"]["metadata"] = json!({"type": "object"});
     schema["required"] = json!(["spec"]);
+    rules::add_list_types(kind, &mut schema);
+    match rules {
+        Rules::Cel => rules::add_rules(kind, &mut schema),
+        Rules::None => {}
+    }
     let schema: JSONSchemaProps =
         serde_json::from_value(schema).expect("a structural schema is made of the fields of JSONSchemaProps");
     for version in &mut crd.spec.versions {
@@ -143,7 +171,7 @@ fn read_shape<T: schemars::JsonSchema>() -> Shape {
         .expect("the types of this crate have structural shapes, as the tests prove")
 }
 
-fn manifest_shape<Spec: schemars::JsonSchema>(kind: Kind, status: Option<Shape>) -> Shape {
+fn manifest_shape<Spec: schemars::JsonSchema>(kind: Kind, mut status: Shape) -> Shape {
     let word = |description: &str, word: &str| Shape {
         description: description.to_owned(),
         nullable: false,
@@ -152,17 +180,15 @@ fn manifest_shape<Spec: schemars::JsonSchema>(kind: Kind, status: Option<Shape>)
     };
     let spec = read_shape::<Spec>();
     let description = spec.description.clone();
-    let mut fields = vec![
+    // A manifest that was exported may carry `status: null`; what it says is never read.
+    status.nullable = true;
+    let fields = vec![
         ("apiVersion", true, word("The group and version of the manifest.", API_VERSION)),
         ("kind", true, word("The kind of the manifest.", kind.name())),
         ("metadata", true, metadata_shape()),
         ("spec", true, spec),
+        ("status", false, status),
     ];
-    if let Some(mut status) = status {
-        // A manifest that was exported may carry `status: null`; what it says is never read.
-        status.nullable = true;
-        fields.push(("status", false, status));
-    }
     let fields = fields
         .into_iter()
         .map(|(name, required, shape)| (name.to_owned(), Field { shape, required }))

@@ -114,7 +114,7 @@ fn check_bounded(schema: &Map<String, Value>, at: &str, problems: &mut Vec<Strin
 
 fn schemas_in_crds() -> Vec<(String, Map<String, Value>)> {
     let mut found = Vec::new();
-    for crd in crds() {
+    for crd in crds(Rules::Cel) {
         for version in &crd.spec.versions {
             let schema =
                 version.schema.as_ref().and_then(|schema| schema.open_api_v3_schema.as_ref()).unwrap();
