@@ -7,6 +7,7 @@ mod fleet;
 mod input;
 mod job;
 mod node;
+mod origin;
 mod placement;
 mod queue;
 mod readable;
@@ -33,6 +34,7 @@ pub use node::{
     Ack, CapabilitySnapshot, CapabilityUpdate, NewNodeConfig, NodeRegistration, NodeRow, Put, RedeemedToken,
     RegisterOutcome,
 };
+pub use origin::{Binding, Origin, OriginKind, OriginOutcome, OriginRow};
 pub use placement::{HolderRow, NodeUsage, QueuePosition};
 pub use queue::{QueueSettings, QueueSettingsRow};
 pub use readable::Readable;

@@ -12,6 +12,7 @@ mod leases;
 mod logs;
 mod lookup;
 mod nodes;
+mod origins;
 mod placement;
 mod queues;
 mod registration;

@@ -35,7 +35,7 @@ impl Store {
 /// No node has this much of anything, and the sum over a thousand attempts still fits.
 const MAX_RESERVE: u64 = 1 << 53;
 
-fn check(job: &NewJob) -> Result<(), Error> {
+pub(super) fn check(job: &NewJob) -> Result<(), Error> {
     let invalid = |problem: String| Err(Error::Invalid { operation: "create_jobs", problem });
     if job.priority > Priority::MAX {
         return invalid(format!("priority {} for job `{}`", job.priority, job.name));
@@ -66,7 +66,11 @@ enum Plan {
     NameTaken(usize),
 }
 
-async fn create(tx: &mut Tx, now: Timestamp, jobs: Vec<NewJob>) -> Result<Vec<CreateOutcome>, Error> {
+pub(super) async fn create(
+    tx: &mut Tx,
+    now: Timestamp,
+    jobs: Vec<NewJob>,
+) -> Result<Vec<CreateOutcome>, Error> {
     let keys = known_keys(tx, now, &jobs).await?;
     let taken = taken_names(tx, &jobs).await?;
     let mut plans = Vec::with_capacity(jobs.len());

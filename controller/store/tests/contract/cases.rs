@@ -8,6 +8,7 @@ pub(crate) mod keeping;
 pub(crate) mod leasing;
 pub(crate) mod listing;
 pub(crate) mod nodes;
+pub(crate) mod origins;
 pub(crate) mod placement;
 pub(crate) mod queues;
 pub(crate) mod reporting;

@@ -246,6 +246,14 @@ contract! {
         a_node_that_is_deregistered_leaves_its_roll_out
         only_the_last_hundred_that_have_ended_are_kept
     }
+    origins {
+        an_object_gets_one_job_however_often_it_is_seen
+        an_object_whose_job_was_deleted_is_not_run_again
+        an_object_whose_name_is_taken_is_not_remembered
+        what_was_released_belongs_to_its_object_again_when_it_is_seen
+        one_subject_belongs_to_one_object
+        an_object_with_an_impossible_job_leaves_nothing
+    }
     keeping {
         tokens_are_found_by_their_secret
         an_api_token_ends_with_the_one_that_replaces_it
