@@ -12,6 +12,7 @@
 mod args;
 mod client;
 mod clock;
+mod cluster;
 mod console;
 mod exit;
 mod failure;

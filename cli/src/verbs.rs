@@ -8,6 +8,7 @@ pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod controller;
 pub(crate) mod cordon;
+pub(crate) mod crds;
 pub(crate) mod delete;
 pub(crate) mod deregister;
 pub(crate) mod describe;
@@ -15,7 +16,9 @@ pub(crate) mod dev;
 pub(crate) mod doctor;
 pub(crate) mod drain;
 pub(crate) mod explain;
+pub(crate) mod export;
 pub(crate) mod get;
+pub(crate) mod import;
 pub(crate) mod join_token;
 pub(crate) mod logs;
 pub(crate) mod restore;
@@ -103,6 +106,9 @@ pub(crate) async fn perform(line: CommandLine, console: Console) -> Result<Exit,
         Verb::Validate(args) => validate::perform(&context, &args),
         Verb::Backup(args) => backup::perform(&context, &args).await,
         Verb::Restore(args) => restore::perform(&context, &args).await,
+        Verb::Export(args) => export::perform(&context, &args).await,
+        Verb::Import(args) => import::perform(&context, &args).await,
+        Verb::Crds(args) => crds::perform(&context, &args).await,
         Verb::JoinToken(args) => join_token::perform(&context, args).await,
         Verb::Explain(args) => explain::perform(&context, &args),
         Verb::Completion(args) => completion::perform(&context, &args),

@@ -10,6 +10,7 @@ use windlass_store::{PostgresUrl, StoreUrl};
 
 use crate::connections::{self, ConnectionLimits};
 use crate::dispatch::LeaseSettings;
+use crate::kube::KubeArgs;
 
 /// Settings of the controller.
 #[derive(Args, Clone, Debug)]
@@ -77,6 +78,10 @@ pub struct ControllerArgs {
     /// How long a job is passed over, because what it needs is free on no node at once, before room is kept for it on one.
     #[arg(long, env = "WINDLASS_RESERVE_AFTER", default_value = "60s", value_name = "SPAN")]
     pub reserve_after: Span,
+
+    /// The bridge to Kubernetes.
+    #[command(flatten)]
+    pub kube: KubeArgs,
 }
 
 /// Where the database is, as it was given: it may hold a password, so it shows nothing of itself.
@@ -162,6 +167,7 @@ impl ControllerArgs {
             lease: Span::from_secs(25),
             offline_grace: Span::from_secs(15 * 60),
             reserve_after: Span::from_secs(60),
+            kube: KubeArgs::default(),
         }
     }
 

@@ -35,6 +35,8 @@ pub enum Code {
     VersionConflict,
     /// The object is not of the version that `If-Match` names.
     PreconditionFailed,
+    /// It was declared in Kubernetes, and only changes there.
+    DeclaredElsewhere,
     /// A newer instance or attempt has taken over.
     Fenced,
     /// The stored content of an upload is missing or damaged.
@@ -74,6 +76,7 @@ impl Code {
             | Self::NotEnded
             | Self::InUse
             | Self::VersionConflict
+            | Self::DeclaredElsewhere
             | Self::Fenced => StatusCode::CONFLICT,
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::InputDamaged => StatusCode::GONE,
@@ -102,6 +105,7 @@ impl Code {
             Self::InUse => "Still in use",
             Self::VersionConflict => "Version exists with other content",
             Self::PreconditionFailed => "Another version",
+            Self::DeclaredElsewhere => "Declared in Kubernetes",
             Self::Fenced => "Superseded",
             Self::InputDamaged => "Stored content damaged",
             Self::TooLarge => "Too large",

@@ -7,14 +7,15 @@
 mod agent;
 mod events;
 mod extract;
-mod inputs;
+pub(crate) mod inputs;
 mod jobs;
 mod join_tokens;
 mod meta;
 mod nodes;
 pub mod openapi;
+mod origin;
 pub(crate) mod pace;
-mod present;
+pub(crate) mod present;
 mod queues;
 mod rollouts;
 mod sse;
@@ -38,6 +39,7 @@ use crate::clock::{Clock, IdSource};
 use crate::dispatch::Dispatch;
 use crate::error::{ApiError, Code};
 use crate::metrics::Metrics;
+use crate::submit::Submission;
 
 pub(crate) use join_tokens::{NewJoinToken, create as create_join_token};
 
@@ -68,6 +70,13 @@ pub struct AppParts {
     pub ca_fingerprint: String,
     /// Fires when the controller stops: streams end then.
     pub stopping: CancellationToken,
+}
+
+impl AppParts {
+    /// What making a job needs.
+    pub(crate) fn submission(&self) -> Submission<'_> {
+        Submission { store: &self.store, bodies: &self.bodies, clock: &*self.clock, ids: &*self.ids }
+    }
 }
 
 /// What handlers work with; cheap to clone.

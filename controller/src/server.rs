@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum_server::Handle;
@@ -20,6 +21,7 @@ use crate::clock::{Clock, IdSource, RandomIds, SystemClock};
 use crate::connections::{self, Acceptor, Gate, Times, limit_http};
 use crate::dispatch::{Dispatch, DispatchParts};
 use crate::error::ApiError;
+use crate::kube;
 use crate::metrics::Metrics;
 use crate::reconcile::{self, LoopParts};
 use crate::rest::{self, App, AppParts, NewJoinToken};
@@ -56,6 +58,9 @@ pub enum Error {
     /// Connections cannot be limited as was asked.
     #[error(transparent)]
     Connections(#[from] connections::Error),
+    /// The bridge to Kubernetes has no usable settings.
+    #[error("could not bridge to Kubernetes")]
+    Kube(#[from] kube::Error),
     /// Something of the API failed at start.
     #[error("could not start")]
     Start(#[source] ApiError),
@@ -100,6 +105,10 @@ impl Controller {
     pub async fn start(args: ControllerArgs, stop: CancellationToken) -> Result<Self, Error> {
         let leases = args.leases()?;
         let limits = args.connections()?;
+        let connection = match args.kube.enabled {
+            true => Some(kube::connect(&args.kube).await?),
+            false => None,
+        };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let ids: Arc<dyn IdSource> = Arc::new(RandomIds::from_os());
         let opening = Opening {
@@ -148,6 +157,19 @@ impl Controller {
             reserve_after: args.reserve_after.get(),
         };
         reconcile::start(&mut tasks, &stop, parts);
+        if let Some(connection) = connection {
+            let (store, bodies, clock, ids) = (store.clone(), bodies.clone(), clock.clone(), ids.clone());
+            let parts = kube::Parts {
+                store,
+                bodies,
+                clock,
+                ids,
+                connection,
+                args: args.kube,
+                troubled: AtomicBool::new(false),
+            };
+            tasks.spawn(kube::run(parts, stop.clone()));
+        }
         let app: App = Arc::new(AppParts {
             store: store.clone(),
             bodies,

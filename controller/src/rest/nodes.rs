@@ -20,6 +20,7 @@ pub(super) use operate::{DrainRequest, attempts, cordon, drain, history, uncordo
 
 use super::App;
 use super::extract::{Body, IfMatch, Operator, Path, Query};
+use super::origin::require_native;
 use super::{present, sse};
 use crate::error::{ApiError, Code};
 
@@ -86,6 +87,11 @@ pub(super) async fn apply(
         };
         return Ok((StatusCode::OK, [("windlass-outcome", word)], Json(node)).into_response());
     }
+    if let Some(row) = app.store.get_node(&name).await?
+        && row.spec != node.spec
+    {
+        require_native(&app, &row.uid, &format!("node `{name}`")).await?;
+    }
     let now = app.clock.now();
     let new = NewNodeConfig {
         name,
@@ -120,6 +126,9 @@ pub(super) async fn remove(
     Query(query): Query<RemoveQuery>,
     if_match: IfMatch,
 ) -> Result<Json<NodeConfig>, ApiError> {
+    if let Some(row) = app.store.get_node(&name).await? {
+        require_native(&app, &row.uid, &format!("node `{name}`")).await?;
+    }
     let attempts = if query.force { LiveAttempts::Abandon } else { LiveAttempts::Refuse };
     let now = app.clock.now();
     let row = match app.store.delete_node(now, &name, attempts, if_match.version()).await {

@@ -11,39 +11,22 @@ use windlass_crds::conditions::{Condition, ConditionStatus};
 use windlass_crds::job_template::JobTemplate;
 use windlass_crds::node_config::{AtDeadline, HostSummary, NodeHold};
 use windlass_crds::protocol::CapabilityReport;
+use windlass_crds::sandbox_job::{StepPhase, StepStatus};
 use windlass_crds::{
-    API_VERSION, JobPhase, NodeConfig, NodeConfigStatus, Priority, SandboxJob, SandboxJobStatus,
+    API_VERSION, JobPhase, NodeConfig, NodeConfigStatus, Priority, SandboxJob, SandboxJobStatus, Span,
 };
 use windlass_store::{AttemptRow, EventRow, JobRow, NodeRow, Overdue, TemplateRow};
 
 use crate::reconcile::hold_phase;
 
 /// A job as a manifest with its status.
-pub(super) fn job(row: &JobRow) -> SandboxJob {
+pub(crate) fn job(row: &JobRow) -> SandboxJob {
     let mut spec = (*row.spec).clone();
     spec.suspend = row.suspend;
     spec.cancel = spec.cancel || row.cancel_requested_at.is_some();
     if let Some(priority) = Priority::new(row.priority) {
         spec.priority = priority;
     }
-    let status = SandboxJobStatus {
-        phase: row.phase,
-        reason: row.reason.clone(),
-        message: row.message.clone(),
-        node: row.node.clone(),
-        attempts: row.attempts,
-        epoch: row.epoch,
-        exit_code: row.exit_code,
-        steps: row.steps.clone(),
-        unenforced: row.unenforced.clone(),
-        logs_complete: row.logs_complete,
-        queued_at: row.queued_at,
-        not_before: row.not_before,
-        started_at: row.started_at,
-        finished_at: row.finished_at,
-        observed_generation: Some(row.generation),
-        conditions: job_conditions(row),
-    };
     SandboxJob {
         metadata: metadata(Meta {
             name: &row.name,
@@ -56,8 +39,44 @@ pub(super) fn job(row: &JobRow) -> SandboxJob {
             annotations: &row.annotations,
         }),
         spec,
-        status: Some(status),
+        status: Some(job_status(row)),
     }
+}
+
+/// What has become of a job.
+pub(crate) fn job_status(row: &JobRow) -> SandboxJobStatus {
+    let ran = row.started_at.zip(row.finished_at).map(|(from, to)| to.duration_since(from).as_millis());
+    SandboxJobStatus {
+        phase: row.phase,
+        reason: row.reason.clone(),
+        message: row.message.clone(),
+        node: row.node.clone(),
+        attempts: row.attempts,
+        epoch: row.epoch,
+        exit_code: row.exit_code,
+        step: current_step(&row.steps),
+        steps: row.steps.clone(),
+        steps_omitted: 0,
+        unenforced: row.unenforced.clone(),
+        logs_complete: row.logs_complete,
+        queued_at: row.queued_at,
+        not_before: row.not_before,
+        started_at: row.started_at,
+        finished_at: row.finished_at,
+        duration: ran.and_then(|millis| u64::try_from(millis).ok()).map(Span::from_millis),
+        observed_generation: Some(row.generation),
+        conditions: job_conditions(row),
+    }
+}
+
+/// The step that runs, or the last one that ran.
+fn current_step(steps: &[StepStatus]) -> Option<String> {
+    let ran = |step: &&StepStatus| match step.phase {
+        StepPhase::Running | StepPhase::Succeeded | StepPhase::Failed => true,
+        StepPhase::Pending | StepPhase::Skipped => false,
+    };
+    let runs = steps.iter().find(|step| step.phase == StepPhase::Running);
+    runs.or_else(|| steps.iter().rfind(ran)).map(|step| step.name.clone())
 }
 
 /// `Complete` once the job has succeeded and `Failed` once it has ended otherwise; nothing before.
@@ -82,7 +101,7 @@ fn job_conditions(row: &JobRow) -> Vec<Condition> {
 }
 
 /// A node as a manifest with its status.
-pub(super) fn node(row: &NodeRow) -> NodeConfig {
+pub(crate) fn node(row: &NodeRow) -> NodeConfig {
     let labels = row
         .capability
         .as_ref()
@@ -167,6 +186,7 @@ pub(super) fn template(row: &TemplateRow) -> JobTemplate {
             annotations: &none,
         }),
         spec: row.spec.clone(),
+        status: None,
     }
 }
 

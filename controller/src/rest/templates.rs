@@ -12,6 +12,7 @@ use windlass_store::PutTemplate;
 
 use super::App;
 use super::extract::{Body, IfMatch, Operator, Path};
+use super::origin::require_native;
 use super::present;
 use crate::error::{ApiError, Code};
 
@@ -61,6 +62,11 @@ pub(super) async fn apply(
         }
     }
     validate::validate_template(&template).map_err(|errors| ApiError::invalid("template", errors))?;
+    if let Some(row) = app.store.get_template(&namespace, &name).await?
+        && row.spec != template.spec
+    {
+        require_native(&app, &row.uid, &format!("template `{namespace}/{name}`")).await?;
+    }
     let now = app.clock.now();
     let uid = app.ids.uid(now);
     if if_match == IfMatch::Exists {
@@ -92,6 +98,9 @@ pub(super) async fn remove(
     Path((namespace, name)): Path<(String, String)>,
     if_match: IfMatch,
 ) -> Result<Json<JobTemplate>, ApiError> {
+    if let Some(row) = app.store.get_template(&namespace, &name).await? {
+        require_native(&app, &row.uid, &format!("template `{namespace}/{name}`")).await?;
+    }
     let row = if_match.settle(app.store.delete_template(&namespace, &name, if_match.version()).await)?;
     row.map(|row| Json(present::template(&row)))
         .ok_or_else(|| ApiError::not_found("template", &format!("{namespace}/{name}")))

@@ -15,6 +15,7 @@ mod hardening;
 mod inputs;
 mod jobs;
 mod nodes;
+mod origins;
 mod queues;
 mod rollouts;
 mod startup;

@@ -2,5 +2,6 @@
 
 mod architecture;
 mod features;
+mod kube;
 mod simulation;
 mod system;

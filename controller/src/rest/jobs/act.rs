@@ -9,6 +9,7 @@ use windlass_store::{CancelOutcome, DeleteOutcome, JobPatch, RetryOutcome};
 
 use super::super::App;
 use super::super::extract::{IfMatch, Operator, Path};
+use super::super::origin::require_native;
 use super::super::present;
 use super::find;
 use crate::error::{ApiError, Code};
@@ -39,6 +40,7 @@ pub(in crate::rest) async fn retry(
     Path((namespace, name)): Path<(String, String)>,
 ) -> Result<Json<SandboxJob>, ApiError> {
     let job = find(&app, &namespace, &name).await?;
+    require_native(&app, &job.uid, &format!("job `{namespace}/{name}`")).await?;
     match app.store.retry_job(app.clock.now(), &job.uid).await? {
         RetryOutcome::Queued(row) => {
             tracing::info!(job.id = %row.uid, "job queued again by request");
@@ -59,6 +61,7 @@ pub(in crate::rest) async fn remove(
     if_match: IfMatch,
 ) -> Result<Response, ApiError> {
     let job = find(&app, &namespace, &name).await?;
+    require_native(&app, &job.uid, &format!("job `{namespace}/{name}`")).await?;
     let now = app.clock.now();
     match if_match.settle(app.store.delete_job(now, &job.uid, if_match.version()).await)? {
         DeleteOutcome::Deleted { bodies } => {

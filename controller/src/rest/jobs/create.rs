@@ -7,16 +7,17 @@ use axum::response::{IntoResponse, Response};
 use jiff::SignedDuration;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use windlass_core::requirement::{self, Requirement};
 use windlass_core::validate;
+use windlass_crds::SandboxJob;
 use windlass_crds::protocol::FieldError;
-use windlass_crds::{JobPhase, SandboxJob};
-use windlass_store::{CancelOutcome, CreateOutcome, IdempotencyKey, JobPatch, JobRow, NewJob, Reserve};
+use windlass_store::{CancelOutcome, CreateOutcome, IdempotencyKey, JobPatch, NewJob};
 
 use super::super::App;
 use super::super::extract::{Body, IfMatch, Operator, Path, Query};
-use super::super::{inputs, present};
+use super::super::origin::require_native;
+use super::super::present;
 use crate::error::{ApiError, Code};
+use crate::submit;
 
 /// How long an idempotency key is remembered.
 const KEY_LIFE: SignedDuration = SignedDuration::from_hours(24);
@@ -41,7 +42,7 @@ pub(in crate::rest) async fn create(
     // The hash is of what was sent: a generated name must not make a repeated request another one.
     let idempotency = idempotency(&app, &namespace, &headers, &job)?;
     for _ in 0..8 {
-        let new = prepare(&app, job.clone(), idempotency.clone()).await?;
+        let new = app.submission().prepare(job.clone(), idempotency.clone()).await?;
         if query.dry_run {
             return Ok((StatusCode::OK, Json(preview(job, &new))).into_response());
         }
@@ -86,7 +87,7 @@ pub(in crate::rest) async fn apply(
         let found = app.store.get_job(&namespace, &name).await?;
         if_match.check("job", &name, found.as_ref().map(|row| row.resource_version))?;
         let Some(row) = found else {
-            let new = prepare(&app, job.clone(), None).await?;
+            let new = app.submission().prepare(job.clone(), None).await?;
             if query.dry_run {
                 return Ok(outcome(StatusCode::OK, "created", preview(job, &new)));
             }
@@ -101,11 +102,12 @@ pub(in crate::rest) async fn apply(
         validate::validate_job(&job).map_err(|errors| ApiError::invalid("job", errors))?;
         validate::validate_job_update(&current.spec, &validate::normalised(&job.spec))
             .map_err(|errors| ApiError::invalid("job", errors))?;
-        let patch = changes(&row, &job);
+        let patch = submit::changes(&row, &job);
         let wants_cancel = job.spec.cancel && row.cancel_requested_at.is_none() && !row.phase.is_terminal();
         if patch == JobPatch::default() && !wants_cancel {
             return Ok(outcome(StatusCode::OK, "unchanged", current));
         }
+        require_native(&app, &row.uid, &format!("job `{namespace}/{name}`")).await?;
         if query.dry_run {
             return Ok(outcome(StatusCode::OK, "configured", job));
         }
@@ -131,20 +133,6 @@ pub(in crate::rest) async fn apply(
         return Ok(outcome(StatusCode::OK, "configured", present::job(&updated)));
     }
     Err(ApiError::new(Code::Conflict, format!("job `{namespace}/{name}` keeps changing; try again")))
-}
-
-/// What applying the manifest changes on the job.
-fn changes(row: &JobRow, job: &SandboxJob) -> JobPatch {
-    let labels = job.metadata.labels.clone().unwrap_or_default();
-    let annotations = job.metadata.annotations.clone().unwrap_or_default();
-    let ttl = job.spec.ttl_after_finished;
-    JobPatch {
-        suspend: (job.spec.suspend != row.suspend).then_some(job.spec.suspend),
-        priority: (job.spec.priority.get() != row.priority).then_some(job.spec.priority.get()),
-        ttl_after_finished: (ttl != row.spec.ttl_after_finished).then_some(ttl),
-        labels: (labels != row.labels).then_some(labels),
-        annotations: (annotations != row.annotations).then_some(annotations),
-    }
 }
 
 fn outcome(status: StatusCode, word: &'static str, job: SandboxJob) -> Response {
@@ -206,69 +194,4 @@ fn idempotency(
         request_hash: hex::encode(Sha256::digest(json)),
         keep_until: app.clock.now().checked_add(KEY_LIFE).unwrap_or(jiff::Timestamp::MAX),
     }))
-}
-
-/// Validates a manifest and makes the row that it becomes.
-async fn prepare(
-    app: &App,
-    job: SandboxJob,
-    idempotency: Option<IdempotencyKey>,
-) -> Result<NewJob, ApiError> {
-    let valid = validate::validate_job(&job).map_err(|errors| ApiError::invalid("job", errors))?;
-    let spec = valid.spec().clone();
-    let input_digests = check_inputs(app, &job).await?;
-    let json = serde_json::to_vec(&spec).map_err(|error| ApiError::internal("hash a job", error))?;
-    let requirement = Requirement::of(&spec);
-    let predicates =
-        serde_json::to_value(&requirement).map_err(|error| ApiError::internal("store a job", error))?;
-    let room = requirement::room(&spec);
-    let metadata = job.metadata;
-    let name = match metadata.name {
-        Some(name) => name,
-        None => generated_name(app, metadata.generate_name.as_deref().unwrap_or("job-")),
-    };
-    Ok(NewJob {
-        uid: app.ids.uid(app.clock.now()),
-        namespace: metadata.namespace.unwrap_or_else(|| "default".to_owned()),
-        name,
-        labels: metadata.labels.unwrap_or_default(),
-        annotations: metadata.annotations.unwrap_or_default(),
-        spec_hash: hex::encode(Sha256::digest(json)),
-        requirement: windlass_store::Requirement { hash: requirement.class(), predicates },
-        reserve: Reserve { cpu_millis: room.cpu_millis, memory_bytes: room.memory_bytes, gpus: room.gpus },
-        queue: spec.queue.clone(),
-        priority: spec.priority.get(),
-        phase: JobPhase::Queued,
-        idempotency,
-        input_digests,
-        spec,
-    })
-}
-
-/// A prefix and five random characters, without vowels and look-alikes, as Kubernetes makes them.
-fn generated_name(app: &App, prefix: &str) -> String {
-    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-    let random = app.ids.secret();
-    let suffix = random[..5].iter().map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]));
-    format!("{prefix}{}", suffix.collect::<String>())
-}
-
-/// Every uploaded input must be there before a job may name it.
-async fn check_inputs(app: &App, job: &SandboxJob) -> Result<Vec<String>, ApiError> {
-    let mut digests = Vec::new();
-    let mut errors = Vec::new();
-    for (position, input) in job.spec.workspace.inputs.iter().enumerate() {
-        let Some(upload) = &input.upload else { continue };
-        if inputs::find_whole(app, &upload.digest).await?.is_none() {
-            errors.push(FieldError {
-                field: format!("spec.workspace.inputs[{position}].upload.digest"),
-                message: format!(
-                    "`{}` was never uploaded, or is not there any more; `windlass run --input PATH` does it, or PUT /v1/inputs/{{digest}}",
-                    upload.digest
-                ),
-            });
-        }
-        digests.push(upload.digest.clone());
-    }
-    if errors.is_empty() { Ok(digests) } else { Err(ApiError::invalid("job", errors)) }
 }

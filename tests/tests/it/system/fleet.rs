@@ -152,6 +152,13 @@ impl Fleet {
         self.wait_until_ready();
     }
 
+    /// As [`Fleet::restart_controller`], with other settings beside its address from now on.
+    pub(crate) fn restart_controller_with(&mut self, settings: &[&str]) {
+        self.settings.truncate(2);
+        self.settings.extend(settings.iter().map(ToString::to_string));
+        self.restart_controller();
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

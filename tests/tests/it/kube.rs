@@ -1,0 +1,8 @@
+//! Kubernetes: a real API server, the custom resources, and the bridge in the `windlass` program.
+
+mod bridge;
+mod crds;
+mod faults;
+mod link;
+mod nodes;
+mod world;

@@ -1,0 +1,297 @@
+//! What goes wrong around the bridge: each ends in a condition or a line of the log, without a hot loop, and heals.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use windlass_test_kube::Cluster;
+
+use super::super::system::fleet::{Fleet, wait_for};
+use super::link::Link;
+use super::world::{self, SOON, World, get};
+
+/// Lets some time pass in which something must not happen, or is away.
+fn pass(time: Duration) {
+    let until = Instant::now() + time;
+    wait_for("some time has passed", time + SOON, || (Instant::now() > until).then_some(()));
+}
+
+/// How many lines of the log have this text.
+fn told(fleet: &Fleet, text: &str) -> usize {
+    fleet.controller.log().lines().filter(|line| line.contains(text)).count()
+}
+
+/// A fleet that bridges a namespace of a cluster through a link.
+fn linked(cluster: &Cluster, namespace: &str, folder: &std::path::Path, more: &[&str]) -> (Fleet, Link) {
+    let link = Link::to(cluster.port());
+    let config = folder.join(format!("{}.yaml", link.port()));
+    cluster.kubeconfig_through("admin", link.port(), &config);
+    let label = world::node_label(namespace);
+    let mut settings = vec!["--kube-node-label", label.as_str()];
+    settings.extend(more);
+    let arguments = world::arguments(config.to_str().expect("text"), namespace, &settings);
+    (Fleet::with(&arguments), link)
+}
+
+#[test]
+fn jobs_run_on_while_the_api_server_is_away_and_everything_is_told_afterwards() {
+    let world = World::own(&[], &[]);
+    let _agent = world.fleet.agent("n1");
+    world.job("long", "", "for i in $(seq 100); do echo $i; sleep 0.1; done");
+    world.wait_for_phase("long", "Running");
+    world.cluster.stop_api_server();
+    wait_for("the job has ended", SOON, || {
+        (world.stored("long")["status"]["phase"] == "Succeeded").then_some(())
+    });
+    pass(Duration::from_secs(20));
+    let complaints = told(&world.fleet, "WARN");
+    assert!((1..30).contains(&complaints), "{complaints} complaints\n{}", world.fleet.controller.log());
+    world.cluster.start_api_server();
+    let job = world.wait_for_phase("long", "Succeeded");
+    assert_eq!((&job["status"]["attempts"], &job["metadata"]["finalizers"]), (&json!(1), &Value::Null));
+    world.job("after", "", "echo after");
+    world.wait_for_phase("after", "Succeeded");
+}
+
+#[test]
+fn what_happened_behind_a_watch_that_has_expired_is_found_by_a_list() {
+    let cluster = Cluster::own(&["--watch-cache=false"]);
+    world::install(&cluster);
+    let namespace = cluster.namespace();
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let (fleet, link) = linked(&cluster, &namespace, folder.path(), &[]);
+    let apply = |name: &str| cluster.apply(&world::job(&namespace, name, "  suspend: true\n", "true"));
+    let stored = |name: &str| {
+        let output = fleet.cli(&["-n", &namespace, "get", "job", name, "-o", "json"]);
+        output.status.success()
+    };
+    for name in ["stays", "goes"] {
+        apply(name);
+        wait_for(&format!("{name} is stored"), SOON, || stored(name).then_some(()));
+    }
+    link.cut();
+    cluster.kubectl(&["-n", &namespace, "delete", "sj", "goes"]);
+    apply("comes");
+    cluster.compact();
+    link.mend();
+    wait_for("what came is stored", SOON, || stored("comes").then_some(()));
+    wait_for("what went is not", SOON, || (!stored("goes")).then_some(()));
+    assert!(stored("stays"));
+    assert!(told(&fleet, "the watch has expired") >= 1, "{}", fleet.controller.log());
+}
+
+#[test]
+fn a_resource_that_is_taken_away_and_comes_back_is_watched_again() {
+    let world = World::own(&[], &[]);
+    world.job("before", "  suspend: true\n", "true");
+    world.wait_until("before", "is accepted", |job| World::condition(job, "Accepted").is_some());
+    world.cluster.kubectl(&["delete", "crd", "sandboxjobs.windlass.dev", "--timeout=60s"]);
+    wait_for("the log tells of it", SOON, || (told(&world.fleet, "cannot watch") >= 1).then_some(()));
+    pass(Duration::from_secs(10));
+    let complaints = told(&world.fleet, "WARN");
+    assert!(complaints < 20, "{complaints} complaints\n{}", world.fleet.controller.log());
+    world::install(world.cluster);
+    world.job("after", "  suspend: true\n", "true");
+    world.wait_until("after", "is accepted", |job| World::condition(job, "Accepted").is_some());
+}
+
+#[test]
+fn an_api_server_that_has_lost_everything_deletes_nothing() {
+    let world = World::own(&[], &["--kube-cluster", "lab"]);
+    let _agent = world.fleet.agent("n1");
+    world.job("waits", "  suspend: true\n", "true");
+    world.job("runs", "", "sleep 600");
+    world.wait_for_phase("runs", "Running");
+    world.cluster.lose_everything();
+    wait_for("the log tells of it", SOON, || (told(&world.fleet, "cannot watch") >= 1).then_some(()));
+    world::install(world.cluster);
+    world.cluster.kubectl(&["create", "namespace", &world.namespace]);
+    wait_for("what is lost is kept", SOON, || {
+        (told(&world.fleet, "what it declared is kept") >= 2).then_some(())
+    });
+    assert_eq!(world.stored("runs")["status"]["phase"], "Running");
+    assert_eq!(world.stored("waits")["spec"]["suspend"], true);
+    // It belongs to the store alone now.
+    wait_for("what was lost can be deleted", SOON, || {
+        world.fleet.cli(&["-n", &world.namespace, "delete", "job", "waits"]).status.success().then_some(())
+    });
+    world.wait_until_not_stored("waits");
+    world.job("new", "", "echo new");
+    world.fleet.text(&["-n", &world.namespace, "cancel", "runs"]);
+    world.wait_for_phase("new", "Succeeded");
+}
+
+#[test]
+fn an_edited_status_is_mended_once() {
+    let world = World::start();
+    world.job("edited", "  suspend: true\n", "true");
+    world.wait_until("edited", "is accepted", |job| World::condition(job, "Accepted").is_some());
+    let patch = r#"{"status": {"phase": "Succeeded", "exitCode": 7, "node": "nowhere", "conditions": []}}"#;
+    world.kubectl(&["patch", "sj", "edited", "--subresource=status", "--type=merge", "-p", patch]);
+    let mended = world.wait_until("edited", "is mended", |job| {
+        let status = &job["status"];
+        status["phase"] == "Queued"
+            && status["exitCode"].is_null()
+            && status["node"].is_null()
+            && World::condition(job, "Accepted").is_some()
+    });
+    pass(Duration::from_secs(4));
+    assert_eq!(
+        world.get("sj", "edited")["metadata"]["resourceVersion"],
+        mended["metadata"]["resourceVersion"]
+    );
+    assert_eq!(world.stored("edited")["status"]["phase"], "Queued");
+}
+
+#[test]
+fn a_removed_finalizer_comes_back_and_an_object_without_one_still_stops_its_job() {
+    let world = World::start();
+    let _agent = world.fleet.agent("n1");
+    world.job("long", "", "sleep 600");
+    let kept = |job: &Value| job["metadata"]["finalizers"].is_array();
+    world.wait_until("long", "is kept", kept);
+    let remove = ["patch", "sj", "long", "--type=merge", "-p", r#"{"metadata": {"finalizers": null}}"#];
+    world.kubectl(&remove);
+    world.wait_until("long", "is kept again", kept);
+    world.kubectl(&["delete", "sj", "long", "--wait=false"]);
+    // It may have been stopped before this.
+    let mut arguments = vec!["-n", &world.namespace];
+    arguments.extend(remove);
+    world.cluster.command(&arguments).output().expect("kubectl is installed");
+    world.wait_until_gone("sj", "long");
+    world.wait_until_not_stored("long");
+}
+
+#[test]
+fn a_namespace_that_is_deleted_stops_its_jobs() {
+    let world = World::start();
+    let _agent = world.fleet.agent("n1");
+    world.job("runs", "", "sleep 600");
+    world.job("waits", "  suspend: true\n", "true");
+    world.wait_for_phase("runs", "Running");
+    world.kubectl(&["delete", "namespace", &world.namespace, "--wait=false"]);
+    // What a cluster's namespace controller does, which is not there.
+    world.kubectl(&["delete", "sj", "--all", "--timeout=60s"]);
+    for name in ["runs", "waits"] {
+        world.wait_until_not_stored(name);
+    }
+    let complaints = told(&world.fleet, "WARN");
+    assert!(complaints < 10, "{complaints} complaints\n{}", world.fleet.controller.log());
+}
+
+#[test]
+fn a_deletion_that_the_node_does_not_confirm_ends_with_an_event() {
+    let world = World::own(&[], &["--kube-delete-wait", "3s"]);
+    let mut agent = world.fleet.agent("n1");
+    world.job("stuck", "  offline: continue\n", "sleep 600");
+    world.wait_until("stuck", "is kept", |job| job["metadata"]["finalizers"].is_array());
+    agent.kill();
+    world.kubectl(&["delete", "sj", "stuck", "--timeout=60s"]);
+    let events = world.events("stuck");
+    assert!(
+        events.iter().any(|(kind, reason, note)| kind == "Warning"
+            && reason == "StopNotConfirmed"
+            && note.contains("n1")),
+        "{events:?}"
+    );
+    // The job itself is still being stopped, and its name is told to be taken until it is.
+    assert_eq!(world.stored("stuck")["spec"]["cancel"], true);
+    world.job("stuck", "", "echo another");
+    world.wait_until("stuck", "waits for its name", |job| {
+        World::condition(job, "Accepted")
+            .is_some_and(|(_, reason, message)| reason == "NameTaken" && message.contains("being stopped"))
+    });
+    let _agent = world.fleet.run_agent("n1", &[]);
+    world.wait_for_phase("stuck", "Succeeded");
+}
+
+#[test]
+fn a_right_that_is_missing_is_told_and_the_rest_works() {
+    let cluster = Cluster::shared();
+    world::install(cluster);
+    let namespace = cluster.namespace();
+    let role = format!("less-{namespace}");
+    let rule = |resources: &str, verbs: &str| {
+        format!("  - {{apiGroups: [windlass.dev], resources: [{resources}], verbs: [{verbs}]}}\n")
+    };
+    let granted = |statuses: &str| {
+        cluster.apply(&format!(
+            "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {{name: {role}}}\nrules:\n{}{statuses}  \
+             - {{apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, update]}}\n---\n\
+             apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata: {{name: {role}}}\n\
+             roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {role}}}\n\
+             subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: editor}}]\n",
+            rule("sandboxjobs, nodeconfigs, jobtemplates", "get, list, watch, patch, create, delete")
+        ));
+    };
+    granted("");
+    let config = cluster.kubeconfig("editor");
+    let label = world::node_label(&namespace);
+    let settings = ["--kube-node-label", &label, "--kube-cluster", "lab"];
+    let fleet = Fleet::with(&world::arguments(config.to_str().expect("text"), &namespace, &settings));
+    cluster.apply(&world::job(&namespace, "quiet", "  suspend: true\n", "true"));
+    wait_for("the log tells of it", SOON, || (told(&fleet, "forbidden") >= 1).then_some(()));
+    let stored = fleet.json(&["-n", &namespace, "get", "job", "quiet"]);
+    assert_eq!(stored["status"]["phase"], "Queued");
+    pass(Duration::from_secs(10));
+    assert!(told(&fleet, "forbidden") < 10, "{}", fleet.controller.log());
+    granted(&rule("sandboxjobs/status, nodeconfigs/status, jobtemplates/status", "patch"));
+    wait_for("the status is written", SOON, || {
+        World::condition(&get(cluster, &namespace, "sj", "quiet"), "Accepted")
+    });
+    // Events are still not permitted, and nobody waits for them.
+    assert!(told(&fleet, "create an Event") >= 1, "{}", fleet.controller.log());
+}
+
+#[test]
+fn of_two_controllers_one_works_and_the_other_takes_over_when_it_is_cut_off() {
+    let cluster = Cluster::shared();
+    world::install(cluster);
+    let namespace = cluster.namespace();
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let (first, link) = linked(cluster, &namespace, folder.path(), &["--kube-lease", "6s"]);
+    let leads = |fleet: &Fleet| told(fleet, "this controller bridges the cluster");
+    wait_for("the first leads", SOON, || (leads(&first) == 1).then_some(()));
+    let (second, _link) = linked(cluster, &namespace, folder.path(), &["--kube-lease", "6s"]);
+    let apply = |name: &str| cluster.apply(&world::job(&namespace, name, "  suspend: true\n", "true"));
+    let has = |fleet: &Fleet, name: &str| {
+        fleet.cli(&["-n", &namespace, "get", "job", name, "-o", "json"]).status.success()
+    };
+    apply("one");
+    wait_for("the first has the job", SOON, || has(&first, "one").then_some(()));
+    assert!(!has(&second, "one") && leads(&second) == 0, "{}", second.controller.log());
+    link.cut();
+    wait_for("the second leads", SOON, || (leads(&second) == 1).then_some(()));
+    assert!(
+        told(&first, "the lead of the cluster was lost") >= 1,
+        "before the other one took it: {}",
+        first.controller.log()
+    );
+    wait_for("the second has the job", SOON, || has(&second, "one").then_some(()));
+    link.mend();
+    apply("two");
+    wait_for("the second has the other job", SOON, || has(&second, "two").then_some(()));
+    pass(Duration::from_secs(8));
+    assert!(!has(&first, "two") && leads(&first) == 1, "{}", first.controller.log());
+    // One that stops in order gives the lead back at once.
+    let lease = || get(cluster, &namespace, "lease", "windlass-controller");
+    let holder = lease()["spec"]["holderIdentity"].clone();
+    second.controller.signal("TERM");
+    wait_for("the first leads again", SOON, || (leads(&first) == 2).then_some(()));
+    assert_ne!(lease()["spec"]["holderIdentity"], holder);
+}
+
+#[test]
+fn a_huge_spec_passes_through_whole() {
+    let world = World::start();
+    let _agent = world.fleet.agent("n1");
+    let steps: String = (0..4)
+        .map(|n| format!("  - {{name: s{n}, script: {{source: 'echo {n} # {}'}}}}\n", "x".repeat(200_000)))
+        .collect();
+    let manifest = format!(
+        "apiVersion: windlass.dev/v1alpha1\nkind: SandboxJob\nmetadata: {{name: huge, namespace: {}}}\nspec:\n  steps:\n{steps}",
+        world.namespace
+    );
+    let (created, said) = world.cluster.pipe(&["create", "-f", "-"], &manifest);
+    assert!(created, "{said}");
+    world.wait_for_phase("huge", "Succeeded");
+}
