@@ -90,7 +90,7 @@ pub(crate) enum Verb {
     Set(verbs::set::Args),
     Deregister(verbs::deregister::Args),
     Doctor(verbs::doctor::Args),
-    Controller(verbs::controller::Args),
+    Controller(Box<verbs::controller::Args>),
     Agent(verbs::agent::Args),
     Backup(verbs::backup::Args),
     Restore(verbs::restore::Args),

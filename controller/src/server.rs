@@ -76,6 +76,7 @@ impl Error {
             | Self::Tls(_)
             | Self::Listen { .. }
             | Self::Serve(_)
+            | Self::Kube(_)
             | Self::Start(_) => false,
         }
     }

@@ -7,8 +7,10 @@ use windlass_crds::protocol::FieldError;
 use windlass_crds::{JobPhase, SandboxJob};
 use windlass_store::{IdempotencyKey, JobPatch, JobRow, NewJob, Reserve, Store};
 
+use crate::bodies::Bodies;
 use crate::clock::{Clock, IdSource};
 use crate::error::ApiError;
+use crate::rest::inputs;
 
 /// What applying the manifest changes on the job.
 pub(crate) fn changes(row: &JobRow, job: &SandboxJob) -> JobPatch {
@@ -28,6 +30,7 @@ pub(crate) fn changes(row: &JobRow, job: &SandboxJob) -> JobPatch {
 #[derive(Clone, Copy)]
 pub(crate) struct Submission<'a> {
     pub(crate) store: &'a Store,
+    pub(crate) bodies: &'a Bodies,
     pub(crate) clock: &'a dyn Clock,
     pub(crate) ids: &'a dyn IdSource,
 }
@@ -88,11 +91,11 @@ impl Submission<'_> {
         let mut errors = Vec::new();
         for (position, input) in job.spec.workspace.inputs.iter().enumerate() {
             let Some(upload) = &input.upload else { continue };
-            if self.store.get_input(&upload.digest).await?.is_none() {
+            if inputs::find_whole(self.store, self.bodies, &upload.digest).await?.is_none() {
                 errors.push(FieldError {
                 field: format!("spec.workspace.inputs[{position}].upload.digest"),
                 message: format!(
-                    "`{}` was never uploaded; `windlass run --input PATH` does it, or PUT /v1/inputs/{{digest}}",
+                    "`{}` was never uploaded, or is not there any more; `windlass run --input PATH` does it, or PUT /v1/inputs/{{digest}}",
                     upload.digest
                 ),
             });

@@ -495,7 +495,10 @@ mod tests {
     fn units_of_one_identity_have_one_base_whatever_else_they_are() {
         let other = UnitSpec { hostname: "other".into(), mounts: Vec::new(), ..spec() };
         let other = plan(&other, &host(), Enforcement::default()).unwrap();
-        assert_eq!(other.base, plan(&spec(), &host(), Enforcement { tasks: Some(64), ..Enforcement::default() }).unwrap().base);
+        assert_eq!(
+            other.base,
+            plan(&spec(), &host(), Enforcement { tasks: Some(64), ..Enforcement::default() }).unwrap().base
+        );
         assert_eq!(other.base, base(&host(), spec().identity, Network::None));
         let identity = Identity { uid: 1_900_000_008, gid: 1_900_000_008 };
         assert_ne!(other.base, base(&host(), identity, Network::None));
@@ -533,7 +536,8 @@ mod tests {
         let (more, less) = difference(Network::Open, &host());
         assert_eq!(more, ["show host /etc/resolv.conf at etc/resolv.conf, read-only"]);
         assert_eq!(less, ["bring the loopback interface up", "make file etc/resolv.conf of 0 bytes"]);
-        let plan = plan(&UnitSpec { network: Network::Open, ..spec() }, &host(), Enforcement::default()).unwrap();
+        let plan =
+            plan(&UnitSpec { network: Network::Open, ..spec() }, &host(), Enforcement::default()).unwrap();
         assert!(plan.base.host_network);
         // A kernel that cannot scope abstract sockets: there are no local sockets at all.
         let (more, _) = difference(Network::Open, &Host { landlock: Some(5), ..host() });

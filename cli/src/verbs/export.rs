@@ -75,9 +75,14 @@ pub(crate) async fn perform(context: &Context, args: &Args) -> Result<Exit, Fail
                 continue;
             };
             let uid = object["metadata"]["uid"].as_str().filter(|_| target.kind == Kind::Job);
-            admin::apply_object(connection, manifest_kind(target.kind), &manifest, uid).await?;
+            let exported =
+                admin::apply_object(connection, manifest_kind(target.kind), &manifest, uid).await?;
             let label = name::format(target.kind, object["metadata"]["name"].as_str().unwrap_or_default());
-            context.console.line(format!("{label} exported"))?;
+            let word = match exported {
+                admin::Exported::Applied => "exported",
+                admin::Exported::Kept => "is in the cluster already, and is left as it is there",
+            };
+            context.console.line(format!("{label} {word}"))?;
         }
     }
     Ok(Exit::Success)

@@ -69,8 +69,17 @@ fn is_established(crd: &CustomResourceDefinition) -> bool {
     conditions.iter().any(|condition| condition.type_ == "Established" && condition.status == "True")
 }
 
-/// Makes an object in the cluster be as this manifest says. A job that the cluster's Windlass has already, with the uid that
-/// `job` names, becomes that object's; it is not run again.
+/// What became of an object to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exported {
+    /// It is in the cluster as its manifest says.
+    Applied,
+    /// The cluster has one of that name, which was not exported from this job; it is left as it is.
+    Kept,
+}
+
+/// Makes an object in the cluster as this manifest says, where there is none of its name. A job that the cluster's Windlass has
+/// already, with the uid that `job` names, becomes that object's; it is not run again.
 ///
 /// # Errors
 /// What the API server refuses.
@@ -79,7 +88,7 @@ pub async fn apply_object(
     kind: Kind,
     manifest: &Value,
     job: Option<&str>,
-) -> Result<(), Error> {
+) -> Result<Exported, Error> {
     let mut manifest = manifest.clone();
     if let Some(uid) = job {
         manifest["metadata"]["annotations"][JOB_ANNOTATION] = uid.into();
@@ -87,8 +96,15 @@ pub async fn apply_object(
     let name = manifest["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let namespace = manifest["metadata"]["namespace"].as_str();
     let api = api(&connection.client()?, kind, namespace);
+    if let Some(found) = request("get an object", api.get_opt(&name)).await? {
+        let annotations = found.metadata.annotations.unwrap_or_default();
+        if job.is_none() || annotations.get(JOB_ANNOTATION).map(String::as_str) != job {
+            return Ok(Exported::Kept);
+        }
+    }
     let params = PatchParams::apply(MANAGER).force();
-    request("apply an object", api.patch(&name, &params, &Patch::Apply(&manifest))).await.map(drop)
+    request("apply an object", api.patch(&name, &params, &Patch::Apply(&manifest))).await?;
+    Ok(Exported::Applied)
 }
 
 /// The objects of a kind, in one namespace or in all, as they are there.

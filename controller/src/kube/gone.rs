@@ -115,7 +115,7 @@ async fn job(session: &Session, gone: &Gone, row: &OriginRow) -> Result<Then, Er
     let parts = &session.parts;
     let now = parts.clock.now();
     session.cache.concern(&row.subject, &Key::Gone(gone.clone()));
-    match parts.store.delete_job(now, &row.subject).await? {
+    match parts.store.delete_job(now, &row.subject, None).await? {
         DeleteOutcome::NotFound => Ok(Then::Settled),
         DeleteOutcome::Deleted { bodies } => {
             remove_bodies(&parts.store, &parts.bodies, bodies).await?;
@@ -150,7 +150,7 @@ async fn node(session: &Session, gone: &Gone) -> Result<Then, Error> {
         tracing::info!(node.name = %node.name, "a node that lives has lost its object; it is configured by default, and gets another one");
         return Ok(Then::Settled);
     }
-    match store.delete_node(now, &node.name, LiveAttempts::Refuse).await {
+    match store.delete_node(now, &node.name, LiveAttempts::Refuse, None).await {
         // It has just begun to work.
         Err(windlass_store::Error::InUse { .. }) => Ok(Then::After(Duration::from_secs(1))),
         result => {
@@ -170,7 +170,7 @@ async fn template(session: &Session, gone: &Gone, row: &OriginRow) -> Result<The
         .await?
         .is_some_and(|template| template.uid == row.subject)
     {
-        store.delete_template(namespace, &gone.name.name).await?;
+        store.delete_template(namespace, &gone.name.name, None).await?;
     }
     Ok(Then::Settled)
 }

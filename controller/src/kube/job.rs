@@ -121,7 +121,7 @@ impl Look<'_> {
                 Action::Discard => {
                     let Held::Job(row) = &held else { continue };
                     let parts = &self.session.parts;
-                    match parts.store.delete_job(parts.clock.now(), &row.uid).await? {
+                    match parts.store.delete_job(parts.clock.now(), &row.uid, None).await? {
                         DeleteOutcome::Deleted { bodies } => {
                             remove_bodies(&parts.store, &parts.bodies, bodies).await?;
                             tracing::info!(job.id = %row.uid, "job deleted with its object");
@@ -158,7 +158,8 @@ impl Look<'_> {
 
     async fn create(&self, job: &ValidJob) -> Result<(Held, Accepted), Error> {
         let parts = &self.session.parts;
-        let submission = Submission { store: &parts.store, clock: &*parts.clock, ids: &*parts.ids };
+        let submission =
+            Submission { store: &parts.store, bodies: &parts.bodies, clock: &*parts.clock, ids: &*parts.ids };
         let new = match submission.prepare(job.get().clone(), None).await {
             Ok(new) => new,
             Err(error) if error.code == Code::Invalid => {

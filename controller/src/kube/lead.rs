@@ -108,18 +108,15 @@ impl Candidate {
     pub(super) async fn round(&mut self) -> Result<bool, Error> {
         let sent = self.clock.steady();
         let now = self.clock.now();
-        let found = match request("get the Lease", self.leases.get_opt(NAME)).await? {
-            Some(lease) => lease,
-            None => {
-                let lease = Lease {
-                    metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() },
-                    spec: Some(self.record(now, None)),
-                };
-                return self.settle(
-                    request("create the Lease", self.leases.create(&PostParams::default(), &lease)).await,
-                    sent,
-                );
-            }
+        let Some(found) = request("get the Lease", self.leases.get_opt(NAME)).await? else {
+            let lease = Lease {
+                metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() },
+                spec: Some(self.record(now, None)),
+            };
+            return self.settle(
+                request("create the Lease", self.leases.create(&PostParams::default(), &lease)).await,
+                sent,
+            );
         };
         let spec = found.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.clone().filter(|holder| !holder.is_empty());

@@ -222,7 +222,7 @@ fn last_seen(shown: &Value, now: Option<Timestamp>) -> Option<Timestamp> {
 fn happenings(old: &Value, new: &Value) -> Vec<Happening> {
     let find = |status: &Value, name: &str| {
         let all = status["conditions"].as_array().into_iter().flatten();
-        all.filter(|condition| condition["type"] == name).cloned().next()
+        all.find(|condition| condition["type"] == name).cloned()
     };
     let mut found = Vec::new();
     for (name, yes, no) in [("Ready", "NodeReady", "NodeNotReady"), ("Accepted", "Accepted", "Refused")] {

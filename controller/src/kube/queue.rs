@@ -101,10 +101,10 @@ impl<K: Clone + Ord + Hash> Queue<K> {
     }
 
     /// Says how a key was dealt with, and how many writes it has caused. `chance` from 0 to 1 spreads what fails together.
-    pub(super) fn done(&self, key: K, writes: u32, then: Then, chance: f64) {
+    pub(super) fn done(&self, key: &K, writes: u32, then: Then, chance: f64) {
         let mut inner = self.lock();
         let now = Instant::now();
-        inner.running.remove(&key);
+        inner.running.remove(key);
         let pace = inner.paces.entry(key.clone()).or_insert_with(|| Pace::full(now));
         pace.refill(now);
         pace.tokens -= f64::from(writes);
@@ -115,7 +115,7 @@ impl<K: Clone + Ord + Hash> Queue<K> {
         let failures = pace.failures;
         // A new one would say the same.
         if pace.tokens >= BURST && failures == 0 {
-            inner.paces.remove(&key);
+            inner.paces.remove(key);
         }
         match then {
             Then::Settled => {}
@@ -140,7 +140,7 @@ impl<K: Clone + Ord + Hash> Inner<K> {
     /// Makes a key due after some time, or earlier where it is already.
     fn schedule(&mut self, key: K, wait: Duration) {
         let now = Instant::now();
-        let earliest = self.paces.get(&key).map_or(now, |pace| pace.earliest());
+        let earliest = self.paces.get(&key).map_or(now, Pace::earliest);
         let at = earliest.max(now + wait);
         match self.times.get(&key) {
             Some(known) if *known <= at => return,
@@ -187,9 +187,9 @@ mod tests {
         queue.wake("b");
         assert_eq!(soon(&queue).await, Some("b"));
         assert_eq!(soon(&queue).await, None);
-        queue.done("a", 0, Then::Settled, 0.0);
+        queue.done(&"a", 0, Then::Settled, 0.0);
         assert_eq!(soon(&queue).await, Some("a"));
-        queue.done("a", 0, Then::Settled, 0.0);
+        queue.done(&"a", 0, Then::Settled, 0.0);
         assert_eq!(soon(&queue).await, None);
     }
 
@@ -202,7 +202,7 @@ mod tests {
         while began.elapsed() < Duration::from_secs(120) {
             assert_eq!(queue.next().await, "hot");
             writes += 1;
-            queue.done("hot", 1, Then::Settled, 0.0);
+            queue.done(&"hot", 1, Then::Settled, 0.0);
             queue.wake("hot");
         }
         assert!((28..=32).contains(&writes), "{writes} writes in two minutes");
@@ -219,12 +219,12 @@ mod tests {
             let before = Instant::now();
             assert_eq!(queue.next().await, "a");
             waits.push(before.elapsed().as_secs());
-            queue.done("a", 0, Then::Retry, 1.0);
+            queue.done(&"a", 0, Then::Retry, 1.0);
         }
         assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 64, 120]);
         queue.wake("a");
         assert_eq!(soon(&queue).await, Some("a"));
-        queue.done("a", 0, Then::After(Duration::from_secs(7)), 1.0);
+        queue.done(&"a", 0, Then::After(Duration::from_secs(7)), 1.0);
         let before = Instant::now();
         assert_eq!(queue.next().await, "a");
         assert_eq!(before.elapsed().as_secs(), 7);

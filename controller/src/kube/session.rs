@@ -217,7 +217,7 @@ impl Session {
             },
             Key::Gone(gone) => gone::look(self, gone).await,
         };
-        self.queue.done(key, looked.writes, looked.then, self.parts.ids.chance());
+        self.queue.done(&key, looked.writes, looked.then, self.parts.ids.chance());
     }
 
     /// What follows from an error that one object has met: it is told, and the object is tried again.

@@ -128,7 +128,8 @@ fn fits(status: &impl Serialize) -> bool {
     json(status).to_string().len() <= STATUS_MAX
 }
 
-/// As JSON without nulls, as the API server keeps it.
+/// As JSON without nulls, as the API server keeps it, and without empty texts, which say nothing more than a field that is not
+/// there and which some API servers of 1.20 take for null.
 pub(super) fn json(status: &impl Serialize) -> Value {
     let value = serde_json::to_value(status).expect("a status is plain data");
     without_nulls(value)
@@ -137,7 +138,7 @@ pub(super) fn json(status: &impl Serialize) -> Value {
 fn without_nulls(value: Value) -> Value {
     match value {
         Value::Object(map) => {
-            let kept = map.into_iter().filter(|(_, value)| !value.is_null());
+            let kept = map.into_iter().filter(|(_, value)| !value.is_null() && value != "");
             Value::Object(kept.map(|(key, value)| (key, without_nulls(value))).collect())
         }
         Value::Array(items) => Value::Array(items.into_iter().map(without_nulls).collect()),

@@ -78,7 +78,7 @@ async fn declare(session: &Session, name: &Name, seen: &Seen) -> Result<Accepted
         }
     }
     let uid = parts.ids.uid(now);
-    let row = match parts.store.put_template(now, namespace, &name.name, &uid, spec).await? {
+    let row = match parts.store.put_template(now, (namespace, &name.name), &uid, spec, None).await? {
         PutTemplate::Created(row) | PutTemplate::Updated(row) | PutTemplate::Unchanged(row) => row,
         PutTemplate::VersionConflict { existing } => {
             let message =

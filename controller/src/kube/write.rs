@@ -1,5 +1,6 @@
 //! Every write to the API server but that of the Lease. Each passes the fence, and names the object's uid and version.
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
@@ -106,7 +107,16 @@ impl Writer {
     pub(super) async fn event(&self, namespace: &str, event: &Event) -> Result<(), Error> {
         let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
         let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        match self.lead.write("create an Event", api.create(&params, event)).await {
+        let mut written = self.lead.write("create an Event", api.create(&params, event)).await;
+        if let Some(regarding) = event.regarding.as_ref().filter(|regarding| regarding.namespace.is_none())
+            && written.as_ref().is_err_and(|error| error.status() == Some(422))
+        {
+            // Some API servers take every kind that they do not know for one with a namespace.
+            let regarding = ObjectReference { namespace: Some(namespace.to_owned()), ..regarding.clone() };
+            let event = Event { regarding: Some(regarding), ..event.clone() };
+            written = self.lead.write("create an Event", api.create(&params, &event)).await;
+        }
+        match written {
             Err(error) if error.status() == Some(409) => Ok(()),
             result => result.map(drop),
         }

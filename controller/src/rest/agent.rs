@@ -110,7 +110,7 @@ pub(super) async fn input(
     // A node sees the inputs of its own jobs and nobody else's.
     let row = if digests.any(|named| *named == digest) { app.store.get_input(&digest).await? } else { None };
     let row = row.ok_or_else(|| ApiError::not_found("input of a job on this node", &digest))?;
-    let Some(row) = inputs::find_whole(&app, &digest).await? else {
+    let Some(row) = inputs::find_whole(&app.store, &app.bodies, &digest).await? else {
         tracing::error!(input.digest = %digest, body.key = %row.object_key, "the body of an input is missing or cut");
         return Err(inputs::damaged(&digest));
     };

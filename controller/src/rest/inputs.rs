@@ -4,12 +4,12 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use futures::StreamExt as _;
-use windlass_store::InputRow;
+use windlass_store::{InputRow, Store};
 
 use super::App;
 use super::extract::{Operator, Path};
 use super::pace::TooSlow;
-use crate::bodies;
+use crate::bodies::{self, Bodies};
 use crate::error::{ApiError, Code};
 
 /// The most bytes of one input.
@@ -21,15 +21,19 @@ pub(super) async fn head(
     Path(digest): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     check(&digest)?;
-    let found = find_whole(&app, &digest).await?;
+    let found = find_whole(&app.store, &app.bodies, &digest).await?;
     found.map(|_| StatusCode::OK).ok_or_else(|| ApiError::not_found("input", &digest))
 }
 
 /// An input whose body is there in its full size. One whose body is gone is as if it had never been uploaded, so that
 /// uploading it again repairs it.
-pub(super) async fn find_whole(app: &App, digest: &str) -> Result<Option<InputRow>, ApiError> {
-    let Some(row) = app.store.get_input(digest).await? else { return Ok(None) };
-    let size = app.bodies.size(&row.object_key).await.map_err(unavailable)?;
+pub(crate) async fn find_whole(
+    store: &Store,
+    bodies: &Bodies,
+    digest: &str,
+) -> Result<Option<InputRow>, ApiError> {
+    let Some(row) = store.get_input(digest).await? else { return Ok(None) };
+    let size = bodies.size(&row.object_key).await.map_err(unavailable)?;
     Ok((size == Some(row.size)).then_some(row))
 }
 
@@ -58,7 +62,7 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<StatusCode, ApiError> {
     let hash = check(&digest)?;
-    if let Some(row) = find_whole(&app, &digest).await? {
+    if let Some(row) = find_whole(&app.store, &app.bodies, &digest).await? {
         // Uploading again keeps it from being pruned as unused.
         app.store.put_input(app.clock.now(), row).await?;
         return Ok(StatusCode::OK);

@@ -70,6 +70,10 @@ pub(super) fn json_schema(shape: &Shape) -> Value {
 /// The structural schema of a shape, as Kubernetes 1.20 and newer accept it in a custom resource definition.
 pub(super) fn structural(shape: &Shape) -> Value {
     let mut schema = common(shape);
+    if schema.get("default") == Some(&Value::from("")) {
+        // It says nothing more than a field that is not there, and some API servers of 1.20 take it for null.
+        schema.remove("default");
+    }
     match &shape.form {
         Form::Any => {
             schema.insert(PRESERVE.into(), true.into());

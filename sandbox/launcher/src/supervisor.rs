@@ -269,7 +269,8 @@ impl Supervisor {
             self.check_deadlines();
             let measuring = self.measure();
             self.arm_timer();
-            let [ended, setup, stdout, stderr, control, requests, signals, asked, shortage] = self.wait(measuring);
+            let [ended, setup, stdout, stderr, control, requests, signals, asked, shortage] =
+                self.wait(measuring);
             if setup {
                 self.read_setup(reply);
             }

@@ -405,7 +405,7 @@ fn program(name: &str) -> PathBuf {
             #[expect(clippy::disallowed_methods, reason = "as above")]
             std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"))
         });
-        cache.expect("there is a home folder").join("windlass/kube-2/bin")
+        cache.expect("there is a home folder").join("windlass/kube/bin")
     });
     let program = folder.join(name);
     assert!(

@@ -27,7 +27,7 @@ pub(crate) async fn an_object_gets_one_job_however_often_it_is_seen(store: Store
 pub(crate) async fn an_object_whose_job_was_deleted_is_not_run_again(store: Store) {
     let made = store.create_job_of(at(0), object("o1"), job("a").build()).await.unwrap();
     let OriginOutcome::Created(row) = made else { panic!("{made:?}") };
-    store.delete_job(at(1), &row.uid).await.unwrap();
+    store.delete_job(at(1), &row.uid, None).await.unwrap();
     let again = || store.create_job_of(at(2), object("o1"), job("a").uid("another").build());
     assert_eq!(again().await.unwrap(), OriginOutcome::Ended);
     // Another object of the same name is another job.
@@ -43,7 +43,7 @@ pub(crate) async fn an_object_whose_name_is_taken_is_not_remembered(store: Store
     let made = store.create_job_of(at(1), object("o1"), job("a").uid("another").build()).await.unwrap();
     assert_eq!(made, OriginOutcome::NameTaken(native.clone()));
     assert_eq!(store.find_origin(&object("o1")).await.unwrap(), None);
-    store.delete_job(at(2), &native.uid).await.unwrap();
+    store.delete_job(at(2), &native.uid, None).await.unwrap();
     let made = store.create_job_of(at(3), object("o1"), job("a").uid("another").build()).await.unwrap();
     assert!(matches!(made, OriginOutcome::Created(_)), "{made:?}");
 }
