@@ -221,7 +221,7 @@ fn last_seen(shown: &Value, now: Option<Timestamp>) -> Option<Timestamp> {
 /// Changes of `Ready` and `Accepted`, which are what people wait for.
 fn happenings(old: &Value, new: &Value) -> Vec<Happening> {
     let find = |status: &Value, name: &str| {
-        let all = status["conditions"].as_array().into_iter().flatten();
+        let mut all = status["conditions"].as_array().into_iter().flatten();
         all.find(|condition| condition["type"] == name).cloned()
     };
     let mut found = Vec::new();
