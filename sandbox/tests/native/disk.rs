@@ -48,7 +48,7 @@ async fn a_full_file_system_ends_the_unit_and_never_holds_more_than_the_limit() 
             // Faster than anybody looks.
             ("many", "for i in $(seq 60); do head -c 1M /dev/zero >f$i || exit 1; done"),
             ("one", "head -c 60M /dev/zero >file"),
-            ("deleted", "exec 5>gone; rm gone; head -c 60M /dev/zero >&5"),
+            ("deleted", "exec 5>gone; rm gone; head -c 60M /dev/zero >&5; sleep 60"),
             ("inodes", "mkdir e && cd e && for i in $(seq 40); do touch $(seq -f $i-%g 100) || exit 1; done"),
             ("ignored", "head -c 60M /dev/zero >file; sleep 60"),
         ];
