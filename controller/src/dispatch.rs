@@ -30,7 +30,7 @@ use crate::bodies::Bodies;
 use crate::clock::{Clock, IdSource};
 use crate::error::{ApiError, Code};
 
-pub(crate) use claim::{is_closed, slots};
+pub(crate) use claim::{is_closed, room, slots};
 pub(crate) use report::transition;
 
 /// Times of the agent protocol.

@@ -9,6 +9,7 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::Instant;
 use windlass_core::drain;
 use windlass_core::placement::Offer;
+use windlass_core::requirement::Room;
 use windlass_crds::protocol::{self, Assignment, AttemptId, ClaimRequest, ClaimResponse, Order};
 use windlass_store::{Change, ClaimSpec, ClaimedJob, NodeRow, Overdue, Reserve};
 
@@ -148,6 +149,12 @@ pub(crate) fn is_closed(node: &NodeRow) -> bool {
         || node.hold.is_some()
         || node.applied_version.is_none()
         || node.not_ready.is_some()
+}
+
+/// What a job reserves, as the room that it takes.
+pub(crate) const fn room(reserve: Reserve) -> Room {
+    let Reserve { cpu_millis, memory_bytes, gpus } = reserve;
+    Room { cpu_millis, memory_bytes, gpus }
 }
 
 /// How many attempts a node can hold.

@@ -9,10 +9,10 @@ use windlass_core::requirement::Room;
 use windlass_core::reservation::{self, GiveBack, Keep, Kept, Node, Plan, Shortages, Snapshot, Waiting};
 use windlass_core::why::Used;
 use windlass_crds::conditions::ConditionStatus;
-use windlass_store::{EventLevel, NewEvent, NewReservation, NodeRow, Reserve, Store, WaitingRow};
+use windlass_store::{EventLevel, NewEvent, NewReservation, NodeRow, Store, WaitingRow};
 
 use crate::clock::Clock;
-use crate::dispatch::{self, Dispatch};
+use crate::dispatch::{self, Dispatch, room};
 use crate::error::ApiError;
 
 /// The most lanes that are looked at, those that come first in line: more than have ready jobs in any but the oddest fleet.
@@ -161,9 +161,4 @@ impl Seen {
             used: self.used,
         }
     }
-}
-
-const fn room(reserve: Reserve) -> Room {
-    let Reserve { cpu_millis, memory_bytes, gpus } = reserve;
-    Room { cpu_millis, memory_bytes, gpus }
 }

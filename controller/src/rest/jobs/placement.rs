@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use windlass_core::placement::Offer;
 use windlass_core::requirement::{self, Requirement, Room};
 use windlass_core::why::{self, Holder, JobView, KeptView, NodeView, Obstacle, Position, Used};
-use windlass_store::{HolderRow, JobRow, NodeRow, ReservationRow, Reserve};
+use windlass_store::{HolderRow, JobRow, NodeRow, ReservationRow};
 
 use super::super::App;
 use super::super::extract::{Operator, Path};
 use super::super::present;
 use super::find;
+use crate::dispatch::room;
 use crate::error::ApiError;
 use crate::reconcile::hold_phase;
 
@@ -176,9 +177,4 @@ fn item(node: &NodeRow, verdict: Option<&Obstacle>, holders: Option<&Vec<Holder>
         "reason": obstacle.reason(),
         "message": message,
     })
-}
-
-const fn room(reserve: Reserve) -> Room {
-    let Reserve { cpu_millis, memory_bytes, gpus } = reserve;
-    Room { cpu_millis, memory_bytes, gpus }
 }
