@@ -102,18 +102,11 @@ const NODE_RULES: &[Rule] = &[Rule {
 
 const TEMPLATE_LISTS: &[(&str, Unique)] = &[("parameters", Unique::By("name"))];
 
-const TEMPLATE_RULES: &[Rule] = &[
-    Rule {
-        at: "",
-        rule: "self.version != oldSelf.version || self.job == oldSelf.job",
-        message: "the same version exists with another job; raise `version`",
-    },
-    Rule {
-        at: "parameters[]",
-        rule: "!self.required || !has(self.default)",
-        message: "a required parameter's default is never used; leave one of the two out",
-    },
-];
+const TEMPLATE_RULES: &[Rule] = &[Rule {
+    at: "",
+    rule: "self.version != oldSelf.version || self.job == oldSelf.job",
+    message: "the same version exists with another job; raise `version`",
+}];
 
 /// Adds to the schema of a whole object which lists are sets and maps.
 pub(super) fn add_list_types(kind: Kind, schema: &mut Value) {

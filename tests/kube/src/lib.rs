@@ -156,7 +156,8 @@ impl Cluster {
         let mut kubectl = self.command(arguments);
         kubectl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = kubectl.spawn().expect("kubectl is installed");
-        let written = child.stdin.take().expect("it is piped").write_all(input.as_bytes());
+        // What begins with a brace would be taken for JSON, which YAML in braces is not.
+        let written = child.stdin.take().expect("it is piped").write_all(format!("---\n{input}").as_bytes());
         let output = child.wait_with_output().expect("it is our child");
         let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         assert!(written.is_ok() || !output.status.success(), "kubectl did not read its input: {text}");

@@ -312,7 +312,9 @@ fn only_the_named_namespaces_are_bridged_and_writes_stay_few() {
     assert_eq!(get(world.cluster, &elsewhere, "sj", "elsewhere")["status"], Value::Null);
     // Two finalizer patches, and a status for each phase that was seen.
     let version = done["metadata"]["resourceVersion"].clone();
-    let own = done["metadata"]["managedFields"].as_array().expect("they are kept");
+    let fields = world.kubectl(&["get", "sj", "here", "--show-managed-fields", "-o", "json"]);
+    let fields: Value = serde_json::from_str(&fields).expect("kubectl prints JSON");
+    let own = fields["metadata"]["managedFields"].as_array().expect("they are kept");
     assert!(own.iter().any(|fields| fields["manager"] == "windlass-controller"), "{own:?}");
     // Nothing more is written while nothing more happens.
     let deadline = std::time::Instant::now() + Duration::from_secs(5);

@@ -108,7 +108,11 @@ impl World {
     /// The job in the store; null where there is none.
     pub(crate) fn stored(&self, name: &str) -> Value {
         let output = self.fleet.cli(&["-n", &self.namespace, "get", "job", name, "-o", "json"]);
-        serde_json::from_slice(&output.stdout).unwrap_or_default()
+        if output.status.success() {
+            serde_json::from_slice(&output.stdout).unwrap_or_default()
+        } else {
+            Value::Null
+        }
     }
 
     /// Waits until the store has no job of this name.
