@@ -164,7 +164,9 @@ impl Cells<'_> {
                 .try_get::<String, _>(0)
                 .or_else(|_| row.try_get::<i64, _>(0).map(|key| key.to_string()))
                 .ok(),
-            Row::Packed(values) => values.first().map(ToString::to_string),
+            Row::Packed(values) => {
+                values.first().map(|key| key.as_str().map_or_else(|| key.to_string(), str::to_owned))
+            }
         };
         let row = key.unwrap_or_else(|| "without a readable key".to_owned());
         Error::Corrupt { table: self.table, column, row }
