@@ -13,7 +13,7 @@ mod join_tokens;
 mod meta;
 mod nodes;
 pub mod openapi;
-mod origin;
+pub(crate) mod origin;
 pub(crate) mod pace;
 pub(crate) mod present;
 mod queues;

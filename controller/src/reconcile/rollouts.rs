@@ -13,6 +13,7 @@ use windlass_store::{EventLevel, NewEvent, NodeRow, RolloutNodeRow, RolloutRow, 
 
 use crate::clock::Clock;
 use crate::error::ApiError;
+use crate::rest::origin::declared_in;
 
 /// Rolls changes out over nodes; cheap to clone.
 #[derive(Clone)]
@@ -59,11 +60,21 @@ impl Rollouts {
         let now = self.clock.now();
         let mut seen = snapshot(row, nodes);
         seen.newcomers.retain(|node| !taken.contains(node.as_str()));
+        let by_name: BTreeMap<&str, &NodeRow> = nodes.iter().map(|node| (node.name.as_str(), node)).collect();
+        let mut native = Vec::with_capacity(seen.newcomers.len());
+        for node in std::mem::take(&mut seen.newcomers) {
+            // What is declared in Kubernetes is changed there and nowhere else.
+            if let Some(row) = by_name.get(node.as_str())
+                && declared_in(store, &row.uid).await?.is_none()
+            {
+                native.push(node);
+            }
+        }
+        seen.newcomers = native;
         let actions = rollout::plan(&seen, now);
         if actions.is_empty() {
             return Ok(());
         }
-        let by_name: BTreeMap<&str, &NodeRow> = nodes.iter().map(|node| (node.name.as_str(), node)).collect();
         let steps = actions.iter().filter_map(|action| step(row, action, &by_name)).collect();
         match store.advance_rollout(now, &row.name, row.version, steps).await {
             Ok(_) => {}
@@ -172,6 +183,8 @@ pub(crate) fn snapshot(row: &RolloutRow, nodes: &[NodeRow]) -> Snapshot {
 pub(crate) struct Selected {
     /// The node.
     pub(crate) name: String,
+    /// Its object in the store.
+    pub(crate) uid: String,
     /// What would break a rule.
     pub(crate) errors: Vec<FieldError>,
 }
@@ -182,6 +195,7 @@ pub(crate) fn selected(nodes: &[NodeRow], selector: &Selector, patch: &Patch) ->
     meant
         .map(|node| Selected {
             name: node.name.clone(),
+            uid: node.uid.clone(),
             errors: patch.apply(&node.name, &node.spec).err().unwrap_or_default(),
         })
         .collect()

@@ -1,7 +1,7 @@
 //! Roll-outs: started, shown, and turned by people.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use windlass_core::rollout::{self, Command, Patch, Selector};
@@ -12,7 +12,8 @@ use windlass_crds::rollout::{NewRollout, Rollout, RolloutNode, RolloutPhase};
 use windlass_store::{NodeRow, RolloutNodeRow, RolloutRow};
 
 use super::App;
-use super::extract::{Json as Input, Operator};
+use super::extract::{Json as Input, Operator, Path};
+use super::origin::declared_in;
 use crate::error::{ApiError, Code};
 use crate::reconcile;
 
@@ -76,6 +77,18 @@ pub(super) async fn start(
             field: field.clone(),
             message: format!("on node `{}`: {message}", node.name),
         }));
+    }
+    for node in &selected {
+        let Some(cluster) = declared_in(&app.store, &node.uid).await? else { continue };
+        let message = format!(
+            "node `{}` is declared in Kubernetes (cluster {cluster}), which would undo the change; leave it out with \
+             the selector and change it there with kubectl",
+            node.name
+        );
+        errors.push(FieldError { field: "selector".to_owned(), message });
+        if errors.len() >= TOLD {
+            break;
+        }
     }
     if !errors.is_empty() {
         return Err(ApiError::invalid("roll-out", errors));
