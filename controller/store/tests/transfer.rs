@@ -7,13 +7,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use windlass_crds::protocol::{Outcome, Stream};
-use windlass_crds::{JobPhase, JobTemplateSpec, SandboxJobSpec};
+use windlass_crds::{JobPhase, JobTemplateSpec, SandboxJobSpec, Span};
 use windlass_store::transfer::{
     Cell, Error, FileHold, Loader, Restored, Restoring, Snapshot, TableShape, newest_schema,
 };
 use windlass_store::{
-    ApiTokenRow, Beat, EventLevel, InputRow, NewEvent, QueueSettings, RecordStore, Store, StoreOptions,
-    StoreUrl,
+    ApiTokenRow, Beat, EventLevel, InputRow, NewEvent, NewReservation, NewRollout, Origin, OriginKind,
+    QueueSettings, RecordStore, RolloutStep, Store, StoreOptions, StoreUrl,
 };
 use windlass_test_postgres::{Database, Server};
 
@@ -119,6 +119,22 @@ async fn fill(store: &Store) {
     let done = claimed(store, "n1", "done", at(0)).await;
     report(store, "n1", vec![log(&attempt(&done), 2, b"\x00\xff bytes")]).await;
     finish(store, &done, at(1)).await;
+    register(store, &["n2", "n3"]).await;
+    let rollout = NewRollout {
+        name: "r".into(),
+        selector: "zone=a".into(),
+        patch: serde_json::json!({"concurrency": 4}),
+        max_unavailable: 1,
+        pause_after: None,
+        timeout: Span::from_secs(300),
+        nodes: vec!["n2".into(), "n3".into()],
+    };
+    store.create_rollout(at(1), rollout).await.unwrap();
+    let expected_version = store.get_node("n2").await.unwrap().unwrap().resource_version;
+    let change = RolloutStep::Change { node: "n2".into(), spec: Box::default(), expected_version };
+    store.advance_rollout(at(1), "r", 1, vec![change]).await.unwrap();
+    let origin = Origin { cluster: "c".into(), object: "uid-o".into() };
+    store.bind_origin(origin, OriginKind::Node, "uid of n2").await.unwrap();
     let gone = claimed(store, "n1", "gone", at(1)).await;
     let mut body = log(&attempt(&gone), 2, b"");
     body.body = RecordStore::Object { key: "logs/gone/1/1".into(), len: 7 };
@@ -143,8 +159,10 @@ async fn fill(store: &Store) {
     store.put_setting_if_absent("node-token-secret", vec![0, 255, 7]).await.unwrap();
     store.cordon_node(at(4), "n1").await.unwrap();
     store.uncordon_node(at(4), "n1").await.unwrap();
-    register(store, &["n2"]).await;
     store.cordon_node(at(4), "n2").await.unwrap();
+    let waiting = store.get_job("default", "queued").await.unwrap().unwrap();
+    let room = NewReservation { node: "n3".into(), uid: waiting.uid, moves: 0 };
+    assert_eq!(store.keep_room(at(4), Vec::new(), vec![room]).await.unwrap().len(), 1);
     let token = ApiTokenRow {
         id: "admin".into(),
         secret_hash: [7; 32],
@@ -158,7 +176,7 @@ async fn fill(store: &Store) {
 }
 
 /// What a restore leaves as it was, of what [`fill`] has made.
-const AS_IT_WAS: [&str; 18] = [
+const AS_IT_WAS: [&str; 21] = [
     "api_tokens",
     "body_removals",
     "capability_snapshots",
@@ -174,8 +192,11 @@ const AS_IT_WAS: [&str; 18] = [
     "node_history",
     "node_holds",
     "node_liveness",
+    "origins",
     "queues",
     "records",
+    "reservations",
+    "rollouts",
     "templates",
 ];
 
@@ -209,6 +230,14 @@ async fn everything_arrives(from: Place, to: Place) {
     ] {
         assert_eq!(store.get_job("default", name).await.unwrap().unwrap().phase, phase);
     }
+    let rollout = store.get_rollout("r").await.unwrap().unwrap();
+    let node = store.get_node("n2").await.unwrap().unwrap();
+    let changing = &rollout.nodes[0];
+    assert_eq!(
+        (changing.config_version, changing.changed_at),
+        (Some(node.config_version), Some(at(1000))),
+        "the roll-out knows its own configuration again, and waits for it anew"
+    );
     // It goes on as any other: with new jobs, classes, lanes, events and templates.
     let new = job("new").class("new").queue("new").create(&store, at(1001)).await;
     assert!(new.resource_version > before["jobs"].1.len() as i64);

@@ -265,6 +265,14 @@ impl Loader {
             "UPDATE attempts SET lease_until = {until} WHERE ended_at IS NULL AND lease_until < {until}"
         ))
         .await?;
+        // A roll-out goes on with what it has declared, and gives nodes that are at it their whole time again.
+        let at = ms(now);
+        self.run(format!(
+            "UPDATE rollout_nodes SET config_version = {number},
+                changed_at = CASE state WHEN 'Changing' THEN {at} ELSE changed_at END
+            WHERE config_version = (SELECT n.config_version FROM nodes AS n WHERE n.name = rollout_nodes.node)"
+        ))
+        .await?;
         self.run(format!("UPDATE nodes SET config_version = {number}, resource_version = {number}")).await?;
         let known = serde_json::to_vec(&restored).expect("times and a number");
         let settings = restoring.settings.iter().map(|(key, value)| (key.as_str(), value.clone()));
