@@ -298,7 +298,7 @@ attempt("s-name", socks(1, 3, bytes([17]) + b"forbidden.example" + struct.pack("
         "192.0.2.1:443 192.0.2.1 is set aside",
         &format!("127.0.0.1:{secret_port} 127.0.0.1 is the host itself"),
         &format!("[::1]:{secret_port} ::1 is the host itself"),
-        &format!("[::ffff:127.0.0.1]:{port} ::ffff:127.0.0.1 is an IPv4-mapped"),
+        &format!("[::ffff:127.0.0.1]:{port} ::ffff:127.0.0.1 belongs to this host"),
         "169.254.169.254:80 169.254.169.254 is a cloud's metadata",
         &format!("test:{port} no rule allows it"),
         ":0 the address is not written as four",
