@@ -92,6 +92,7 @@ pub fn router(app: App) -> Router {
         .route("/readyz", get(meta::readyz))
         .route("/metrics", get(meta::metrics))
         .route("/v1/namespaces/{namespace}/jobs", post(jobs::create))
+        .route("/v1/namespaces/{namespace}/job-batches", post(jobs::create_many))
         .route("/v1/namespaces/{namespace}/jobs/{name}", put(jobs::apply).delete(jobs::remove).get(jobs::get))
         .route("/v1/namespaces/{namespace}/jobs/{name}/cancel", post(jobs::cancel))
         .route("/v1/namespaces/{namespace}/jobs/{name}/retry", post(jobs::retry))

@@ -6,7 +6,7 @@ use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, IF_MATCH};
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
-use windlass_crds::manifest::{self, Manifest};
+use windlass_crds::manifest::{self, Document, Manifest};
 use windlass_crds::protocol::bounds::Bounded;
 use windlass_store::NodeRow;
 
@@ -238,12 +238,26 @@ impl<K: Manifest> FromRequest<App> for Body<K> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let body = body(request, app).await?;
-        manifest::parse_one(&body, "body").map(Self).map_err(|errors| {
-            if errors.iter().any(manifest::Error::is_syntax) {
-                let detail = errors.first().map(ToString::to_string).unwrap_or_default();
-                return ApiError::new(Code::BadRequest, detail);
-            }
-            ApiError::invalid("manifest", errors.iter().map(manifest::Error::to_field_error).collect())
-        })
+        manifest::parse_one(&body, "body").map(Self).map_err(|errors| unreadable(&errors))
     }
+}
+
+/// All manifests in the body, a list of them or one after the other.
+pub(super) struct Documents(pub(super) Vec<Document>);
+
+impl FromRequest<App> for Documents {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let body = body(request, app).await?;
+        manifest::parse_bytes(&body, "body").map(Self).map_err(|errors| unreadable(&errors))
+    }
+}
+
+fn unreadable(errors: &[manifest::Error]) -> ApiError {
+    if errors.iter().any(manifest::Error::is_syntax) {
+        let detail = errors.first().map(ToString::to_string).unwrap_or_default();
+        return ApiError::new(Code::BadRequest, detail);
+    }
+    ApiError::invalid("manifest", errors.iter().map(manifest::Error::to_field_error).collect())
 }

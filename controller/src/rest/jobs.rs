@@ -1,6 +1,7 @@
 //! Jobs: create, read, apply, act, and what became of them.
 
 mod act;
+mod batch;
 mod create;
 mod logs;
 mod placement;
@@ -8,6 +9,7 @@ mod read;
 mod result;
 
 pub(super) use act::{cancel, remove, retry};
+pub(super) use batch::{BatchResult, create_many};
 pub(super) use create::{apply, create};
 pub(super) use logs::{events, logs};
 pub(super) use placement::placement;

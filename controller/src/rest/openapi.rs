@@ -10,6 +10,7 @@ use windlass_crds::protocol::{
 use windlass_crds::rollout::{NewRollout, Rollout};
 use windlass_crds::{JobTemplate, NodeConfig, SandboxJob};
 
+use super::jobs::BatchResult;
 use super::nodes::DrainRequest;
 use super::queues::QueueRequest;
 
@@ -103,6 +104,17 @@ const OPERATIONS: &[Operation] = &[
         DRY_RUN,
         Some("SandboxJob"),
         &[(201, Some("SandboxJob")), (200, Some("SandboxJob"))],
+    ),
+    op(
+        "post",
+        "/v1/namespaces/{namespace}/job-batches",
+        "jobs",
+        "Create up to 1000 jobs at once. What is wrong with the request refuses all of it; a name that is taken refuses \
+         only its job. The header Idempotency-Key holds for each position.",
+        Operator,
+        DRY_RUN,
+        Some("SandboxJobList"),
+        &[(200, Some("BatchResult"))],
     ),
     op(
         "get",
@@ -627,6 +639,7 @@ pub fn build() -> Value {
         add::<QueueRequest>,
         add::<NewRollout>,
         add::<Rollout>,
+        add::<BatchResult>,
     ] {
         add(generator);
     }

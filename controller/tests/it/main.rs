@@ -8,6 +8,7 @@
 
 mod agents;
 mod backups;
+mod batches;
 mod database;
 mod fleet;
 mod generated;

@@ -92,7 +92,7 @@ node)
     (cd "$folder" && npm install --no-package-lock --no-audit --no-fund) >"$folder.log" 2>&1 ||
         fail "npm: $(grep 'npm error' "$folder.log" | tail -n +2 | head -n 1)"
     finish "$(cd "$folder" && node --print '
-        ["plainjob", "better-sqlite3", "bullmq", "graphile-worker"]
+        ["plainjob", "better-sqlite3", "bullmq", "graphile-worker", "pg-boss"]
             .map((name) => `${name} ${require(`./node_modules/${name}/package.json`).version}`).join(" ")
     ') node $(node --version)"
     ;;

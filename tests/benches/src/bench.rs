@@ -27,16 +27,28 @@ pub(crate) struct Scale {
     pub(crate) jobs: usize,
     /// How long to watch idle systems.
     pub(crate) idle: Duration,
+    /// How long a subject is kept busy for a rate.
+    pub(crate) busy: Duration,
+    /// Nodes of a simulated fleet; each has room for twenty jobs.
+    pub(crate) nodes: usize,
+    /// Jobs of a long queue.
+    pub(crate) backlog: usize,
+    /// How long bloat may gather, in ten windows.
+    pub(crate) bloat: Duration,
 }
 
 impl Scale {
-    /// Under three minutes in all.
+    /// Below three minutes a row.
     pub(crate) const QUICK: Self = Self {
         drained: 20_000,
         drain_limit: Duration::from_secs(3),
         latencies: 20,
         jobs: 20,
         idle: Duration::from_secs(20),
+        busy: Duration::from_secs(2),
+        nodes: 1000,
+        backlog: 100_000,
+        bloat: Duration::from_secs(40),
     };
     /// As BENCH.md says.
     pub(crate) const FULL: Self = Self {
@@ -45,6 +57,10 @@ impl Scale {
         latencies: 200,
         jobs: 200,
         idle: Duration::from_secs(600),
+        busy: Duration::from_secs(10),
+        nodes: 5000,
+        backlog: 1_000_000,
+        bloat: Duration::from_secs(600),
     };
 }
 

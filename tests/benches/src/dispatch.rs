@@ -10,9 +10,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
-use rustix::process::Signal;
 
 use crate::bench::{Bench, Daemon, bound_to_us, run, script};
+use crate::postgres::Cluster;
 use crate::rounds::{Measured, Subject, interleave, reason, subject};
 use crate::stats::median;
 use crate::table::{Aim, Comparison, Table, Unit};
@@ -98,7 +98,13 @@ struct Peer {
     script: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
-    _database: Daemon,
+    _database: Database,
+}
+
+/// What a peer works on, for as long as it does.
+enum Database {
+    Redis(#[expect(dead_code, reason = "it is kept running")] Daemon),
+    Postgres(#[expect(dead_code, reason = "it is kept running")] Cluster),
 }
 
 impl Peer {
@@ -110,36 +116,20 @@ impl Peer {
         command.arg("--dir").arg(&folder).arg("--unixsocket").arg(&socket);
         let ready = || UnixStream::connect(&socket).is_ok();
         let database = Daemon::start(&command, "redis", &folder)?.until(ready)?;
-        Self::start(bench, "bullmq.cjs", &socket.display().to_string(), database)
+        Self::start(bench, "bullmq.cjs", &socket.display().to_string(), Database::Redis(database))
     }
 
     fn graphile(bench: &Bench) -> anyhow::Result<RefCell<Self>> {
-        let (postgres, folder) = (bench.install("postgres")?, bench.folder("postgres")?);
-        let data = folder.join("data");
-        // PostgreSQL refuses to run as root: here it is nobody to itself, and still owns its files.
-        let program = |name: &str| {
-            let mut command = postgres.command("unshare");
-            command.args(["--user", "--map-user=65534", "--map-group=65534"]);
-            command.arg(postgres.file("usr/lib/postgresql/15/bin").join(name)).arg("-D").arg(&data);
-            command
-        };
-        run(program("initdb").args(["--auth=trust", "--username=bench", "--no-locale", "--encoding=UTF8"]))?;
-        let mut command = program("postgres");
-        command.arg("-k").arg(&folder).args(["-c", "listen_addresses="]);
-        let log = folder.join("postgres.log");
-        let ready =
-            || std::fs::read_to_string(&log).is_ok_and(|log| log.contains("ready to accept connections"));
-        // INT is its fast shutdown; TERM would wait for clients.
-        let database = Daemon::start(&command, "postgres", &folder)?.stopped_by(Signal::INT).until(ready)?;
-        let url = format!("postgres://bench@/postgres?host={}", folder.display());
-        Self::start(bench, "graphile.cjs", &url, database)
+        let cluster = Cluster::start(bench, "postgres")?;
+        let url = cluster.url("postgres");
+        Self::start(bench, "graphile.cjs", &url, Database::Postgres(cluster))
     }
 
     fn start(
         bench: &Bench,
         name: &str,
         database_url: &str,
-        database: Daemon,
+        database: Database,
     ) -> anyhow::Result<RefCell<Self>> {
         let modules = bench.install("node")?.file("node_modules");
         let mut command = Command::new("node");

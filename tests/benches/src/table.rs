@@ -12,6 +12,8 @@ pub(crate) enum Unit {
     MiB,
     /// Of one core.
     Percent,
+    /// One figure ÷ another of the same subject.
+    Times,
 }
 
 /// What is asked for.
@@ -23,6 +25,8 @@ pub(crate) enum Aim {
     RatioAtMost(f64),
     /// Ours is at most this.
     AtMost(f64),
+    /// Ours is at least this.
+    AtLeast(f64),
     /// Nothing: for orientation.
     None,
 }
@@ -65,6 +69,7 @@ impl Table {
             Aim::RatioAtLeast(least) => (format!("≥ {least} ×"), Some(ratio >= *least)),
             Aim::RatioAtMost(most) => (format!("≤ {most} ×"), Some(ratio <= *most)),
             Aim::AtMost(most) => (format!("≤ {most} {unit}"), Some(ours <= *most)),
+            Aim::AtLeast(least) => (format!("≥ {least} {unit}"), Some(ours >= *least)),
             Aim::None => ("–".to_owned(), None),
         };
         let verdict = match hit {
@@ -76,7 +81,7 @@ impl Table {
         let ratio_text = if ratio.is_finite() { format!("{ratio:.2} ×") } else { "–".to_owned() };
         let decimals = match unit {
             Unit::PerSecond => 0,
-            Unit::Milliseconds => 2,
+            Unit::Milliseconds | Unit::Times => 2,
             Unit::MiB => 1,
             Unit::Percent => 3,
         };
@@ -101,6 +106,11 @@ impl Table {
             };
             self.lines.push(format!("       p50 / p95 / p99 in ms: {} beside {}", tails(ours), tails(peer)));
         }
+    }
+
+    /// Adds a remark to the line before.
+    pub(crate) fn note(&mut self, note: &str) {
+        self.lines.push(format!("       {note}"));
     }
 
     /// Whether every figure could be taken. Missed aims do not matter here.
@@ -134,6 +144,7 @@ impl Display for Unit {
             Self::Milliseconds => "ms",
             Self::MiB => "MiB",
             Self::Percent => "%",
+            Self::Times => "×",
         })
     }
 }

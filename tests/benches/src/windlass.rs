@@ -8,7 +8,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
-use reqwest::{Certificate, Client, Response};
+use reqwest::{Certificate, Client, RequestBuilder, Response};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
@@ -35,7 +36,7 @@ impl Windlass {
         command.arg("dev").arg("--state-dir").arg(folder.join("state"));
         command.arg("--listen").arg(format!("127.0.0.1:{port}"));
         let (controller, api) =
-            listening(bench, &command, "dev", &folder, &folder.join("state/controller"), port)?;
+            listening(bench, &command, "dev", &folder, &folder.join("state/controller"), port, Watch::Jobs)?;
         let mut this = Self { agent: None, controller, api };
         this.warm_up()?;
         Ok(this)
@@ -48,7 +49,7 @@ impl Windlass {
         let mut command = program(bench);
         command.arg("controller").arg("--state-dir").arg(&state);
         command.arg("--listen").arg(format!("127.0.0.1:{port}"));
-        let (controller, api) = listening(bench, &command, "controller", &folder, &state, port)?;
+        let (controller, api) = listening(bench, &command, "controller", &folder, &state, port, Watch::Jobs)?;
         let mut command = program(bench);
         command.arg("agent").arg("--state-dir").arg(folder.join("agent"));
         command.arg("--join").arg(api.join_token()?).args(["--name", "bench"]);
@@ -73,6 +74,60 @@ impl Windlass {
     }
 }
 
+/// A controller alone on a PostgreSQL database, which can be killed and started again.
+#[derive(Debug)]
+pub(crate) struct Controller {
+    command: Command,
+    folder: PathBuf,
+    port: u16,
+    running: Option<Daemon>,
+    /// Speaks to it.
+    pub(crate) api: Api,
+}
+
+impl Controller {
+    /// Starts one with a new folder of this name.
+    pub(crate) fn start(bench: &Bench, name: &str, store: &str) -> anyhow::Result<Self> {
+        let (folder, port) = (bench.folder(name)?, free_port()?);
+        let state = folder.join("controller");
+        let mut command = program(bench);
+        command.arg("controller").arg("--state-dir").arg(&state).arg("--store").arg(store);
+        command.arg("--listen").arg(format!("127.0.0.1:{port}"));
+        let (running, api) = listening(bench, &command, "controller", &folder, &state, port, Watch::Nothing)?;
+        Ok(Self { command, folder, port, running: Some(running), api })
+    }
+
+    /// Starts an agent for it.
+    pub(crate) fn agent(&self, bench: &Bench, name: &str) -> anyhow::Result<Daemon> {
+        let mut command = program(bench);
+        command.arg("agent").arg("--state-dir").arg(self.folder.join(name));
+        command.arg("--join").arg(self.api.join_token()?).args(["--name", name]);
+        Daemon::start(&command, name, &self.folder)
+    }
+
+    /// Kills it, as the kernel does when memory is short.
+    pub(crate) fn kill(&mut self) {
+        if let Some(running) = self.running.take() {
+            drop(running.stopped_by(Signal::KILL));
+        }
+    }
+
+    /// Starts it again; returns once it listens.
+    pub(crate) fn again(&mut self) -> anyhow::Result<()> {
+        let port = self.port;
+        let running = Daemon::start(&self.command, "controller", &self.folder)?;
+        self.running = Some(running.until(|| TcpStream::connect(("127.0.0.1", port)).is_ok())?);
+        Ok(())
+    }
+}
+
+/// What a client is told of without asking.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    Jobs,
+    Nothing,
+}
+
 /// Our program, which neither finds nor leaves anything in the user's folders.
 pub(crate) fn program(bench: &Bench) -> Command {
     let mut command = Command::new(&bench.windlass);
@@ -90,11 +145,13 @@ fn listening(
     folder: &Path,
     state: &Path,
     port: u16,
+    watch: Watch,
 ) -> anyhow::Result<(Daemon, Api)> {
     let token_file = state.join("admin.token");
     let listens = || token_file.exists() && TcpStream::connect(("127.0.0.1", port)).is_ok();
     let daemon = Daemon::start(command, name, folder)?.until(listens)?;
-    let api = Api::new(bench, format!("https://127.0.0.1:{port}"), state.join("pki/ca.crt"), token_file)?;
+    let url = format!("https://127.0.0.1:{port}");
+    let api = Api::new(bench, url, state.join("pki/ca.crt"), token_file, watch)?;
     Ok((daemon, api))
 }
 
@@ -130,16 +187,24 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    fn new(bench: &Bench, url: String, ca_file: PathBuf, token_file: PathBuf) -> anyhow::Result<Self> {
+    fn new(
+        bench: &Bench,
+        url: String,
+        ca_file: PathBuf,
+        token_file: PathBuf,
+        watch: Watch,
+    ) -> anyhow::Result<Self> {
         // The only way to fail is that a provider was installed before, which is just as good.
         rustls::crypto::ring::default_provider().install_default().ok();
-        let ca = Certificate::from_pem(&fs::read(&ca_file)?)?;
-        let http = Client::builder().no_proxy().tcp_nodelay(true).tls_certs_only([ca]).build()?;
+        let http = client(&ca_file)?;
         let token = fs::read_to_string(&token_file)?.trim().to_owned();
         let runtime = bench.runtime.handle().clone();
+        let (sender, ended) = mpsc::channel();
+        if watch == Watch::Nothing {
+            return Ok(Self { runtime, http, url, ca_file, token_file, token, ended });
+        }
         let watch = http.get(format!("{url}/v1/namespaces/default/jobs?watch=true")).bearer_auth(&token);
         let response = runtime.block_on(async { watch.send().await?.error_for_status() })?;
-        let (sender, ended) = mpsc::channel();
         runtime.spawn(async move {
             // Whoever waits for a job notices by the closed channel.
             if let Err(error) = follow(response, &sender).await {
@@ -151,12 +216,7 @@ impl Api {
 
     /// Creates a job of one command.
     pub(crate) fn submit(&self, command: &[&str]) -> anyhow::Result<Submitted> {
-        let job = json!({
-            "apiVersion": "windlass.dev/v1alpha1",
-            "kind": "SandboxJob",
-            "metadata": { "generateName": "bench-" },
-            "spec": { "command": command },
-        });
+        let job = job(command);
         let sent = Instant::now();
         let (created, acknowledged) = self.runtime.block_on(async {
             let request = self.http.post(format!("{}/v1/namespaces/default/jobs", self.url));
@@ -212,7 +272,18 @@ impl Api {
         words.map(str::to_owned).to_vec()
     }
 
-    fn get(&self, path: &str) -> anyhow::Result<Value> {
+    /// A request by a connection of its own.
+    pub(crate) fn apart(&self, path: &str) -> anyhow::Result<RequestBuilder> {
+        Ok(client(&self.ca_file)?.post(format!("{}{path}", self.url)).bearer_auth(&self.token))
+    }
+
+    /// Sends something, and yields the answer.
+    pub(crate) fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let request = self.http.post(format!("{}{path}", self.url)).bearer_auth(&self.token);
+        self.runtime.block_on(async { read(request.json(body).send().await?).await })
+    }
+
+    pub(crate) fn get(&self, path: &str) -> anyhow::Result<Value> {
         let request = self.http.get(format!("{}{path}", self.url)).bearer_auth(&self.token);
         self.runtime.block_on(async { read(request.send().await?).await })
     }
@@ -224,8 +295,23 @@ impl Api {
     }
 }
 
+fn client(ca_file: &Path) -> anyhow::Result<Client> {
+    let ca = Certificate::from_pem(&fs::read(ca_file)?)?;
+    Ok(Client::builder().no_proxy().tcp_nodelay(true).tls_certs_only([ca]).build()?)
+}
+
+/// A job of one command, whose name the controller makes.
+pub(crate) fn job(command: &[&str]) -> Value {
+    json!({
+        "apiVersion": "windlass.dev/v1alpha1",
+        "kind": "SandboxJob",
+        "metadata": { "generateName": "bench-" },
+        "spec": { "command": command },
+    })
+}
+
 /// The body of a success, or what the server says is wrong.
-async fn read(response: Response) -> anyhow::Result<Value> {
+pub(crate) async fn read(response: Response) -> anyhow::Result<Value> {
     let status = response.status();
     let body: Value = response.json().await?;
     if !status.is_success() {

@@ -26,7 +26,7 @@ const KEY_LIFE: SignedDuration = SignedDuration::from_hours(24);
 #[serde(rename_all = "camelCase")]
 pub(in crate::rest) struct WriteQuery {
     #[serde(default)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
 }
 
 pub(in crate::rest) async fn create(
@@ -40,7 +40,7 @@ pub(in crate::rest) async fn create(
     check_place(&mut job, &namespace, None)?;
     let generated = job.metadata.name.is_none();
     // The hash is of what was sent: a generated name must not make a repeated request another one.
-    let idempotency = idempotency(&app, &namespace, &headers, &job)?;
+    let idempotency = idempotency_of(&app, &namespace, &headers, &job, None)?;
     for _ in 0..8 {
         let new = app.submission().prepare(job.clone(), idempotency.clone()).await?;
         if query.dry_run {
@@ -54,23 +54,29 @@ pub(in crate::rest) async fn create(
             CreateOutcome::Replayed(row) => {
                 return Ok((StatusCode::OK, Json(present::job(&row))).into_response());
             }
-            CreateOutcome::KeyReused => {
-                return Err(ApiError::new(
-                    Code::IdempotencyKeyReused,
-                    "the Idempotency-Key was used within the last day for another request, or for a job that was deleted since \
-                     and is not run a second time; use a new one",
-                ));
-            }
+            CreateOutcome::KeyReused => return Err(key_reused()),
             CreateOutcome::NameTaken(_) if generated => {}
-            CreateOutcome::NameTaken(_) => {
-                return Err(ApiError::new(
-                    Code::NameTaken,
-                    format!("job `{namespace}/{name}` exists; use another name, or metadata.generateName"),
-                ));
-            }
+            CreateOutcome::NameTaken(_) => return Err(name_taken(&namespace, &name)),
         }
     }
-    Err(ApiError::new(Code::NameTaken, "no free name was found for metadata.generateName; make it longer"))
+    Err(no_free_name())
+}
+
+pub(super) fn key_reused() -> ApiError {
+    ApiError::new(
+        Code::IdempotencyKeyReused,
+        "the Idempotency-Key was used within the last day for another request, or for a job that was deleted since \
+         and is not run a second time; use a new one",
+    )
+}
+
+pub(super) fn name_taken(namespace: &str, name: &str) -> ApiError {
+    let detail = format!("job `{namespace}/{name}` exists; use another name, or metadata.generateName");
+    ApiError::new(Code::NameTaken, detail)
+}
+
+pub(super) fn no_free_name() -> ApiError {
+    ApiError::new(Code::NameTaken, "no free name was found for metadata.generateName; make it longer")
 }
 
 pub(in crate::rest) async fn apply(
@@ -153,7 +159,7 @@ fn preview(mut job: SandboxJob, new: &NewJob) -> SandboxJob {
 }
 
 /// Makes the manifest agree with the path, or refuses it.
-fn check_place(job: &mut SandboxJob, namespace: &str, name: Option<&str>) -> Result<(), ApiError> {
+pub(super) fn check_place(job: &mut SandboxJob, namespace: &str, name: Option<&str>) -> Result<(), ApiError> {
     let mut errors = Vec::new();
     let mut differs = |field: &str, found: &Option<String>, wanted: &str| {
         if let Some(found) = found
@@ -178,11 +184,13 @@ fn check_place(job: &mut SandboxJob, namespace: &str, name: Option<&str>) -> Res
     if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid("job", errors)) }
 }
 
-fn idempotency(
+/// What makes a repeated request harmless, where it has a key; in a batch that holds for each position by itself.
+pub(super) fn idempotency_of(
     app: &App,
     namespace: &str,
     headers: &HeaderMap,
     job: &SandboxJob,
+    position: Option<usize>,
 ) -> Result<Option<IdempotencyKey>, ApiError> {
     let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
     let key = key.to_str().ok().filter(|key| (1..=255).contains(&key.len())).ok_or_else(|| {
@@ -190,7 +198,11 @@ fn idempotency(
     })?;
     let json = serde_json::to_vec(job).map_err(|error| ApiError::internal("hash a job", error))?;
     Ok(Some(IdempotencyKey {
-        key: format!("{namespace}/{key}"),
+        // No namespace has a space in its name.
+        key: match position {
+            Some(position) => format!("{namespace} {position}/{key}"),
+            None => format!("{namespace}/{key}"),
+        },
         request_hash: hex::encode(Sha256::digest(json)),
         keep_until: app.clock.now().checked_add(KEY_LIFE).unwrap_or(jiff::Timestamp::MAX),
     }))
