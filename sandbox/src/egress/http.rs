@@ -91,7 +91,12 @@ pub(super) async fn serve(proxy: Arc<Proxy>, client: TcpStream) {
 
 impl Connection {
     async fn answer(&self, request: HttpRequest<Incoming>) -> Response<Body> {
-        let answered = if request.method() == Method::CONNECT {
+        let is_connect = request.method() == Method::CONNECT;
+        let answered = if head_size(&request) > self.proxy.limits().head {
+            let protocol = if is_connect { Protocol::Connect } else { Protocol::Http };
+            let denial = Denial::Protocol("the HTTP request is broken: its head is too large");
+            Err(self.proxy.malformed(protocol, denial))
+        } else if is_connect {
             self.connect(request).await
         } else {
             self.forward(request).await
@@ -153,6 +158,13 @@ impl Connection {
         head.version = Version::HTTP_11;
         Ok(Response::from_parts(head, body.boxed()))
     }
+}
+
+/// About how many bytes a request's head took. hyper looks at its limit only where it has to read on, and what comes in one
+/// read is more than that.
+fn head_size(request: &HttpRequest<Incoming>) -> usize {
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    request.uri().to_string().len() + fields.sum::<usize>()
 }
 
 /// Whom a request in absolute form is for.
