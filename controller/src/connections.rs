@@ -7,9 +7,9 @@
 //!
 //! *Guarantees.* There are never more connections than the limit, which leaves descriptors for everything else, and one
 //! peer never has more than its share of them; a place is free again as soon as its socket is closed. A connection on
-//! which no request is under way is closed: [`Times::head`] after it was made, [`Times::idle`] after the last answer. Long
+//! which no request is under way is closed: `Times::head` after it was made, `Times::idle` after the last answer. Long
 //! polls and streams of events are requests under way, and live as long as their peer reads; one that reads nothing for
-//! [`Times::stall`] is closed.
+//! `Times::stall` is closed.
 //!
 //! *Assumptions.* A peer is an address, or a /64 of IPv6. Behind a proxy all peers are one: raise its share then.
 
@@ -39,7 +39,7 @@ const RESERVED: u64 = 128;
 const MOST: u64 = 16 * 1024;
 /// The least that a controller is good for.
 const LEAST: u64 = 16;
-/// Connections beyond the limit that are told so. They end within [`Times::head`].
+/// Connections beyond the limit that are told so. They end within `Times::head`.
 const TOLD: usize = 16;
 /// How often it is said that connections are turned away.
 const SAY_AGAIN: Duration = Duration::from_secs(60);

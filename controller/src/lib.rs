@@ -1,7 +1,7 @@
 //! The controller: it keeps what is declared, gives work to nodes, and tells what became of it.
 //!
 //! [`Controller::start`] wires everything together. The parts: [`rest`] (the API), [`dispatch`] (the agent protocol),
-//! [`reconcile`] (loops that bring what is to what should be), [`kube`](crate::kube) (the same manifests through kubectl), over
+//! [`reconcile`] (loops that bring what is to what should be), [`kube`] (the same manifests through kubectl), over
 //! [`windlass_store`] (state) and [`windlass_core`] (decisions).
 
 pub mod args;

@@ -72,7 +72,8 @@ impl World {
         let mut client = self.connect().await;
         // The proxy may close before it has read everything.
         drop(client.write_all(request.as_ref()).await);
-        let shown = String::from_utf8_lossy(&request.as_ref()[..request.as_ref().len().min(300)]).into_owned();
+        let shown =
+            String::from_utf8_lossy(&request.as_ref()[..request.as_ref().len().min(300)]).into_owned();
         tokio::time::timeout(Duration::from_secs(30), read_to_end(&mut client))
             .await
             .unwrap_or_else(|_| panic!("the proxy never closes after {shown}"))

@@ -84,9 +84,12 @@ enum Row {
     Cost,
 }
 
+/// Measures a row and writes it into the table.
+type Measure = fn(&Bench, &mut Table);
+
 impl Row {
     /// All of them, and how each is measured.
-    const ALL: [(Self, fn(&Bench, &mut Table)); 10] = [
+    const ALL: [(Self, Measure); 10] = [
         (Self::P4, drain_pg::measure),
         (Self::P5, drain::measure),
         (Self::P6, submit::measure),
