@@ -123,8 +123,8 @@ impl Loader {
     /// Puts rows into a table.
     ///
     /// # Errors
-    /// [`Error::Unfit`] where the schema has no such table or columns, or a value is not of its column's kind; what the
-    /// engine reports.
+    /// [`Error::Unfit`] where the schema has no such table or columns, a value is not of its column's kind, or a row belongs
+    /// to one that is not there; what the engine reports.
     pub async fn insert(&mut self, shape: &TableShape, rows: Vec<Vec<Cell>>) -> Result<(), Error> {
         let unfit = |problem: String| Error::Unfit { table: shape.name.clone(), problem };
         let target = self.tables.iter().find(|table| table.name == shape.name);
@@ -176,7 +176,13 @@ impl Loader {
                 let sql = format!("{into} SELECT * FROM unnest({})", arrays.join(", "));
                 let bound = columns(&shape.columns, rows);
                 let done = tx.execute(sqlx::query_with(AssertSqlSafe(sql), bound)).await;
-                done.map_err(|source| self.place.error("restore", source))?;
+                done.map_err(|source| match source.as_database_error() {
+                    // The server looks at each row as it comes, and SQLite at all of them in the end.
+                    Some(error) if error.is_foreign_key_violation() => {
+                        unfit("holds a row that belongs to one that is missing".to_owned())
+                    }
+                    Some(_) | None => self.place.error("restore", source).into(),
+                })?;
             }
         }
         Ok(())
