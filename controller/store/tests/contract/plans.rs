@@ -9,10 +9,15 @@ use crate::fixtures::{at, claim, finish, job, on_server, register};
 /// How many jobs are claimed and completed before and after the tables have grown.
 const WORK: u32 = 20;
 
-/// Row updates of jobs so far, and what was read for that and for everything else: index entries, and scans of tables.
+/// By how many jobs they grow: batches, and jobs in each.
+const BATCHES: u32 = 20;
+const BATCH: u32 = 500;
+
+/// Jobs written so far, new and again, and what was read for that and for everything else: index entries, and scans of
+/// tables.
 fn effort(database: &Database<'_>) -> (u64, u64, u64) {
     let numbers = database.psql(
-        "SELECT (SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'jobs'),
+        "SELECT (SELECT n_tup_ins + n_tup_upd FROM pg_stat_user_tables WHERE relname = 'jobs'),
             (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes
                 WHERE relname IN ('jobs', 'job_bodies', 'attempts', 'records')),
             (SELECT sum(seq_tup_read) FROM pg_stat_user_tables
@@ -37,32 +42,34 @@ async fn what_a_claim_reads_does_not_grow_with_tables_that_were_never_analysed()
             finish(&store, &claimed, at(2)).await;
         }
     }
-    for batch in 0..20 {
-        let jobs = (0..500).map(|n| job(&format!("late-{batch}-{n}")).build()).collect();
+    for batch in 0..BATCHES {
+        let jobs = (0..BATCH).map(|n| job(&format!("late-{batch}-{n}")).build()).collect();
         store.create_jobs(at(3), jobs).await.unwrap();
     }
-    let (updates, read, scanned) = settled(&database, 2 * u64::from(WORK)).await;
+    let early = u64::from(WORK + BATCHES * BATCH + 2 * WORK);
+    let (written, read, scanned) = settled(&database, early).await;
     for _ in 0..WORK {
         for claimed in claim("n").max(1).run(&store, at(4)).await {
             finish(&store, &claimed, at(5)).await;
         }
     }
-    let after = settled(&database, updates + 2 * u64::from(WORK)).await;
+    let after = settled(&database, written + 2 * u64::from(WORK)).await;
     let (read, scanned) = (after.1 - read, after.2 - scanned);
     assert!(read < u64::from(WORK) * 100, "{read} index entries were read for {WORK} jobs");
     assert_eq!(scanned, 0, "no table was scanned");
     database.remove();
 }
 
-/// The effort, once sessions have reported so many updates: they do so about once a second.
-async fn settled(database: &Database<'_>, updates: u64) -> (u64, u64, u64) {
+/// The effort, once so many written jobs were reported. A session reports about once a second, all that it has done until
+/// then, so that nothing of what came before is left to be counted later.
+async fn settled(database: &Database<'_>, written: u64) -> (u64, u64, u64) {
     let until = Instant::now() + Duration::from_secs(60);
     loop {
         let effort = effort(database);
-        if effort.0 >= updates {
+        if effort.0 >= written {
             return effort;
         }
-        assert!(Instant::now() < until, "{effort:?} after a minute, and {updates} updates were made");
+        assert!(Instant::now() < until, "{effort:?} after a minute, and {written} jobs were written");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
