@@ -13,7 +13,9 @@ run: ## Run examples/hello.yaml with nothing installed: controller, agent and sa
 build: ## Build every program.
 	cargo build --workspace --bins
 
-test: build ## Run every test.
+# Programs are built with the tests: by themselves their dependencies would be built a second time, with fewer features.
+test: ## Run every test.
+	cargo build --workspace --bins --tests
 ifdef NEXTEST
 	cargo nextest run --workspace
 else
