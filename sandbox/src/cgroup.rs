@@ -157,12 +157,25 @@ impl CgroupHost {
         if controllers.is_empty() {
             return Ok(None);
         }
+        // A limit without its controller would be passed over.
+        let problem =
+            controllers.iter().find_map(|controller| Some((*controller, self.problem(*controller)?)));
+        if let Some((controller, problem)) = problem {
+            let name = controller.name(self.version == CgroupVersion::V2);
+            return Err(Error::Unsupported {
+                feature: format!("the {name} controller of cgroups"),
+                needed: problem.to_owned(),
+            });
+        }
         let cgroup = self.handle(id, &controllers);
         let failed = |operation| {
             let path = format!("{FOLDER}/{id}");
             move |source| Error::Cgroup { operation, path, source }
         };
-        let made = cgroup
+        // To make them, the library goes by the kernel's names; to find them afterwards, by its own.
+        let v2 = self.version == CgroupVersion::V2;
+        let names = controllers.iter().map(|controller| controller.name(v2).to_owned()).collect();
+        let made = Cgroup::load_with_specified_controllers(self.hierarchy(&controllers), id.as_str(), names)
             .create()
             .map_err(failed("make"))
             .and_then(|()| limit(&cgroup, wanted, self.device.as_ref().ok()).map_err(failed("limit")))
@@ -178,7 +191,7 @@ impl CgroupHost {
         let mut dirs: Vec<PathBuf> = controllers.iter().filter_map(|controller| dir(*controller)).collect();
         dirs.dedup();
         Ok(Some(plan::Cgroups {
-            v2: self.version == CgroupVersion::V2,
+            v2,
             memory: wanted.memory_bytes.and_then(|_| dir(Controller::Memory)),
             pids: wanted.pids.and_then(|_| dir(Controller::Pids)),
             // Version 2 counts for every cgroup; version 1 needs one in a hierarchy of its own.
@@ -236,8 +249,12 @@ impl CgroupHost {
 
     /// The library's handle on a unit's cgroups with these controllers.
     fn handle(&self, id: &UnitId, controllers: &[Controller]) -> Cgroup {
+        Cgroup::load(self.hierarchy(controllers), id.as_str())
+    }
+
+    fn hierarchy(&self, controllers: &[Controller]) -> Box<UnitHierarchy> {
         let v2 = self.version == CgroupVersion::V2;
-        let subsystems: Vec<Subsystem> = controllers
+        let subsystems = controllers
             .iter()
             .filter_map(|controller| {
                 let base = self.usable.get(controller)?.clone();
@@ -250,9 +267,7 @@ impl CgroupHost {
             })
             .collect();
         let root = self.usable.values().next().cloned().unwrap_or_default();
-        let names = controllers.iter().map(|controller| controller.name(v2).to_owned()).collect();
-        let hierarchy = Box::new(UnitHierarchy { subsystems, root, v2 });
-        Cgroup::load_with_specified_controllers(hierarchy, id.as_str(), names)
+        Box::new(UnitHierarchy { subsystems, root, v2 })
     }
 }
 

@@ -104,11 +104,12 @@ async fn the_time_limit_ends_a_unit() {
 #[tokio::test]
 async fn a_renewed_lease_keeps_a_unit_alive_and_an_expired_one_ends_it() {
     let fixture = Fixture::new().await;
-    fixture.lease.renew(Deadline::after(Duration::from_millis(600))).unwrap();
+    // Time enough to begin, also in an emulated machine.
+    fixture.lease.renew(Deadline::after(Duration::from_secs(3))).unwrap();
     let unit = fixture.unit("leased", &["sleep", "1000"]);
     fixture.native.prepare(&unit).await.unwrap();
     fixture.native.start(&unit.id).await.unwrap();
-    let renewed = Deadline::after(Duration::from_millis(1500));
+    let renewed = Deadline::after(Duration::from_secs(4));
     fixture.lease.renew(renewed).unwrap();
     let exit = fixture.native.wait(&unit.id).await.unwrap();
     assert_eq!((exit.reason, exit.signal), (EndReason::LeaseExpired, Some(9)));

@@ -84,8 +84,10 @@ async fn writing_past_the_page_cache_is_slowed_down_and_counted() {
     let began = std::time::Instant::now();
     let outcome = fixture.run(&unit).await;
     outcome.ok();
+    let took = began.elapsed();
+    let told = cgroup_file(&fixture, &unit, &["io.max", "blkio.throttle.write_bps_device"]);
     // 4 MiB at 2 MiB a second; the first of it is let through at once. No host is too slow for this.
-    assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(took > Duration::from_secs(1), "{took:?} by {told:?}, {:?}", outcome.exit.usage);
     let written = outcome.exit.usage.io_write_bytes.unwrap();
     assert!(written >= 4 << 20, "{:?}", outcome.exit.usage);
     fixture.native.cleanup(&unit.id).await.unwrap();
