@@ -17,7 +17,7 @@ mod heartbeat;
 mod register;
 mod report;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -84,15 +84,15 @@ pub struct Dispatch {
     parts: Arc<DispatchParts>,
     fits: Arc<fits::Fits>,
     beats: heartbeat::Beats,
-    started_at: Timestamp,
+    service: Arc<Service>,
 }
 
 impl Dispatch {
     /// Starts serving nodes.
     pub fn new(parts: DispatchParts) -> Self {
-        let started_at = parts.clock.now();
-        let beats = heartbeat::Beats::start(parts.store.clone(), parts.clock.clone());
-        Self { parts: Arc::new(parts), fits: Arc::default(), beats, started_at }
+        let service = Arc::new(Service::begin(parts.clock.now()));
+        let beats = heartbeat::Beats::start(parts.store.clone(), parts.clock.clone(), service.clone());
+        Self { parts: Arc::new(parts), fits: Arc::default(), beats, service }
     }
 
     /// The node that a token was made for, if it still exists under the same uid and nobody else has been given its name.
@@ -133,10 +133,16 @@ impl Dispatch {
         self.parts.clock.now()
     }
 
-    /// Whether a lease that ended at this time may have ended because this controller was away: it was not yet up,
-    /// or had not been up for one lease, when the lease needed renewal.
+    /// Whether a lease that ended at this time may have ended because this controller was away: it was not yet up, or
+    /// without its database, or had not been back for one lease, when the lease needed renewal.
     pub(crate) fn was_away(&self, lease_until: Timestamp) -> bool {
-        lease_until.duration_since(self.started_at) <= signed(self.parts.leases.lease)
+        let Served { since, interrupted } = *self.service.served();
+        interrupted || lease_until.duration_since(since) <= signed(self.parts.leases.lease)
+    }
+
+    /// Notes whether the database has answered just now: without it no lease is renewed.
+    pub(crate) fn database_answers(&self, answers: bool) {
+        self.service.note(answers, self.now());
     }
 
     /// How long an attempt lives without a heartbeat.
@@ -144,9 +150,44 @@ impl Dispatch {
         self.parts.leases.lease
     }
 
-    /// When this controller came up.
-    pub(crate) const fn started_at(&self) -> Timestamp {
-        self.started_at
+    /// From when on every node that lives has been heard of: one lease after this controller began to serve without a gap.
+    pub(crate) fn heard_since(&self) -> Timestamp {
+        let Served { since, interrupted } = *self.service.served();
+        let heard = since.checked_add(self.parts.leases.lease).ok().filter(|_| !interrupted);
+        heard.unwrap_or(Timestamp::MAX)
+    }
+}
+
+/// Since when leases can be renewed here.
+#[derive(Debug)]
+struct Service {
+    served: Mutex<Served>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Served {
+    /// When the controller came up, or when the database last came back.
+    since: Timestamp,
+    /// The database has not answered since it was last asked.
+    interrupted: bool,
+}
+
+impl Service {
+    const fn begin(now: Timestamp) -> Self {
+        Self { served: Mutex::new(Served { since: now, interrupted: false }) }
+    }
+
+    fn note(&self, answers: bool, now: Timestamp) {
+        let mut served = self.served();
+        if answers && served.interrupted {
+            served.since = now;
+        }
+        served.interrupted = !answers;
+    }
+
+    /// The lock is held for a look and never over a call.
+    fn served(&self) -> MutexGuard<'_, Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -73,7 +73,7 @@ impl LeaseKeeper {
             let session = self.session.ready().await;
             let sent = Instant::now();
             let sent_at = self.clock.boottime();
-            let request = self.request();
+            let request = self.request(sent_at);
             let error = match timeout(TIMEOUT, self.client.heartbeat(&session, &request)).await {
                 Ok(Ok(response)) => {
                     if trouble.take().is_some() {
@@ -116,11 +116,13 @@ impl LeaseKeeper {
         }
     }
 
-    fn request(&self) -> HeartbeatRequest {
+    fn request(&self, now: Duration) -> HeartbeatRequest {
+        let (held, left_seconds) = self.held.to_renew(now).into_iter().unzip();
         HeartbeatRequest {
             version: VERSION,
             boot_id: self.capabilities.boot_id().to_owned(),
-            held: self.held.to_renew(),
+            held,
+            left_seconds,
             slots: *self.slots.borrow(),
             capability_hash: self.capabilities.delivered(),
             not_ready: self.readiness.not_ready(),

@@ -55,6 +55,8 @@ struct Held {
     control: watch::Sender<Control>,
     /// When the request was sent that the lease counts from; an answer to an older one changes nothing.
     granted_at: Duration,
+    /// The latest end that its supervisor may still go by: what cannot be written down does not count as cut short.
+    known_until: Duration,
     writer: Option<LeaseWriter>,
     /// Its terminal record is durable: no order concerns it, it only takes up its slot until it is cleaned up.
     ended: bool,
@@ -71,7 +73,10 @@ impl HeldAttempts {
         let control = watch::Sender::new(Control { stop: None, lease_until });
         let receiver = control.subscribe();
         let mut table = self.table();
-        table.held.insert(attempt, Held { control, granted_at, writer: None, ended: false });
+        table.held.insert(
+            attempt,
+            Held { control, granted_at, known_until: lease_until, writer: None, ended: false },
+        );
         self.inner.count.send_replace(table.held.len());
         receiver
     }
@@ -132,12 +137,15 @@ impl HeldAttempts {
                     continue;
                 };
                 held.granted_at = sent_at;
+                held.known_until = held.known_until.max(lease_until);
                 held.control.send_modify(|control| control.lease_until = lease_until);
                 held.writer.clone()
             };
-            if let Some(writer) = writer
-                && let Err(error) = writer(lease_until)
-            {
+            let written = writer.map_or(Ok(()), |writer| writer(lease_until));
+            if written.is_ok() {
+                self.keeps_to(attempt, lease_until);
+            }
+            if let Err(error) = written {
                 tracing::warn!(
                     job.id = attempt.job,
                     attempt.epoch = attempt.epoch,
@@ -145,6 +153,15 @@ impl HeldAttempts {
                     "cannot write the renewed lease; the attempt is stopped when the old one ends"
                 );
             }
+        }
+    }
+
+    /// Notes that nothing goes by a later end of the lease than this any more.
+    fn keeps_to(&self, attempt: &AttemptId, lease_until: Duration) {
+        if let Some(held) = self.table().held.get_mut(attempt)
+            && held.control.borrow().lease_until == lease_until
+        {
+            held.known_until = lease_until;
         }
     }
 
@@ -196,12 +213,17 @@ impl HeldAttempts {
         }
     }
 
-    /// The attempts whose leases are to be renewed.
-    pub(crate) fn to_renew(&self) -> Vec<AttemptId> {
+    /// The attempts whose leases are to be renewed, each with the seconds from `now` until it would be stopped for want of
+    /// that, rounded up. What has ended needs no time.
+    pub(crate) fn to_renew(&self, now: Duration) -> Vec<(AttemptId, u64)> {
         let table = self.table();
-        let live = table.held.iter().filter(|(_, held)| !held.ended).map(|(attempt, _)| attempt);
-        let all: BTreeSet<&AttemptId> = live.chain(&table.unreported).collect();
-        all.into_iter().cloned().collect()
+        let ended = table.unreported.iter().map(|attempt| (attempt, 0));
+        let live = table.held.iter().filter(|(_, held)| !held.ended).map(|(attempt, held)| {
+            let left = held.known_until.saturating_sub(now);
+            (attempt, left.as_secs() + u64::from(left.subsec_nanos() > 0))
+        });
+        let all: BTreeMap<&AttemptId, u64> = ended.chain(live).collect();
+        all.into_iter().map(|(attempt, left)| (attempt.clone(), left)).collect()
     }
 
     /// The attempts about which an order would be news.
@@ -255,6 +277,23 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_that_was_cut_short_counts_once_it_is_written() {
+        let held = HeldAttempts::default();
+        drop(held.insert(id("a"), secs(100), secs(1000)));
+        let disk = Arc::new(Mutex::new(true));
+        let full = Arc::clone(&disk);
+        let writer: LeaseWriter = Arc::new(move |_| {
+            if *full.lock().unwrap() { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        });
+        held.write_lease_with(&id("a"), &writer).unwrap_err();
+        held.renew(&renewal("a", 25), secs(110));
+        assert_eq!(held.to_renew(secs(110)), [(id("a"), 890)], "its supervisor still goes by the old one");
+        *disk.lock().unwrap() = false;
+        held.renew(&renewal("a", 25), secs(120));
+        assert_eq!(held.to_renew(Duration::from_millis(120_500)), [(id("a"), 25)]);
+    }
+
+    #[test]
     fn every_new_end_of_a_lease_is_written() {
         let held = HeldAttempts::default();
         drop(held.insert(id("a"), secs(100), secs(125)));
@@ -280,15 +319,15 @@ mod tests {
         held.stop_all(StopCause::AgentStopped);
         assert_eq!(control.borrow().stop, Some(StopCause::Cancelled));
         assert_eq!(held.to_be_ordered(), []);
-        assert_eq!(held.to_renew(), [id("a")], "it runs until it has stopped");
+        assert_eq!(held.to_renew(secs(5)), [(id("a"), 20)], "it runs until it has stopped");
         held.obey(&[Order::Fenced { attempt: id("a") }]);
         held.obey(&[Order::Cancel { attempt: id("a") }]);
         assert_eq!(control.borrow().stop, Some(StopCause::Fenced));
         held.ending(&id("a"));
         held.ended(&id("a"));
-        assert_eq!(held.to_renew(), [id("a")], "until the controller knows");
+        assert_eq!(held.to_renew(secs(5)), [(id("a"), 0)], "until the controller knows");
         held.reported(&id("a"));
-        assert_eq!(held.to_renew(), []);
+        assert_eq!(held.to_renew(secs(5)), []);
         assert_eq!(*held.count().borrow(), 1, "it takes up its slot until it is cleaned up");
         held.remove(&id("a"));
         assert_eq!(*held.count().borrow(), 0);

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use windlass_crds::protocol::{self, HeartbeatRequest, HeartbeatResponse, Order, Renewal};
 use windlass_store::{Beat, BeatOutcome, NodeRow, Store};
 
-use super::{Dispatch, check_version};
+use super::{Dispatch, Service, check_version};
 use crate::clock::Clock;
 use crate::error::{ApiError, Code};
 
@@ -27,14 +27,16 @@ struct Waiting {
 }
 
 impl Beats {
-    pub(super) fn start(store: Store, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn start(store: Store, clock: Arc<dyn Clock>, service: Arc<Service>) -> Self {
         let (sender, mut receiver) = mpsc::channel::<Waiting>(MAX_BATCH);
         tokio::spawn(async move {
             let mut waiting = Vec::new();
             while receiver.recv_many(&mut waiting, MAX_BATCH).await > 0 {
                 let (beats, answers): (Vec<_>, Vec<_>) =
                     waiting.drain(..).map(|waiting| (waiting.beat, waiting.answer)).unzip();
-                match store.beat(clock.now(), beats).await {
+                let written = store.beat(clock.now(), beats).await;
+                service.note(written.is_ok(), clock.now());
+                match written {
                     Ok(outcomes) => {
                         for (answer, outcome) in answers.into_iter().zip(outcomes) {
                             // A node that hung up meanwhile has no use for the answer.
@@ -81,9 +83,11 @@ impl Dispatch {
         let least = if self.parts.stopping.is_cancelled() { leases.grace } else { Duration::ZERO };
         let offline_grace = node.spec.offline_grace.map_or(leases.grace, windlass_crds::Span::get);
         let capability_hash = request.capability_hash;
+        let left = request.left_seconds.into_iter().map(Duration::from_secs);
         let beat = Beat {
             node: node.name.clone(),
             boot_id: request.boot_id,
+            left: request.held.iter().cloned().zip(left).collect(),
             held: request.held,
             slots: request.slots,
             not_ready: request.not_ready,

@@ -23,15 +23,15 @@ pub struct Nodes {
     store: Store,
     clock: Arc<dyn Clock>,
     staleness: Staleness,
-    settled_at: jiff::Timestamp,
+    dispatch: Dispatch,
 }
 
 impl Nodes {
     /// A reconciler that works on this store.
     pub fn new(dispatch: &Dispatch, store: Store, clock: Arc<dyn Clock>) -> Self {
         let heartbeat = dispatch.lease();
-        let settled_at = dispatch.started_at().checked_add(heartbeat).unwrap_or(jiff::Timestamp::MAX);
-        Self { store, clock, staleness: Staleness { heartbeat, claim: CLAIM_STALENESS }, settled_at }
+        let staleness = Staleness { heartbeat, claim: CLAIM_STALENESS };
+        Self { store, clock, staleness, dispatch: dispatch.clone() }
     }
 
     /// One round.
@@ -40,8 +40,8 @@ impl Nodes {
         for node in self.store.list_nodes().await? {
             self.drain(now, &node).await?;
             let mut conditions = node::conditions(&view(&node), now, self.staleness);
-            if now < self.settled_at {
-                // Freshly up: nobody has had the time to send a heartbeat, so keep what was known.
+            if now < self.dispatch.heard_since() {
+                // Freshly up, or back: nobody has had the time to send a heartbeat, so keep what was known.
                 let stale =
                     |condition: &windlass_crds::conditions::Condition| condition.reason == "HeartbeatStale";
                 if conditions.iter().any(stale) && !node.conditions.is_empty() {

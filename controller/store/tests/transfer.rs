@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a case that cannot go on has failed")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
@@ -298,6 +298,7 @@ fn beat(node: &str, boot: &str, held: Vec<windlass_crds::protocol::AttemptId>) -
         node: node.into(),
         boot_id: boot.into(),
         held,
+        left: HashMap::new(),
         slots: 4,
         not_ready: None,
         lease: LEASE,

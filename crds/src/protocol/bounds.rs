@@ -244,10 +244,14 @@ impl Bounded for ClaimRequest {
 
 impl Bounded for HeartbeatRequest {
     fn bound(&mut self, at: &str) -> Vec<FieldError> {
-        let Self { version: _, boot_id, held, slots: _, capability_hash, not_ready } = self;
+        let Self { version: _, boot_id, held, left_seconds, slots: _, capability_hash, not_ready } = self;
         let mut findings = Findings::new(at);
         findings.word("boot_id", boot_id);
         findings.count("held", held.len(), MAX_HELD);
+        if !left_seconds.is_empty() && left_seconds.len() != held.len() {
+            let problem = format!("has {} entries where `held` has {}", left_seconds.len(), held.len());
+            findings.refuse("left_seconds", problem);
+        }
         for (index, attempt) in held.iter().enumerate().take(MAX_HELD) {
             findings.word(&format!("held[{index}].job"), &attempt.job);
         }

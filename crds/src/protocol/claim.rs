@@ -162,6 +162,10 @@ pub struct HeartbeatRequest {
     /// The attempts to renew.
     #[serde(default)]
     pub held: Vec<AttemptId>,
+    /// For each of `held`, in order, the seconds for which the node lets it go on by itself, rounded up. A lease is cut
+    /// short only as far as a node says so: until then it may not have heard of the shorter one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_seconds: Vec<u64>,
     /// How many attempts can run at once.
     pub slots: u32,
     /// The hash of the last capability report.

@@ -1,5 +1,6 @@
 //! Claims, leases and attempts.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -162,6 +163,8 @@ pub struct Beat {
     pub boot_id: String,
     /// The attempts to renew.
     pub held: Vec<AttemptId>,
+    /// For how long the node lets them go on by itself, where it says so. A lease is never cut below that.
+    pub left: HashMap<AttemptId, Duration>,
     /// How many attempts the node can hold.
     pub slots: u32,
     /// Why the node cannot take jobs.

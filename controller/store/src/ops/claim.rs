@@ -203,6 +203,8 @@ impl Room {
 struct Held {
     room: Room,
     repeated: bool,
+    /// Whether an operator keeps new jobs away from it.
+    on_hold: bool,
     next_due: Option<Timestamp>,
     /// Whether something is set for any queue.
     terms: bool,
@@ -297,6 +299,10 @@ impl Claim {
         if held.repeated {
             return self.repeat(tx).await;
         }
+        if held.on_hold {
+            // Whoever asks may have looked at the node before it was cordoned.
+            return Ok(Vec::new());
+        }
         if held.next_due.is_some_and(|due| due <= self.now) {
             self.promote(tx).await?;
         }
@@ -355,6 +361,7 @@ impl Claim {
             SELECT n.boot_id, h.repeated, h.busy, h.cpu_millis, h.memory_bytes, h.gpus,
                 (SELECT min(j.due_at) FROM jobs AS j WHERE j.due_at IS NOT NULL) AS next_due,
                 (SELECT l.last_claim_at FROM node_liveness AS l WHERE l.name = $1) AS last_claim,
+                CASE WHEN EXISTS (SELECT 1 FROM node_holds AS k WHERE k.node = $1) THEN 1 ELSE 0 END AS on_hold,
                 CASE WHEN EXISTS (SELECT 1 FROM queues) THEN 1 ELSE 0 END AS terms,
                 CASE WHEN EXISTS (SELECT 1 FROM reservations) THEN 1 ELSE 0 END AS reservations
             FROM nodes AS n CROSS JOIN (
@@ -388,6 +395,7 @@ impl Claim {
             let sql = "UPDATE node_liveness SET last_claim_at = $2, last_seen_at = $2 WHERE name = $1";
             tx.conn.execute(sql, args![self.node.as_str(), ms(self.now)]).await?;
         }
+        let on_hold = cells.flag("on_hold")?;
         let terms = cells.flag("terms")?;
         let reservations = cells.flag("reservations")?;
         let room = Room {
@@ -398,13 +406,15 @@ impl Claim {
                 gpus: self.capacity.gpus.saturating_sub(used.gpus),
             },
         };
-        Ok(Held { room, repeated, next_due, terms, reservations })
+        Ok(Held { room, repeated, on_hold, next_due, terms, reservations })
     }
 
     /// Renews and yields what the same request was given before.
     async fn repeat(&self, tx: &mut Tx) -> Result<Vec<ClaimedJob>, Error> {
         let sql = "
-            UPDATE attempts SET lease_until = CASE offline WHEN 'Continue' THEN $4 ELSE $3 END
+            UPDATE attempts SET lease_until = CASE
+                WHEN lease_until > CASE offline WHEN 'Continue' THEN $4 ELSE $3 END THEN lease_until
+                WHEN offline = 'Continue' THEN $4 ELSE $3 END
             WHERE node = $1 AND request_id = $2 AND ended_at IS NULL
             RETURNING job_id";
         let rows = tx

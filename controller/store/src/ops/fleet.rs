@@ -85,7 +85,7 @@ impl Store {
         .await
     }
 
-    /// Notes that a drain goes on, where it has not done so already.
+    /// Notes that a drain goes on, where it has not done so already; that it has finished only of a node that holds nothing.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Conflict`] when the node is not at `expected_version`.
@@ -113,7 +113,8 @@ impl Store {
                     ),
                     DrainStep::Finish => (
                         "UPDATE node_holds SET drained_at = $2
-                        WHERE node = $1 AND drain = 1 AND drained_at IS NULL",
+                        WHERE node = $1 AND drain = 1 AND drained_at IS NULL
+                            AND NOT EXISTS (SELECT 1 FROM attempts WHERE node = $1 AND ended_at IS NULL)",
                         NodeEventKind::Drained,
                         "nothing runs on the node any more".to_owned(),
                     ),

@@ -59,8 +59,9 @@ async fn attempts_of(conn: &mut Conn, sql: &'static str, args: Vec<Value>) -> Re
 impl Store {
     /// Carries out heartbeats: one outcome per beat, in order, all in one transaction.
     ///
-    /// Only listed attempts that are live and the node's are renewed; their lease runs from `now`. A beat of a run of
-    /// the agent that is not the registered one changes nothing and says so.
+    /// Only listed attempts that are live and the node's are renewed; their lease runs from `now`. One that was granted
+    /// for longer is cut short only as far as the node says that it keeps to: it may never hear of this answer. A beat of
+    /// a run of the agent that is not the registered one changes nothing and says so.
     ///
     /// # Errors
     /// What the engine reports.
@@ -218,7 +219,7 @@ async fn beat(tx: &mut Tx, now: Timestamp, beats: Vec<Beat>) -> Result<Vec<BeatO
         renewable(tx, beats.iter().zip(&alive).filter(|(_, alive)| **alive).map(|(beat, _)| beat)).await?;
     let mut outcomes = Vec::with_capacity(beats.len());
     let mut liveness = Vec::new();
-    let mut renewals: HashMap<(i64, u64), i64> = HashMap::new();
+    let mut renewals: HashMap<(i64, u64), (i64, Option<i64>)> = HashMap::new();
     for (beat, alive) in beats.iter().zip(alive) {
         let node = nodes.get(&beat.node);
         let mut outcome = BeatOutcome {
@@ -236,7 +237,8 @@ async fn beat(tx: &mut Tx, now: Timestamp, beats: Vec<Beat>) -> Result<Vec<BeatO
                     continue;
                 };
                 let lease = lease_of(beat, found.offline);
-                renewals.insert((found.job_id, attempt.epoch), after(now, lease));
+                let left = beat.left.get(attempt).map(|left| after(now, *left));
+                renewals.insert((found.job_id, attempt.epoch), (after(now, lease), left));
                 outcome.renewed.push((attempt.clone(), lease));
                 if found.cancel {
                     outcome.cancel.push(attempt.clone());
@@ -255,13 +257,17 @@ async fn beat(tx: &mut Tx, now: Timestamp, beats: Vec<Beat>) -> Result<Vec<BeatO
     }
     if !renewals.is_empty() {
         let count = renewals.len() as u64;
-        let rows: Vec<_> = renewals.into_iter().map(|((job, epoch), until)| (job, epoch, until)).collect();
+        let rows: Vec<_> =
+            renewals.into_iter().map(|((job, epoch), (until, left))| (job, epoch, until, left)).collect();
         let sql = "
             WITH e AS MATERIALIZED (
                 SELECT CAST(value->>0 AS BIGINT) AS job_id, CAST(value->>1 AS BIGINT) AS epoch,
-                    CAST(value->>2 AS BIGINT) AS until
+                    CAST(value->>2 AS BIGINT) AS until, CAST(value->>3 AS BIGINT) AS node_until
                 FROM json_each($1))
-            UPDATE attempts SET lease_until = e.until
+            UPDATE attempts SET lease_until = CASE
+                WHEN attempts.lease_until <= e.until OR e.node_until <= e.until THEN e.until
+                WHEN e.node_until < attempts.lease_until THEN e.node_until
+                ELSE attempts.lease_until END
             FROM e WHERE attempts.job_id = e.job_id AND attempts.epoch = e.epoch AND attempts.ended_at IS NULL";
         if tx.conn.execute(sql, args![json(&rows)]).await? != count {
             // They were live a statement ago in this very transaction.

@@ -141,6 +141,7 @@ impl World {
                     node: NODES[node].to_owned(),
                     boot_id: format!("{} boot 1", NODES[node]),
                     held,
+                    left: HashMap::new(),
                     slots: SLOTS,
                     not_ready: None,
                     lease: LEASE,

@@ -119,6 +119,7 @@ contract! {
     }
     leasing {
         a_beat_renews_only_what_it_lists
+        a_lease_is_cut_short_only_as_far_as_the_node_keeps_to
         a_beat_fences_what_is_not_the_nodes
         a_beat_orders_the_cancel_of_what_it_renews
         a_beat_of_another_run_renews_nothing
@@ -205,6 +206,7 @@ contract! {
     fleet {
         a_cordon_is_set_once_and_lifted_once
         a_manifest_and_a_cordon_leave_each_other_alone
+        a_claim_on_its_way_when_its_node_is_cordoned_gets_nothing
         a_drain_takes_the_place_of_a_cordon_and_of_an_earlier_drain
         a_drain_goes_on_once_and_on_the_version_it_was_judged_on
         what_is_asked_of_an_unknown_node_is_refused

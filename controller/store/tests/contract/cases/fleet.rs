@@ -8,7 +8,7 @@ use windlass_store::{
     NodeRegistration, NodeRow, Overdue, RedeemedToken, Store,
 };
 
-use crate::fixtures::{at, claim, claimed, join_token, register, registration};
+use crate::fixtures::{at, claim, claimed, finish, job, join_token, register, registration};
 
 async fn node(store: &Store, name: &str) -> NodeRow {
     store.get_node(name).await.unwrap().expect("the node exists")
@@ -59,6 +59,15 @@ pub(crate) async fn a_manifest_and_a_cordon_leave_each_other_alone(store: Store)
     assert_eq!(lifted.config_version, applied.config_version, "the node need not be configured anew");
 }
 
+pub(crate) async fn a_claim_on_its_way_when_its_node_is_cordoned_gets_nothing(store: Store) {
+    register(&store, &["n"]).await;
+    job("a").create(&store, at(0)).await;
+    store.cordon_node(at(1), "n").await.unwrap();
+    assert!(claim("n").run(&store, at(2)).await.is_empty());
+    store.uncordon_node(at(3), "n").await.unwrap();
+    assert_eq!(claim("n").run(&store, at(4)).await.len(), 1);
+}
+
 pub(crate) async fn a_drain_takes_the_place_of_a_cordon_and_of_an_earlier_drain(store: Store) {
     register(&store, &["n"]).await;
     store.cordon_node(at(1), "n").await.unwrap();
@@ -82,7 +91,7 @@ pub(crate) async fn a_drain_takes_the_place_of_a_cordon_and_of_an_earlier_drain(
 }
 
 pub(crate) async fn a_drain_goes_on_once_and_on_the_version_it_was_judged_on(store: Store) {
-    claimed(&store, "n", "a", at(1)).await;
+    let got = claimed(&store, "n", "a", at(1)).await;
     let drain = NewDrain { deadline_at: Some(at(10)), overdue: Overdue::Requeue };
     let row = store.drain_node(at(2), "n", drain).await.unwrap();
     let stale = store.advance_drain(at(10), "n", DrainStep::Stop, row.resource_version - 1).await;
@@ -92,6 +101,9 @@ pub(crate) async fn a_drain_goes_on_once_and_on_the_version_it_was_judged_on(sto
     assert_eq!(stopping.hold.unwrap().drain.unwrap().stopping_at, Some(at(10)));
     store.advance_drain(at(11), "n", DrainStep::Stop, stopping.resource_version).await.unwrap();
     assert_eq!(node(&store, "n").await, stopping, "a second time changes nothing");
+    store.advance_drain(at(12), "n", DrainStep::Finish, stopping.resource_version).await.unwrap();
+    assert_eq!(node(&store, "n").await, stopping, "it still holds an attempt");
+    finish(&store, &got, at(12)).await;
     store.advance_drain(at(12), "n", DrainStep::Finish, stopping.resource_version).await.unwrap();
     let drain = node(&store, "n").await.hold.unwrap().drain.unwrap();
     assert_eq!((drain.stopping_at, drain.drained_at), (Some(at(10)), Some(at(12))));

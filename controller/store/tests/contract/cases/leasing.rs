@@ -1,5 +1,8 @@
 //! Heartbeats and leases.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use windlass_crds::protocol::AttemptId;
 use windlass_crds::sandbox_job::OfflinePolicy;
 use windlass_store::{Beat, BeatOutcome, Store};
@@ -14,6 +17,7 @@ fn beat(node: &str, held: Vec<AttemptId>) -> Beat {
         node: node.to_owned(),
         boot_id: format!("{node} boot 1"),
         held,
+        left: HashMap::new(),
         slots: 4,
         not_ready: None,
         lease: LEASE,
@@ -44,6 +48,25 @@ pub(crate) async fn a_beat_renews_only_what_it_lists(store: Store) {
     assert_eq!(reread(&store, &got[0].job.uid).await.lease_until, Some(at(35)));
     assert_eq!(reread(&store, &got[1].job.uid).await.lease_until, Some(at(25)));
     assert_eq!(reread(&store, &got[2].job.uid).await.lease_until, Some(at(910)));
+}
+
+pub(crate) async fn a_lease_is_cut_short_only_as_far_as_the_node_keeps_to(store: Store) {
+    let got = claimed(&store, "n", "long", at(0)).await;
+    let id = attempt(&got);
+    let ends = async |seconds, lease, left: Option<u64>| {
+        let lease = Duration::from_secs(lease);
+        let left = left.map(|left| (id.clone(), Duration::from_secs(left)));
+        let beat = Beat { lease, left: left.into_iter().collect(), ..beat("n", vec![id.clone()]) };
+        let outcome = one(&store, seconds, beat).await;
+        assert_eq!(outcome.renewed, [(id.clone(), lease)], "it is told the lease that is granted now");
+        reread(&store, &got.job.uid).await.lease_until.unwrap()
+    };
+    assert_eq!(ends(0, 900, Some(25)).await, at(900));
+    assert_eq!(ends(10, 25, None).await, at(900), "the answer may be lost");
+    assert_eq!(ends(20, 25, Some(880)).await, at(900), "it was");
+    assert_eq!(ends(30, 25, Some(500)).await, at(530), "cut by somebody else, such as an older answer");
+    assert_eq!(ends(40, 25, Some(10)).await, at(65));
+    assert_eq!(ends(50, 25, Some(10_000)).await, at(75), "it is not lengthened by what a node says");
 }
 
 pub(crate) async fn a_beat_fences_what_is_not_the_nodes(store: Store) {

@@ -1,5 +1,6 @@
 //! Nodes.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use windlass_crds::NodeConfigSpec;
@@ -364,6 +365,7 @@ pub(crate) async fn nodes_are_listed_with_what_they_hold(store: Store) {
         node: "a".into(),
         boot_id: "a boot 1".into(),
         held: vec![],
+        left: HashMap::new(),
         slots: 3,
         not_ready: None,
         lease: Duration::from_secs(1),
