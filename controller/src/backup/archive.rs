@@ -27,6 +27,9 @@ pub(super) const STATE: &str = "state";
 /// Bodies.
 pub(super) const BODIES: &str = "bodies";
 
+/// What the header of an entry is called whose name does not fit there.
+const PAX: &str = "long-name";
+
 /// The unit of a tar.
 const BLOCK: usize = 512;
 /// An entry that is read into memory is no larger than this: rows come in pieces below it.
@@ -90,13 +93,27 @@ impl Writer {
 
     /// Begins an entry of this length.
     pub(super) fn start(&mut self, name: &str, len: u64) -> Result<(), Error> {
+        self.sums.begin(name, len);
         let mut header = tar::Header::new_ustar();
-        header.set_path(name).map_err(file_error("write", &self.path))?;
+        if header.set_path(name).is_err() {
+            // It does not fit, and comes before, in an entry of its own; the header only says which that is.
+            let attribute = pax_path(name);
+            let mut before = tar::Header::new_ustar();
+            before.set_entry_type(tar::EntryType::XHeader);
+            self.head(before, PAX, attribute.len() as u64)?;
+            self.out.write_all(attribute.as_bytes()).map_err(file_error("write", &self.path))?;
+            self.end(attribute.len() as u64)?;
+            return self.head(header, PAX, len);
+        }
+        self.head(header, name, len)
+    }
+
+    fn head(&mut self, mut header: tar::Header, path: &str, len: u64) -> Result<(), Error> {
+        header.set_path(path).map_err(file_error("write", &self.path))?;
         header.set_size(len);
         header.set_mode(0o600);
         header.set_mtime(self.at);
         header.set_cksum();
-        self.sums.begin(name, len);
         self.out.write_all(header.as_bytes()).map_err(file_error("write", &self.path))
     }
 
@@ -126,6 +143,16 @@ impl Writer {
         file.sync_all().map_err(failed())?;
         Ok(manifest)
     }
+}
+
+/// A name as the extended header of POSIX says it: `LENGTH path=NAME` and a line feed, where the length counts itself too.
+fn pax_path(name: &str) -> String {
+    let rest = format!(" path={name}\n");
+    let mut len = rest.len();
+    while len != rest.len() + len.to_string().len() {
+        len = rest.len() + len.to_string().len();
+    }
+    format!("{len}{rest}")
 }
 
 /// An entry between header and manifest.
@@ -320,4 +347,90 @@ fn parse(content: &[u8]) -> Result<(TableShape, Vec<Vec<Cell>>), String> {
         rows.push(cells.collect::<Result<_, ()>>().map_err(|()| bad("a value is not of its column's kind"))?);
     }
     Ok((shape, rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            format: FORMAT,
+            program: "0.0.0".to_owned(),
+            schema: 1,
+            version: 1,
+            at: jiff::Timestamp::UNIX_EPOCH,
+            secrets: false,
+        }
+    }
+
+    /// Bodies under these keys, written and read back, and the names that `tar` lists.
+    fn kept(keys: &[String]) -> (Vec<(String, String)>, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("backup");
+        let mut writer = Writer::begin(File::create_new(&path).unwrap(), &path, &header()).unwrap();
+        for key in keys {
+            writer.entry(&format!("{BODIES}/{key}"), key.as_bytes()).unwrap();
+        }
+        let manifest = Manifest {
+            tables: BTreeMap::new(),
+            bodies: keys.len() as u64,
+            missing_bodies: 0,
+            parts: BTreeMap::new(),
+        };
+        writer.finish(manifest).unwrap();
+        let mut found = Vec::new();
+        read::<Error>(&path, |_, entry| {
+            let Entry::Body(key, content) = entry else { panic!("there are only bodies") };
+            let mut text = String::new();
+            content.read_to_string(&mut text).unwrap();
+            found.push((key, text));
+            Ok(())
+        })
+        .unwrap();
+        let listed = Command::new("tar").arg("-tzf").arg(&path).output().unwrap();
+        assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+        let listed = String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect();
+        (found, listed)
+    }
+
+    #[test]
+    fn a_body_of_any_key_is_kept_under_it_and_tar_lists_it() {
+        let hash = "9".repeat(64);
+        let uid = uuid::Uuid::max();
+        let mut keys = vec![
+            format!("inputs/99/{hash}.{uid}"),
+            format!("damaged/{hash}.{uid}"),
+            format!("logs/{uid}/{}/{}", u64::MAX, u64::MAX),
+            format!("inputs/{}/{}", "a".repeat(155), "b".repeat(100)),
+        ];
+        keys.extend((1..=300).map(|len| "k".repeat(len)));
+        // Where the length of the record comes to have one digit more.
+        keys.extend((975..=1000).map(|len| "k".repeat(len)));
+        let (found, listed) = kept(&keys);
+        assert_eq!(found, keys.iter().map(|key| (key.clone(), key.clone())).collect::<Vec<_>>());
+        let expected: Vec<String> = std::iter::once(HEADER.to_owned())
+            .chain(keys.iter().map(|key| format!("{BODIES}/{key}")))
+            .chain([MANIFEST.to_owned()])
+            .collect();
+        assert_eq!(listed, expected);
+    }
+
+    #[test]
+    fn what_fits_into_a_header_is_written_as_it_always_was() {
+        assert_eq!(pax_path("a"), "9 path=a\n");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("backup");
+        let mut writer = Writer::begin(File::create_new(&path).unwrap(), &path, &header()).unwrap();
+        writer.entry("bodies/logs/a/1/1", b"x").unwrap();
+        let manifest =
+            Manifest { tables: BTreeMap::new(), bodies: 1, missing_bodies: 0, parts: BTreeMap::new() };
+        writer.finish(manifest).unwrap();
+        let file = BufReader::new(File::open(&path).unwrap());
+        let mut archive = tar::Archive::new(GzDecoder::new(file));
+        let raw = archive.entries().unwrap().raw(true).map(|entry| entry.unwrap().header().entry_type());
+        assert_eq!(raw.collect::<Vec<_>>(), [tar::EntryType::Regular; 3]);
+    }
 }

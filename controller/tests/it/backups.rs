@@ -6,7 +6,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use axum::body::Body;
+use axum::http::Request;
+use futures::TryStreamExt as _;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use windlass_controller::backup::{self, Backup, Error, PlaceArgs, Restoration, Restore};
 use windlass_controller::bodies::Bodies;
@@ -18,6 +22,7 @@ use windlass_store::{InputRow, NewJob, Requirement, Reserve, Store, StoreOptions
 use windlass_test_postgres::Server;
 
 use crate::startup::start;
+use crate::world::{World, log, started};
 
 /// A state folder with jobs and a body, which no controller works on.
 async fn filled() -> tempfile::TempDir {
@@ -153,6 +158,39 @@ async fn a_backup_of_a_working_controller_makes_another_folder_its_equal() {
     run(&args(&target)).await.expect("a controller starts on it, with the same authority and admin token");
     let left: Vec<_> = fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("restor")), "{left:?}");
+    fs::remove_file(file).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_uploaded_and_what_jobs_have_written_is_in_it_under_its_long_key() {
+    let folder = tempfile::tempdir().unwrap();
+    run(&args(folder.path())).await.unwrap();
+    let bodies = Bodies::folder(&folder.path().join("bodies")).unwrap();
+    let world = World::with(StoreUrl::Sqlite(folder.path().join("windlass.db")), bodies).await;
+    let digest = format!("sha256:{}", hex::encode(Sha256::digest(b"data")));
+    let upload = Request::put(format!("/v1/inputs/{digest}")).header("authorization", "Bearer operator");
+    let answer = world.raw(upload.body(Body::from("data")).unwrap()).await;
+    assert_eq!(answer.status(), 201);
+    world.job("a", json!({"command": ["true"]})).await;
+    let node = world.node("n1").await;
+    let attempt = node.claim("r1", 1).await[0]["attempt"].clone();
+    let written = "o".repeat(20_000);
+    node.report(&attempt, &[(1, started()), (2, log(&written, 0))]).await;
+    world.store.close().await.unwrap();
+
+    let file = folder.path().with_extension("backup");
+    let manifest = take(folder.path(), &file).await.unwrap();
+    assert_eq!((manifest.bodies, manifest.missing_bodies), (2, 0));
+    let other = tempfile::tempdir().unwrap();
+    let target = other.path().join("state");
+    put_back(&file, &target, false).await.unwrap();
+    let bodies = Bodies::folder(&target.join("bodies")).unwrap();
+    let found: Vec<_> = bodies.list().try_collect().await.unwrap();
+    let key = |root: &str| found.iter().find(|found| found.key.starts_with(root)).unwrap().key.clone();
+    assert!(key("inputs/").len() > 100, "{found:?}");
+    assert_eq!(bodies.get(&key("inputs/")).await.unwrap(), "data");
+    assert_eq!(bodies.get(&key("logs/")).await.unwrap(), written);
+    run(&args(&target)).await.unwrap();
     fs::remove_file(file).unwrap();
 }
 
