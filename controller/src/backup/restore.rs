@@ -52,13 +52,20 @@ pub struct Restoration {
 /// Verifies all of a backup.
 ///
 /// # Errors
-/// [`Error::Foreign`], [`Error::NewerFormat`], [`Error::Damaged`], and a schema that is newer than this program's.
+/// [`Error::Foreign`], [`Error::NewerFormat`], [`Error::Damaged`], a schema that is newer than this program's, and tables
+/// that are not those of its schema.
 pub async fn check(file: &Path) -> Result<(Header, Manifest), Error> {
     let path = file.to_owned();
     let checked = tokio::task::spawn_blocking(move || {
         let mut files = Vec::new();
+        let mut tables: Vec<TableShape> = Vec::new();
         let (header, manifest) = archive::read::<Error>(&path, |header, entry| match entry {
-            Entry::Rows(..) => check_schema(header),
+            Entry::Rows(shape, _) => {
+                if !tables.contains(&shape) {
+                    tables.push(shape);
+                }
+                check_schema(header)
+            }
             Entry::State(name, _) => {
                 files.push(part(&path, &name)?);
                 Ok(())
@@ -71,9 +78,12 @@ pub async fn check(file: &Path) -> Result<(Header, Manifest), Error> {
             let problem = "it lacks the authority that it says to hold".to_owned();
             return Err(Error::Damaged { path, problem });
         }
-        Ok((header, manifest))
+        Ok((header, manifest, tables))
     });
-    checked.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    let checked = checked.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    let (header, manifest, tables) = checked?;
+    transfer::check_tables(header.schema, &tables).await?;
+    Ok((header, manifest))
 }
 
 /// Restores a backup: all of it, or nothing.
@@ -368,6 +378,29 @@ mod tests {
         work.fill(&url, &SystemClock, &RandomIds::from_os()).await.unwrap();
         let moves = taken.moves(&staging, "20300317T174640Z").unwrap();
         (taken, staging, moves)
+    }
+
+    #[tokio::test]
+    async fn a_backup_that_could_not_be_restored_for_its_tables_does_not_pass_for_whole() {
+        let work = tempfile::tempdir().unwrap();
+        let path = work.path().join("backup");
+        let header = Header {
+            format: backup::FORMAT,
+            program: "0.0.0".to_owned(),
+            schema: 1,
+            version: 1,
+            at: SystemClock.now(),
+            secrets: false,
+        };
+        let file = std::fs::File::create_new(&path).unwrap();
+        let mut writer = archive::Writer::begin(file, &path, &header).unwrap();
+        let theirs = TableShape { name: "bar".to_owned(), columns: Vec::new() };
+        writer.entry("database/bar.0.jsonl", &archive::first_line(&theirs)).unwrap();
+        let tables = std::collections::BTreeMap::from([("bar".to_owned(), 0)]);
+        let parts = std::collections::BTreeMap::new();
+        writer.finish(Manifest { tables, bodies: 0, missing_bodies: 0, parts }).unwrap();
+        let refused = check(&path).await.unwrap_err();
+        assert!(refused.to_string().contains("table `bar` is none of it"), "{refused}");
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ mod snapshot;
 
 use serde::{Deserialize, Serialize};
 
-pub use loader::{FileHold, Loader, Restoring, Settled};
+pub use loader::{FileHold, Loader, Restoring, Settled, check_tables};
 pub use restored::Restored;
 pub use snapshot::Snapshot;
 
@@ -99,8 +99,7 @@ pub enum Error {
     },
     /// The target holds tables that are not ours or that a newer program has made.
     #[error(
-        "{place} holds tables that this program does not know ({tables}): restore into an empty database, or remove them \
-         first"
+        "{place} holds tables that are not this program's ({tables}): restore into an empty database, or remove them first"
     )]
     UnknownTables {
         /// User, host, port and database.

@@ -9,7 +9,8 @@ use std::time::Duration;
 use windlass_crds::protocol::{Outcome, Stream};
 use windlass_crds::{JobPhase, JobTemplateSpec, SandboxJobSpec, Span};
 use windlass_store::transfer::{
-    Cell, Error, FileHold, Loader, Restored, Restoring, Snapshot, TableShape, newest_schema,
+    Cell, Column, ColumnKind, Error, FileHold, Loader, Restored, Restoring, Snapshot, TableShape,
+    check_tables, newest_schema,
 };
 use windlass_store::{
     ApiTokenRow, Beat, EventLevel, InputRow, NewEvent, NewReservation, NewRollout, Origin, OriginKind,
@@ -655,6 +656,71 @@ async fn a_server_that_is_in_use_or_holds_something_else_is_not_filled() {
     assert!(store.get_job("default", "kept").await.unwrap().is_some());
     store.close().await.unwrap();
     to.remove();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_somebody_else_has_beside_it_is_neither_taken_nor_touched() {
+    const THEIRS: &str = "
+        CREATE TABLE theirs (id BIGINT GENERATED ALWAYS AS IDENTITY, at TIMESTAMPTZ);
+        INSERT INTO theirs (at) VALUES (now()), (now());
+        DELETE FROM theirs";
+    let (from, to, other) = (Place::server(), Place::server(), Place::server());
+    let store = from.open().await;
+    fill(&store).await;
+    store.close().await.unwrap();
+    tamper(&from, THEIRS).await;
+    let (rows, schema, version) = dump(&from.url()).await;
+    let shapes: Vec<TableShape> = rows.values().map(|(shape, _)| shape.clone()).collect();
+    check_tables(schema, &shapes).await.expect("it has the tables of its schema and no others");
+    let tables = order(&from.url()).await;
+
+    tamper(&to, THEIRS).await;
+    let loader = to.loader(schema, false).await.unwrap();
+    load(loader, &tables, rows, restoring(1000, 0, version)).await;
+    let store = to.open().await;
+    assert!(store.get_job("default", "queued").await.unwrap().is_some());
+    store.close().await.unwrap();
+    let Place::Server(database) = &to else { unreachable!("it is a server") };
+    let next = database.psql("INSERT INTO theirs (at) VALUES (now()) RETURNING id");
+    assert_eq!(next.lines().next(), Some("3"), "its numbers go on where they were");
+
+    tamper(&other, "CREATE TABLE jobs (id BIGINT)").await;
+    let refused = other.loader(schema, false).await.unwrap_err();
+    assert!(matches!(&refused, Error::UnknownTables { tables, .. } if tables == "jobs"), "{refused}");
+    for place in [from, to, other] {
+        place.remove();
+    }
+}
+
+#[tokio::test]
+async fn tables_that_are_not_those_of_their_schema_are_named() {
+    let from = Place::file();
+    from.open().await.close().await.unwrap();
+    let (rows, schema, _) = dump(&from.url()).await;
+    let shapes: Vec<TableShape> = rows.into_values().map(|(shape, _)| shape).collect();
+    check_tables(schema, &shapes).await.unwrap();
+    let refused = async |change: &dyn Fn(&mut Vec<TableShape>)| {
+        let mut changed = shapes.clone();
+        change(&mut changed);
+        check_tables(schema, &changed).await.unwrap_err().to_string()
+    };
+    let bar =
+        TableShape { name: "bar".into(), columns: vec![Column { name: "id".into(), kind: ColumnKind::Int }] };
+    let said = refused(&|tables| tables.push(bar.clone())).await;
+    assert!(said.ends_with("table `bar` is none of it"), "{said}");
+    let said = refused(&|tables| tables.retain(|table| table.name != "queues")).await;
+    assert!(said.ends_with("table `queues` is missing"), "{said}");
+    let said = refused(&|tables| {
+        let queues = tables.iter_mut().find(|table| table.name == "queues").unwrap();
+        queues.columns.retain(|column| column.name != "weight");
+    })
+    .await;
+    assert!(said.ends_with("table `queues` lacks column `weight`"), "{said}");
+    let more = Column { name: "more".into(), kind: ColumnKind::Text };
+    let said = refused(&|tables| tables[0].columns.push(more.clone())).await;
+    assert!(said.contains("has no column `more`"), "{said}");
+    let newer = check_tables(schema + 1, &shapes).await.unwrap_err();
+    assert!(matches!(newer, Error::NewerSchema { .. }), "{newer}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -174,13 +174,19 @@ pub(crate) fn newest_schema() -> i64 {
     MIGRATIONS.iter().map(|step| step.version).max().expect("there is at least one step")
 }
 
+/// A database in memory with a schema of this version, or the newest, and no rows.
+pub(crate) async fn open_schema(version: Option<i64>) -> Result<SqliteConnection, Error> {
+    let path = Path::new(":memory:");
+    let options = SqliteConnectOptions::new().in_memory(true).disable_statement_logging();
+    let mut connection = options.connect().await.map_err(|source| error(path, "make a database", source))?;
+    migrate_to(&mut connection, path, version).await?;
+    Ok(connection)
+}
+
 /// The tables of the newest schema, with that of the steps.
 pub(crate) async fn tables() -> Result<Vec<String>, Error> {
-    let path = Path::new(":memory:");
-    let failed = |source| error(path, "list the tables", source);
-    let options = SqliteConnectOptions::new().in_memory(true).disable_statement_logging();
-    let mut connection = options.connect().await.map_err(failed)?;
-    migrate_to(&mut connection, path, None).await?;
+    let failed = |source| error(Path::new(":memory:"), "list the tables", source);
+    let mut connection = open_schema(None).await?;
     let sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!'";
     sqlx::query_scalar(sql).fetch_all(&mut connection).await.map_err(failed)
 }

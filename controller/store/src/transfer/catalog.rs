@@ -1,12 +1,14 @@
 //! What tables a database has, in the order in which they can be filled.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use sqlx::postgres::PgConnection;
 use sqlx::{Executor as _, Row as _, SqliteConnection};
 
 use super::{Column, ColumnKind, Error, TableShape};
 use crate::engine::conn::Place;
+use crate::engine::sqlite;
 
 /// The tables of one database alone: the steps of the schema that were taken, which programs can live with it, who leads,
 /// and counters, of which only the version matters, which a snapshot tells.
@@ -44,7 +46,16 @@ pub(super) async fn of_sqlite(
     shapes(found.pop().unwrap_or_default(), before)
 }
 
-/// The tables of a PostgreSQL database, in the schema that has Windlass's.
+/// The tables that Windlass has with a schema of this version.
+///
+/// # Errors
+/// What keeps a database in memory from being made.
+pub(super) async fn of_schema(version: i64) -> Result<Vec<TableShape>, Error> {
+    let mut connection = sqlite::open_schema(Some(version)).await?;
+    of_sqlite(&mut connection, &Place::File(Path::new(":memory:").into())).await
+}
+
+/// The tables of Windlass in a PostgreSQL database. Whatever else somebody has put beside them is none of them.
 pub(super) async fn of_postgres(
     connection: &mut PgConnection,
     place: &Place,
@@ -52,18 +63,19 @@ pub(super) async fn of_postgres(
     const COLUMNS: &str = "
         SELECT t.relname::TEXT, c.attname::TEXT, format_type(c.atttypid, NULL)
         FROM pg_class AS t JOIN pg_attribute AS c ON c.attrelid = t.oid
-        WHERE t.relkind = 'r' AND c.attnum > 0 AND NOT c.attisdropped
+        WHERE t.relkind = 'r' AND t.relname = ANY($1) AND c.attnum > 0 AND NOT c.attisdropped
             AND t.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('_sqlx_migrations'))
         ORDER BY t.relname, c.attnum";
     const BEFORE: &str = "
         SELECT t.relname::TEXT, b.relname::TEXT, ''
         FROM pg_constraint AS f JOIN pg_class AS t ON t.oid = f.conrelid JOIN pg_class AS b ON b.oid = f.confrelid
-        WHERE f.contype = 'f'
+        WHERE f.contype = 'f' AND t.relname = ANY($1)
             AND t.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('_sqlx_migrations'))";
     let failed = |source| place.error("list the tables", source);
+    let ours = sqlite::tables().await?;
     let mut found = Vec::new();
     for sql in [COLUMNS, BEFORE] {
-        let rows = connection.fetch_all(sqlx::query(sql)).await.map_err(failed)?;
+        let rows = connection.fetch_all(sqlx::query(sql).bind(&ours)).await.map_err(failed)?;
         let read = |row: &sqlx::postgres::PgRow| -> Result<Found, sqlx::Error> {
             Ok(Found { table: row.try_get(0)?, name: row.try_get(1)?, kind: row.try_get(2)? })
         };

@@ -109,6 +109,8 @@ impl Loader {
             }
             refuse_users(&mut tx, &place, &server).await?;
             drop_all(&mut tx, &place, &server).await?;
+        } else {
+            refuse_namesakes(&mut tx, &place, &server).await?;
         }
         postgres::migrate_to(&mut tx, &server, Some(schema)).await?;
         let tables = catalog::of_postgres(&mut tx, &place).await?;
@@ -126,17 +128,8 @@ impl Loader {
     /// [`Error::Unfit`] where the schema has no such table or columns, a value is not of its column's kind, or a row belongs
     /// to one that is not there; what the engine reports.
     pub async fn insert(&mut self, shape: &TableShape, rows: Vec<Vec<Cell>>) -> Result<(), Error> {
+        check_shape(&self.tables, shape)?;
         let unfit = |problem: String| Error::Unfit { table: shape.name.clone(), problem };
-        let target = self.tables.iter().find(|table| table.name == shape.name);
-        let target = target.ok_or_else(|| unfit("is none of it".to_owned()))?;
-        for column in &shape.columns {
-            if !target.columns.contains(column) {
-                return Err(unfit(format!("has no column `{}` that holds {:?}", column.name, column.kind)));
-            }
-        }
-        if let Some(missing) = target.columns.iter().find(|column| !shape.columns.contains(column)) {
-            return Err(unfit(format!("lacks column `{}`", missing.name)));
-        }
         for row in &rows {
             let fits = row.len() == shape.columns.len()
                 && row.iter().zip(&shape.columns).all(|(cell, column)| fits(cell, column.kind));
@@ -194,9 +187,7 @@ impl Loader {
     /// # Errors
     /// [`Error::Unfit`] where rows are missing that others need, or a whole table; [`Error::Clock`]; what the engine reports.
     pub async fn settle(mut self, restoring: &Restoring) -> Result<(Restored, Settled), Error> {
-        if let Some(missing) = self.tables.iter().find(|table| !self.filled.contains(&table.name)) {
-            return Err(Error::Unfit { table: missing.name.clone(), problem: "is missing".to_owned() });
-        }
+        check_complete(&self.tables, &self.filled)?;
         match &mut self.raw {
             Raw::Sqlite(connection) => {
                 let failed = |source| self.place.error("restore", source);
@@ -355,6 +346,39 @@ fn check(schema: i64) -> Result<(), Error> {
     if schema > known { Err(Error::NewerSchema { found: schema, known }) } else { Ok(()) }
 }
 
+/// Checks that tables are those of a schema of this version, each with its columns, so that they can be restored.
+///
+/// # Errors
+/// [`Error::NewerSchema`]; [`Error::Unfit`] with the first one that is not; what keeps a database in memory from being made.
+pub async fn check_tables(schema: i64, tables: &[TableShape]) -> Result<(), Error> {
+    check(schema)?;
+    let expected = catalog::of_schema(schema).await?;
+    tables.iter().try_for_each(|shape| check_shape(&expected, shape))?;
+    check_complete(&expected, &tables.iter().map(|shape| shape.name.clone()).collect())
+}
+
+fn check_shape(expected: &[TableShape], shape: &TableShape) -> Result<(), Error> {
+    let unfit = |problem: String| Error::Unfit { table: shape.name.clone(), problem };
+    let target = expected.iter().find(|table| table.name == shape.name);
+    let target = target.ok_or_else(|| unfit("is none of it".to_owned()))?;
+    for column in &shape.columns {
+        if !target.columns.contains(column) {
+            return Err(unfit(format!("has no column `{}` that holds {:?}", column.name, column.kind)));
+        }
+    }
+    match target.columns.iter().find(|column| !shape.columns.contains(column)) {
+        Some(missing) => Err(unfit(format!("lacks column `{}`", missing.name))),
+        None => Ok(()),
+    }
+}
+
+fn check_complete(expected: &[TableShape], found: &BTreeSet<String>) -> Result<(), Error> {
+    match expected.iter().find(|table| !found.contains(&table.name)) {
+        Some(missing) => Err(Error::Unfit { table: missing.name.clone(), problem: "is missing".to_owned() }),
+        None => Ok(()),
+    }
+}
+
 const fn fits(cell: &Cell, kind: ColumnKind) -> bool {
     match (cell, kind) {
         (Cell::Null, ColumnKind::Int | ColumnKind::Text | ColumnKind::Bytes)
@@ -450,6 +474,26 @@ async fn refuse_users(tx: &mut PgConnection, place: &Place, server: &str) -> Res
     }
 }
 
+/// Refuses a database in which somebody else's tables have the names of ours.
+async fn refuse_namesakes(tx: &mut PgConnection, place: &Place, server: &str) -> Result<(), Error> {
+    let sql = "
+        SELECT string_agg(relname::TEXT, ', ' ORDER BY relname) FROM pg_class
+        WHERE relname = ANY($1) AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())";
+    let found: Option<String> = sqlx::query_scalar(sql)
+        .bind(our_tables().await?)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(|source| place.error("restore", source))?;
+    found.map_or(Ok(()), |tables| Err(Error::UnknownTables { place: server.to_owned(), tables }))
+}
+
+/// All tables that Windlass has on PostgreSQL.
+async fn our_tables() -> Result<Vec<String>, Error> {
+    let mut ours = sqlite::tables().await?;
+    ours.extend(POSTGRES_TABLES.map(str::to_owned));
+    Ok(ours)
+}
+
 /// Removes everything that Windlass has made, and nothing else.
 async fn drop_all(tx: &mut PgConnection, place: &Place, server: &str) -> Result<(), Error> {
     let failed = |source| place.error("restore", source);
@@ -461,8 +505,7 @@ async fn drop_all(tx: &mut PgConnection, place: &Place, server: &str) -> Result<
     .fetch_all(&mut *tx)
     .await
     .map_err(failed)?;
-    let mut ours: BTreeSet<String> = sqlite::tables().await?.into_iter().collect();
-    ours.extend(POSTGRES_TABLES.map(str::to_owned));
+    let ours: BTreeSet<String> = our_tables().await?.into_iter().collect();
     let unknown: Vec<&str> = there.iter().filter(|name| !ours.contains(*name)).map(String::as_str).collect();
     if !unknown.is_empty() {
         return Err(Error::UnknownTables { place: server.to_owned(), tables: unknown.join(", ") });
@@ -478,9 +521,10 @@ async fn advance_identities(tx: &mut PgConnection, place: &Place) -> Result<(), 
     let failed = |source| place.error("restore", source);
     let columns: Vec<(String, String)> = sqlx::query_as(
         "SELECT t.relname::TEXT, c.attname::TEXT FROM pg_class AS t JOIN pg_attribute AS c ON c.attrelid = t.oid
-        WHERE c.attidentity <> '' AND t.relkind = 'r'
+        WHERE c.attidentity <> '' AND t.relkind = 'r' AND t.relname = ANY($1)
             AND t.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('_sqlx_migrations'))",
     )
+    .bind(our_tables().await?)
     .fetch_all(&mut *tx)
     .await
     .map_err(failed)?;
