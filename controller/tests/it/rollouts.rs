@@ -109,6 +109,33 @@ async fn nodes_are_changed_batch_by_batch_and_keep_what_the_patch_does_not_name(
 }
 
 #[tokio::test]
+async fn what_an_operator_has_declared_after_a_failure_is_what_undo_gives_back() {
+    let world = World::settled().await;
+    let agents = zone(&world, 1).await;
+    start(&world, json!({})).await;
+    round(&world).await;
+    acknowledge(&world, &agents[0], "failed").await;
+    round(&world).await;
+    let own = json!({"labels": {"zone": "a"}, "concurrency": 3});
+    declare(&world, "n1", own.clone()).await;
+    assert_eq!(world.post("/v1/rollouts/r/resume", json!({})).await.status, 200);
+    for _ in 0..2 {
+        round(&world).await;
+        acknowledge(&world, &agents[0], "applied").await;
+    }
+    round(&world).await;
+    assert_eq!(standing(&world).await.1, "Complete: 1 node changed");
+    assert_eq!(concurrency(&world, "n1").await, Some(7));
+    assert_eq!(world.post("/v1/rollouts/r/undo", json!({})).await.status, 200);
+    for _ in 0..2 {
+        round(&world).await;
+        acknowledge(&world, &agents[0], "applied").await;
+    }
+    round(&world).await;
+    assert_eq!(world.get("/v1/nodes/n1").await.body["spec"], own);
+}
+
+#[tokio::test]
 async fn a_failed_acknowledgement_stops_it_and_what_was_changed_is_given_back() {
     let world = World::settled().await;
     let agents = zone(&world, 3).await;

@@ -14,7 +14,7 @@ use crate::engine::conn::Conn;
 use crate::engine::value::{Row, args, clean, int, json, ms, truncated, word};
 use crate::engine::writer::Tx;
 use crate::{
-    Error, NewNodeConfig, NewRollout, NodeEventKind, RolloutNodeRow, RolloutRow, RolloutStep, Store,
+    Error, NewNodeConfig, NewRollout, NodeEventKind, NodeRow, RolloutNodeRow, RolloutRow, RolloutStep, Store,
 };
 
 /// How many roll-outs are kept that have ended: the oldest ones are forgotten when another one is started.
@@ -181,20 +181,20 @@ async fn advance(
                 let before = nodes::require(tx, &node).await?;
                 let config = NewNodeConfig {
                     name: node.clone(),
-                    uid: before.uid,
+                    uid: before.uid.clone(),
                     spec: *spec,
-                    labels: before.meta_labels,
-                    annotations: before.annotations,
+                    labels: before.meta_labels.clone(),
+                    annotations: before.annotations.clone(),
                     expected_version: Some(expected_version),
                 };
                 let version = nodes::put_config(tx, now, config).await?.into_inner().config_version;
-                changing(tx, now, id, &node, version, Some(json(&before.spec))).await?;
+                changing(tx, now, id, &before, version).await?;
                 let message = format!("roll-out `{name}` has declared version {version}");
                 fleet::note(tx, now, &node, NodeEventKind::Rollout, &message).await?;
             }
             RolloutStep::Watch { node, config_version } => {
                 let before = nodes::require(tx, &node).await?;
-                changing(tx, now, id, &node, config_version, Some(json(&before.spec))).await?;
+                changing(tx, now, id, &before, config_version).await?;
             }
             RolloutStep::Settle { node, state, message } => {
                 let sql = "
@@ -219,21 +219,24 @@ async fn advance(
     require(tx, name).await
 }
 
-/// Notes that the roll-out has declared a node's configuration.
-async fn changing(
-    tx: &mut Tx,
-    now: Timestamp,
-    id: i64,
-    node: &str,
-    version: u64,
-    former: Option<String>,
-) -> Result<(), Error> {
+/// Notes that the roll-out has declared a node's configuration, and what it was before: what is there is the roll-out's own
+/// where it has the version that the roll-out declared, and somebody else's otherwise.
+async fn changing(tx: &mut Tx, now: Timestamp, id: i64, before: &NodeRow, version: u64) -> Result<(), Error> {
     let sql = "
         UPDATE rollout_nodes SET state = $3, config_version = $4, changed_at = $5, message = NULL,
-            former = coalesce(former, $6)
+            former = CASE config_version WHEN $6 THEN former ELSE $7 END
         WHERE rollout_id = $1 AND node = $2";
     let state = word(RolloutNodeState::Changing);
-    tx.conn.execute(sql, args![id, node, state, int(version), ms(now), former]).await.map(drop)
+    let args = args![
+        id,
+        before.name.as_str(),
+        state,
+        int(version),
+        ms(now),
+        int(before.config_version),
+        json(&before.spec)
+    ];
+    tx.conn.execute(sql, args).await.map(drop)
 }
 
 /// Gets hold of the roll-out's nodes, or lets go of them.

@@ -3,7 +3,7 @@
 use serde_json::json;
 use windlass_crds::rollout::{RolloutDirection, RolloutNodeState, RolloutPhase};
 use windlass_crds::{NodeConfigSpec, Span};
-use windlass_store::{Error, LiveAttempts, NewRollout, RolloutRow, RolloutStep, Store};
+use windlass_store::{Error, LiveAttempts, NewNodeConfig, NewRollout, RolloutRow, RolloutStep, Store};
 
 use crate::fixtures::{at, register};
 
@@ -94,6 +94,37 @@ pub(crate) async fn a_step_changes_the_node_and_is_noted_in_its_history(store: S
     let told: Vec<_> = history.iter().map(|event| event.message.as_str()).collect();
     assert_eq!(told[0], "roll-out `r`: Done: so it is", "{told:?}");
     assert!(told.iter().any(|message| message.starts_with("roll-out `r` has declared version")), "{told:?}");
+}
+
+pub(crate) async fn what_somebody_has_declared_in_between_is_what_a_node_had_before(store: Store) {
+    register(&store, &["a", "b"]).await;
+    store.create_rollout(at(1), rollout("r", &["a", "b"])).await.unwrap();
+    let first = store.get_node("a").await.unwrap().unwrap();
+    let step = change(&store, "a", 4).await;
+    let row = store.advance_rollout(at(2), "r", 1, vec![step]).await.unwrap();
+    let declare = async |concurrency| {
+        let node = store.get_node("a").await.unwrap().unwrap();
+        let config = NewNodeConfig {
+            name: "a".to_owned(),
+            uid: node.uid,
+            spec: spec(concurrency),
+            labels: node.meta_labels,
+            annotations: node.annotations,
+            expected_version: None,
+        };
+        store.put_node_config(at(3), config).await.unwrap().into_inner().config_version
+    };
+    declare(9).await;
+    let step = change(&store, "a", 5).await;
+    let row = store.advance_rollout(at(4), "r", row.version, vec![step]).await.unwrap();
+    assert_eq!(row.nodes[0].former.as_ref(), Some(&spec(9)), "not {:?}", first.spec);
+    // Also where it is as it should be already, and is only watched.
+    let config_version = declare(8).await;
+    let watch = RolloutStep::Watch { node: "a".to_owned(), config_version };
+    let row = store.advance_rollout(at(5), "r", row.version, vec![watch.clone()]).await.unwrap();
+    assert_eq!(row.nodes[0].former.as_ref(), Some(&spec(8)));
+    let row = store.advance_rollout(at(6), "r", row.version, vec![watch]).await.unwrap();
+    assert_eq!(row.nodes[0].former.as_ref(), Some(&spec(8)));
 }
 
 pub(crate) async fn steps_happen_on_the_version_they_were_decided_on_or_not_at_all(store: Store) {
