@@ -107,6 +107,12 @@ pub enum Action {
         /// The node.
         node: String,
     },
+    /// Declare a node's configuration again, as it is and as a new version, and watch it: the node could not apply it,
+    /// and says so only once of a version.
+    Retry {
+        /// The node.
+        node: String,
+    },
     /// Note that a node has come to an end.
     Settle {
         /// The node.
@@ -154,7 +160,7 @@ pub fn plan(rollout: &Snapshot, now: Timestamp) -> Vec<Action> {
     let mut changing = false;
     let mut done = rollout.nodes.iter().filter(|node| node.state == RolloutNodeState::Done).count();
     for node in rollout.nodes.iter().filter(|node| node.state == RolloutNodeState::Changing) {
-        let Some((state, reason, message)) = verdict(node, rollout.timeout, now) else {
+        let Some((state, reason, message)) = verdict(node, rollout, now) else {
             changing = true;
             continue;
         };
@@ -183,7 +189,7 @@ pub fn plan(rollout: &Snapshot, now: Timestamp) -> Vec<Action> {
 /// What has become of a node that is being changed; `None` while that is open. With the reason why the roll-out stops.
 fn verdict(
     node: &Node,
-    timeout: SignedDuration,
+    rollout: &Snapshot,
     now: Timestamp,
 ) -> Option<(RolloutNodeState, Option<Reason>, String)> {
     let (version, since) = node.declared?;
@@ -195,7 +201,7 @@ fn verdict(
         let message = format!("version {version} is declared; no agent has registered yet");
         return Some((RolloutNodeState::Done, None, message));
     }
-    let late = now.duration_since(since) >= timeout;
+    let late = now.duration_since(since) >= rollout.timeout;
     let failed = |reason, message: String| Some((RolloutNodeState::Failed, Some(reason), message));
     match &node.acknowledged {
         Some((acknowledged, AckStatus::Failed, why)) if *acknowledged >= version => {
@@ -267,10 +273,16 @@ fn next_batch(rollout: &Snapshot, done: usize, mut actions: Vec<Action>) -> Vec<
         let name = node.name.clone();
         actions.push(match &node.target {
             Target::Other(spec) => Action::Change { node: name, spec: spec.clone() },
+            Target::Same if has_refused(node) => Action::Retry { node: name },
             Target::Same | Target::LeaveAlone(_) | Target::Invalid(_) => Action::Watch { node: name },
         });
     }
     actions
+}
+
+/// Whether the node has said that it cannot apply the configuration that it should run.
+fn has_refused(node: &Node) -> bool {
+    matches!(&node.acknowledged, Some((version, AckStatus::Failed, _)) if *version >= node.config_version)
 }
 
 /// The nodes that cannot be used.
@@ -282,7 +294,11 @@ fn unavailable(rollout: &Snapshot) -> impl Iterator<Item = &Node> {
 fn summary(rollout: &Snapshot, actions: &[Action]) -> String {
     let now = actions.iter().filter_map(|action| match action {
         Action::Settle { state, .. } => Some(*state),
-        Action::Join { .. } | Action::Change { .. } | Action::Watch { .. } | Action::Turn { .. } => None,
+        Action::Join { .. }
+        | Action::Change { .. }
+        | Action::Watch { .. }
+        | Action::Retry { .. }
+        | Action::Turn { .. } => None,
     });
     let count = |state| {
         rollout.nodes.iter().filter(|node| node.state == state).count()

@@ -129,6 +129,14 @@ fn step(row: &RolloutRow, action: &Action, nodes: &BTreeMap<&str, &NodeRow>) -> 
             config_version: nodes.get(node.as_str())?.config_version,
             node: node.clone(),
         },
+        Action::Retry { node } => {
+            let row = nodes.get(node.as_str())?;
+            RolloutStep::Change {
+                expected_version: row.resource_version,
+                node: node.clone(),
+                spec: Box::new(row.spec.clone()),
+            }
+        }
         Action::Settle { node, state, message } => {
             RolloutStep::Settle { node: node.clone(), state: *state, message: message.clone() }
         }

@@ -109,6 +109,27 @@ async fn nodes_are_changed_batch_by_batch_and_keep_what_the_patch_does_not_name(
 }
 
 #[tokio::test]
+async fn what_could_not_be_applied_is_tried_again_as_a_new_version() {
+    let world = World::settled().await;
+    let agents = zone(&world, 1).await;
+    start(&world, json!({})).await;
+    round(&world).await;
+    acknowledge(&world, &agents[0], "failed").await;
+    round(&world).await;
+    assert_eq!(standing(&world).await.0, ["n1 Failed"]);
+    let refused = version(&world, "n1").await;
+    assert_eq!(world.post("/v1/rollouts/r/resume", json!({})).await.status, 200);
+    for _ in 0..2 {
+        round(&world).await;
+        assert_eq!(standing(&world).await.0, ["n1 Changing"], "the old acknowledgement is no answer");
+    }
+    assert_eq!(version(&world, "n1").await, refused + 1);
+    acknowledge(&world, &agents[0], "applied").await;
+    round(&world).await;
+    assert_eq!(standing(&world).await.1, "Complete: 1 node changed");
+}
+
+#[tokio::test]
 async fn what_an_operator_has_declared_after_a_failure_is_what_undo_gives_back() {
     let world = World::settled().await;
     let agents = zone(&world, 1).await;

@@ -49,6 +49,7 @@ fn words(actions: &[Action]) -> Vec<String> {
         Action::Join { node } => format!("join {node}"),
         Action::Change { node, .. } => format!("change {node}"),
         Action::Watch { node } => format!("watch {node}"),
+        Action::Retry { node } => format!("retry {node}"),
         Action::Settle { node, state, message } => format!("{node} {state}: {message}"),
         Action::Turn { phase, reason, message } => format!("{phase} {reason}: {message}"),
     };
@@ -102,6 +103,28 @@ fn what_goes_wrong_stops_it_and_is_told() {
     );
     let taken = Node { config_version: 3, ..node("a", Changing) };
     assert_eq!(stops(taken, 1), ["a Skipped: somebody has declared version 3 since", "change z"]);
+}
+
+#[test]
+fn what_a_node_could_not_apply_is_declared_again_when_its_turn_comes_again() {
+    let refused = Some((2, AckStatus::Failed, Some("no such path".to_owned())));
+    let again = Node {
+        declared: Some((2, at(0))),
+        config_version: 2,
+        acknowledged: refused.clone(),
+        target: Target::Same,
+        ..node("a", Pending)
+    };
+    assert_eq!(words(&plan(&rollout(vec![again.clone()]), at(1))), ["retry a"]);
+    let mended = Node { declared: Some((3, at(1))), config_version: 3, state: Changing, ..again.clone() };
+    assert_eq!(
+        plan(&rollout(vec![mended]), at(2)),
+        [],
+        "what it has said of the version before is no answer"
+    );
+    // Of one that was only late there is nothing to declare.
+    let late = Node { acknowledged: Some((2, AckStatus::Applied, None)), ..again };
+    assert_eq!(words(&plan(&rollout(vec![late]), at(1))), ["watch a"]);
 }
 
 #[test]
@@ -215,9 +238,9 @@ fn carry_out(rollout: &mut Snapshot, actions: &[Action], now: i64) {
     for action in actions {
         match action {
             Action::Join { node } => rollout.nodes.push(self::node(node, Pending)),
-            Action::Change { node, .. } | Action::Watch { node } => {
+            Action::Change { node, .. } | Action::Watch { node } | Action::Retry { node } => {
                 let node = find(rollout, node);
-                if matches!(action, Action::Change { .. }) {
+                if matches!(action, Action::Change { .. } | Action::Retry { .. }) {
                     node.config_version += 1;
                     node.target = Target::Same;
                 }

@@ -350,6 +350,18 @@ pub(crate) async fn snapshot(
     tx.conn.execute(sql, args![name, SNAPSHOTS]).await.map(drop)
 }
 
+/// Declares a node's configuration again as a new version, which it tries as one that it does not know; yields that.
+pub(crate) async fn declare_again(tx: &mut Tx, now: Timestamp, row: &NodeRow) -> Result<u64, Error> {
+    let (name, version) = (row.name.as_str(), row.config_version + 1);
+    let sql = "UPDATE nodes SET config_version = $2, resource_version = $3 WHERE name = $1";
+    let resource_version = tx.draw_version();
+    tx.conn.execute(sql, args![name, int(version), resource_version]).await?;
+    let message = format!("version {version} waits for the node");
+    fleet::note(tx, now, name, NodeEventKind::ConfigDeclared, &message).await?;
+    tx.changed(Change::Node { name: name.to_owned() });
+    Ok(version)
+}
+
 pub(crate) async fn put_config(
     tx: &mut Tx,
     now: Timestamp,

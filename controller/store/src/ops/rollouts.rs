@@ -187,7 +187,12 @@ async fn advance(
                     annotations: before.annotations.clone(),
                     expected_version: Some(expected_version),
                 };
-                let version = nodes::put_config(tx, now, config).await?.into_inner().config_version;
+                let declared = nodes::put_config(tx, now, config).await?.into_inner();
+                let version = if declared.config_version == before.config_version {
+                    nodes::declare_again(tx, now, &declared).await?
+                } else {
+                    declared.config_version
+                };
                 changing(tx, now, id, &before, version).await?;
                 let message = format!("roll-out `{name}` has declared version {version}");
                 fleet::note(tx, now, &node, NodeEventKind::Rollout, &message).await?;

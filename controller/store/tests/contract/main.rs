@@ -244,6 +244,7 @@ contract! {
         a_roll_out_reads_back_as_it_was_started
         a_step_changes_the_node_and_is_noted_in_its_history
         what_somebody_has_declared_in_between_is_what_a_node_had_before
+        a_configuration_that_is_declared_again_is_a_new_version
         steps_happen_on_the_version_they_were_decided_on_or_not_at_all
         a_node_belongs_to_one_open_roll_out
         a_node_that_is_deregistered_leaves_its_roll_out

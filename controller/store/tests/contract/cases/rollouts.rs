@@ -127,6 +127,24 @@ pub(crate) async fn what_somebody_has_declared_in_between_is_what_a_node_had_bef
     assert_eq!(row.nodes[0].former.as_ref(), Some(&spec(8)));
 }
 
+pub(crate) async fn a_configuration_that_is_declared_again_is_a_new_version(store: Store) {
+    register(&store, &["a", "b"]).await;
+    store.create_rollout(at(1), rollout("r", &["a", "b"])).await.unwrap();
+    let (one, again) = (change(&store, "a", 4).await, async || change(&store, "a", 4).await);
+    let row = store.advance_rollout(at(2), "r", 1, vec![one]).await.unwrap();
+    let first = store.get_node("a").await.unwrap().unwrap();
+    let row = store.advance_rollout(at(3), "r", row.version, vec![again().await]).await.unwrap();
+    let second = store.get_node("a").await.unwrap().unwrap();
+    assert_eq!((second.config_version, second.generation), (first.config_version + 1, first.generation));
+    assert!(second.resource_version > first.resource_version);
+    assert_eq!(row.nodes[0].config_version, Some(second.config_version));
+    assert_eq!(row.nodes[0].former.as_ref(), Some(&NodeConfigSpec::default()));
+    let told: Vec<_> =
+        store.node_history("a").await.unwrap().into_iter().map(|event| event.message).collect();
+    let waits = format!("version {} waits for the node", second.config_version);
+    assert!(told.contains(&waits), "{told:?}");
+}
+
 pub(crate) async fn steps_happen_on_the_version_they_were_decided_on_or_not_at_all(store: Store) {
     register(&store, &["a", "b"]).await;
     store.create_rollout(at(1), rollout("r", &["a", "b"])).await.unwrap();
