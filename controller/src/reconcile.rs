@@ -100,7 +100,7 @@ pub fn start(tasks: &mut JoinSet<()>, stop: &CancellationToken, parts: LoopParts
         let reservations = reservations.clone();
         async move { reservations.reconcile().await }
     }));
-    let rollouts = Rollouts::new(store.clone(), clock.clone());
+    let rollouts = Rollouts::new(dispatch, store.clone(), clock.clone());
     let mut changes = store.changes();
     let wake = async move || node_changed(&mut changes).await;
     tasks.spawn(every(ROLLOUTS, wake, stop.clone(), "rollouts", move || {

@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub pause_after: Option<u32>,
     /// How long a node may take.
     pub timeout: SignedDuration,
+    /// From when on all nodes that live have been heard of. What came before is no time that a node has let pass.
+    pub heard_since: Timestamp,
     /// Its nodes, in order.
     pub nodes: Vec<Node>,
     /// Nodes that match the selector and are not among them.
@@ -201,7 +203,7 @@ fn verdict(
         let message = format!("version {version} is declared; no agent has registered yet");
         return Some((RolloutNodeState::Done, None, message));
     }
-    let late = now.duration_since(since) >= rollout.timeout;
+    let late = now.duration_since(since.max(rollout.heard_since)) >= rollout.timeout;
     let failed = |reason, message: String| Some((RolloutNodeState::Failed, Some(reason), message));
     match &node.acknowledged {
         Some((acknowledged, AckStatus::Failed, why)) if *acknowledged >= version => {

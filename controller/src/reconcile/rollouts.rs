@@ -12,6 +12,7 @@ use windlass_crds::rollout::{RolloutDirection, RolloutNodeState, RolloutPhase};
 use windlass_store::{EventLevel, NewEvent, NodeRow, RolloutNodeRow, RolloutRow, RolloutStep, Store};
 
 use crate::clock::Clock;
+use crate::dispatch::Dispatch;
 use crate::error::ApiError;
 use crate::rest::origin::declared_in;
 
@@ -20,12 +21,14 @@ use crate::rest::origin::declared_in;
 pub struct Rollouts {
     store: Store,
     clock: Arc<dyn Clock>,
+    heard_since: Timestamp,
 }
 
 impl Rollouts {
     /// A reconciler that works on this store.
-    pub fn new(store: Store, clock: Arc<dyn Clock>) -> Self {
-        Self { store, clock }
+    pub fn new(dispatch: &Dispatch, store: Store, clock: Arc<dyn Clock>) -> Self {
+        let heard_since = dispatch.started_at().checked_add(dispatch.lease()).unwrap_or(Timestamp::MAX);
+        Self { store, clock, heard_since }
     }
 
     /// One round.
@@ -58,7 +61,7 @@ impl Rollouts {
         taken: &BTreeSet<&str>,
     ) -> Result<(), ApiError> {
         let now = self.clock.now();
-        let mut seen = snapshot(row, nodes);
+        let mut seen = Snapshot { heard_since: self.heard_since, ..snapshot(row, nodes) };
         seen.newcomers.retain(|node| !taken.contains(node.as_str()));
         let by_name: BTreeMap<&str, &NodeRow> = nodes.iter().map(|node| (node.name.as_str(), node)).collect();
         let mut native = Vec::with_capacity(seen.newcomers.len());
@@ -182,6 +185,7 @@ pub(crate) fn snapshot(row: &RolloutRow, nodes: &[NodeRow]) -> Snapshot {
         max_unavailable: row.max_unavailable,
         pause_after: row.pause_after,
         timeout: SignedDuration::try_from(row.timeout.get()).unwrap_or(SignedDuration::MAX),
+        heard_since: row.created_at,
         nodes: row.nodes.iter().filter_map(view).collect(),
         newcomers: newcomers.map(|node| node.name.clone()).collect(),
     }

@@ -157,6 +157,23 @@ async fn what_an_operator_has_declared_after_a_failure_is_what_undo_gives_back()
 }
 
 #[tokio::test]
+async fn the_time_in_which_the_controller_was_away_is_not_taken_from_the_nodes() {
+    let world = World::settled().await;
+    let agents = zone(&world, 1).await;
+    start(&world, json!({"nodeTimeout": "60s"})).await;
+    round(&world).await;
+    assert_eq!(standing(&world).await.0, ["n1 Changing"]);
+    world.clock.advance(Duration::from_secs(3600));
+    let back = world.restarted();
+    round(&back).await;
+    assert_eq!(standing(&back).await.0, ["n1 Changing"], "nobody was there to be told");
+    live(&back, &agents).await;
+    acknowledge(&back, &agents[0], "applied").await;
+    round(&back).await;
+    assert_eq!(standing(&back).await.1, "Complete: 1 node changed");
+}
+
+#[tokio::test]
 async fn a_failed_acknowledgement_stops_it_and_what_was_changed_is_given_back() {
     let world = World::settled().await;
     let agents = zone(&world, 3).await;

@@ -59,8 +59,6 @@ impl World {
         let options = StoreOptions { url, read_connections: 2 };
         let store = Store::open(options).await.expect("an empty store opens");
         let clock = Arc::new(ManualClock::at_millis(1_700_000_000_000));
-        let ids = Arc::new(RandomIds::seeded(1));
-        let stopping = CancellationToken::new();
         let token = ApiTokenRow {
             id: "operator".into(),
             secret_hash: secret_hash(OPERATOR),
@@ -70,6 +68,17 @@ impl World {
             expires_at: None,
         };
         store.create_api_token(token).await.expect("the token is new");
+        Self::started(store, bodies, clock)
+    }
+
+    /// What a controller is that is started now on the same database.
+    pub(crate) fn restarted(&self) -> Self {
+        Self::started(self.store.clone(), self.bodies.clone(), self.clock.clone())
+    }
+
+    fn started(store: Store, bodies: Bodies, clock: Arc<ManualClock>) -> Self {
+        let ids = Arc::new(RandomIds::seeded(1));
+        let stopping = CancellationToken::new();
         let dispatch = Dispatch::new(DispatchParts {
             store: store.clone(),
             bodies: bodies.clone(),
@@ -88,7 +97,7 @@ impl World {
         let nodes = Nodes::new(&dispatch, store.clone(), clock.clone());
         let after = Duration::from_secs(60);
         let reservations = Reservations::new(dispatch.clone(), store.clone(), clock.clone(), after);
-        let rollouts = Rollouts::new(store.clone(), clock.clone());
+        let rollouts = Rollouts::new(&dispatch, store.clone(), clock.clone());
         let app = AppParts {
             store: store.clone(),
             bodies: bodies.clone(),

@@ -35,6 +35,7 @@ fn rollout(nodes: Vec<Node>) -> Snapshot {
         max_unavailable: 2,
         pause_after: None,
         timeout: SignedDuration::from_secs(300),
+        heard_since: at(0),
         nodes,
         newcomers: vec![],
     }
@@ -125,6 +126,17 @@ fn what_a_node_could_not_apply_is_declared_again_when_its_turn_comes_again() {
     // Of one that was only late there is nothing to declare.
     let late = Node { acknowledged: Some((2, AckStatus::Applied, None)), ..again };
     assert_eq!(words(&plan(&rollout(vec![late]), at(1))), ["watch a"]);
+}
+
+#[test]
+fn no_node_is_late_for_the_time_in_which_nobody_could_hear_it() {
+    let back = Snapshot { heard_since: at(1000), ..rollout(vec![node("a", Changing)]) };
+    assert_eq!(plan(&back, at(900)), []);
+    assert_eq!(plan(&back, at(1299)), []);
+    assert_eq!(
+        words(&plan(&back, at(1300)))[1],
+        "Stopped Timeout: node `a`: version 2 was not acknowledged in time"
+    );
 }
 
 #[test]
