@@ -184,6 +184,10 @@ fn part(query: &mut Condition, filter: &JobFilter, cursor: Option<Cursor>, path:
             query.and(&format!(" AND j.{column}{hidden} = ?"), args![value.as_str()]);
         }
     }
+    // The index of the namespace is for those alone who say this.
+    if namespace.is_some() && hidden.is_empty() {
+        query.and(" AND j.id > 0", args![]);
+    }
     for (key, value) in labels {
         query.and(
             " AND EXISTS (SELECT 1 FROM job_labels AS o WHERE o.key = ? AND o.value = ? AND o.job_id = j.id)",
