@@ -136,8 +136,7 @@ impl Dispatch {
     /// Whether a lease that ended at this time may have ended because this controller was away: it was not yet up, or
     /// without its database, or had not been back for one lease, when the lease needed renewal.
     pub(crate) fn was_away(&self, lease_until: Timestamp) -> bool {
-        let Served { since, interrupted } = *self.service.served();
-        interrupted || lease_until.duration_since(since) <= signed(self.parts.leases.lease)
+        !self.service.served().for_a_lease(lease_until, self.parts.leases.lease)
     }
 
     /// Notes whether the database has answered just now: without it no lease is renewed.
@@ -153,8 +152,7 @@ impl Dispatch {
     /// From when on every node that lives has been heard of: one lease after this controller began to serve without a gap.
     pub(crate) fn heard_since(&self) -> Timestamp {
         let Served { since, interrupted } = *self.service.served();
-        let heard = since.checked_add(self.parts.leases.lease).ok().filter(|_| !interrupted);
-        heard.unwrap_or(Timestamp::MAX)
+        since.checked_add(self.parts.leases.lease).ok().filter(|_| !interrupted).unwrap_or(Timestamp::MAX)
     }
 }
 
@@ -170,6 +168,13 @@ struct Served {
     since: Timestamp,
     /// The database has not answered since it was last asked.
     interrupted: bool,
+}
+
+impl Served {
+    /// Whether nodes have been served without a gap for more than a lease before this time.
+    fn for_a_lease(self, until: Timestamp, lease: Duration) -> bool {
+        !self.interrupted && until.duration_since(self.since) > signed(lease)
+    }
 }
 
 impl Service {
@@ -213,4 +218,25 @@ fn identity(node: &NodeRow) -> auth::NodeIdentity {
 
 fn signed(duration: Duration) -> jiff::SignedDuration {
     jiff::SignedDuration::try_from(duration).unwrap_or(jiff::SignedDuration::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_ended_for_want_of_a_database_is_nobodys_fault() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let lease = Duration::from_secs(25);
+        let service = Service::begin(at(0));
+        let served = |until| service.served().for_a_lease(at(until), lease);
+        assert!(!served(25) && served(26));
+        service.note(true, at(100));
+        assert!(served(26), "nothing has happened");
+        service.note(false, at(200));
+        assert!(!served(1000), "nobody knows for how long");
+        service.note(false, at(250));
+        service.note(true, at(300));
+        assert!(!served(200) && !served(325) && served(326), "it begins anew");
+    }
 }

@@ -21,14 +21,13 @@ use crate::rest::origin::declared_in;
 pub struct Rollouts {
     store: Store,
     clock: Arc<dyn Clock>,
-    heard_since: Timestamp,
+    dispatch: Dispatch,
 }
 
 impl Rollouts {
     /// A reconciler that works on this store.
     pub fn new(dispatch: &Dispatch, store: Store, clock: Arc<dyn Clock>) -> Self {
-        let heard_since = dispatch.started_at().checked_add(dispatch.lease()).unwrap_or(Timestamp::MAX);
-        Self { store, clock, heard_since }
+        Self { store, clock, dispatch: dispatch.clone() }
     }
 
     /// One round.
@@ -61,7 +60,7 @@ impl Rollouts {
         taken: &BTreeSet<&str>,
     ) -> Result<(), ApiError> {
         let now = self.clock.now();
-        let mut seen = Snapshot { heard_since: self.heard_since, ..snapshot(row, nodes) };
+        let mut seen = Snapshot { heard_since: self.dispatch.heard_since(), ..snapshot(row, nodes) };
         seen.newcomers.retain(|node| !taken.contains(node.as_str()));
         let by_name: BTreeMap<&str, &NodeRow> = nodes.iter().map(|node| (node.name.as_str(), node)).collect();
         let mut native = Vec::with_capacity(seen.newcomers.len());

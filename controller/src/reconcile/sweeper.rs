@@ -106,16 +106,14 @@ impl Sweeper {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes back attempts whose lease has ended. A controller that has just come up, or whose database has just
-    /// come back, waits one lease first, so that nodes that could not reach it have time to show that they live. Yields what cannot be read.
+    /// Takes back attempts whose lease has ended. A controller that has just come up, or whose database has just come back,
+    /// waits one lease first, so that nodes that could not reach it have time to show that they live. Yields what cannot
+    /// be read.
     async fn expire(&self, store: &Store, now: Timestamp) -> Result<Vec<String>, ApiError> {
         let expired = store.expired_leases(now, BATCH).await;
         self.dispatch.database_answers(expired.is_ok());
         let Readable { rows: expired, damaged } = expired?;
-        if self.dispatch.was_away(now) {
-            return Ok(damaged);
-        }
-        if expired.is_empty() {
+        if expired.is_empty() || self.dispatch.was_away(now) {
             return Ok(damaged);
         }
         let transitions: Vec<Transition> =

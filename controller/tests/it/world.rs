@@ -262,7 +262,9 @@ impl Agent<'_> {
     }
 
     pub(crate) async fn beat(&self, held: &[Value]) -> Answer {
-        let body = json!({"version": 1, "boot_id": self.boot, "held": held, "slots": 2});
+        let left = vec![25; held.len()];
+        let body =
+            json!({"version": 1, "boot_id": self.boot, "held": held, "left_seconds": left, "slots": 2});
         self.call("POST", "heartbeat", Some(body)).await
     }
 
