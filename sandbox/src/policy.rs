@@ -94,6 +94,28 @@ pub(crate) const SYSTEM: &[&str] = &[
 /// Devices of the sandbox. There is no terminal.
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom"];
 
+/// What the kernel counts for a user namespace, below proc/sys/user, and how much of it a unit may have. All of it counts
+/// for the host user that made the namespace, too, whose other programs must not be left without: that user is root, or
+/// the ordinary user that the agent runs as, and the kernel's default for it is 128 inotify instances.
+const COUNTED: &[(&str, u64)] = &[
+    ("max_inotify_instances", 16),
+    ("max_inotify_watches", 16_384),
+    // Seccomp refuses what follows; this holds should a filter have a gap. Mount namespaces are left: an ordinary user's
+    // mounts come out of passing ones, and without a capability nobody makes one.
+    ("max_fanotify_groups", 0),
+    ("max_fanotify_marks", 0),
+    ("max_user_namespaces", 0),
+    ("max_pid_namespaces", 0),
+    ("max_net_namespaces", 0),
+    ("max_ipc_namespaces", 0),
+    ("max_uts_namespaces", 0),
+    ("max_time_namespaces", 0),
+    // The unit's own is made later.
+    ("max_cgroup_namespaces", 1),
+];
+/// Signals and timers that the kernel queues for a unit. They count for the host user as those of [`COUNTED`] do.
+const PENDING_SIGNALS: u64 = 4096;
+
 /// Parts of /proc that tell of the host or reach into the kernel.
 const MASKED: &[&str] = &[
     "acpi",
@@ -263,7 +285,14 @@ pub(crate) fn base(host: &Host, identity: Identity, network: Network) -> Base {
     }
     steps.push(Step::MountProc { target: fixed("proc") });
     steps.extend(MASKED.iter().map(|name| Step::Mask { path: fixed(&format!("proc/{name}")) }));
-    steps.push(Step::Freeze { path: fixed("proc/sys") });
+    steps.extend(
+        COUNTED
+            .iter()
+            .map(|(name, value)| Step::Tune { path: fixed(&format!("proc/sys/user/{name}")), value: *value }),
+    );
+    // All of it: a process could make itself the last that the out-of-memory killer takes, change what its core or its
+    // memory is, or name other threads. What a program has to tell the kernel of itself, it tells by prctl.
+    steps.push(Step::Freeze { path: fixed("proc") });
     Base {
         version: VERSION,
         steps,
@@ -328,6 +357,7 @@ fn steps(spec: &UnitSpec, host: &Host, enforcement: &Enforcement) -> Result<Vec<
     }
     steps.push(Step::Limit { resource: Resource::Core, value: 0 });
     steps.push(Step::Limit { resource: Resource::OpenFiles, value: spec.limits.open_files });
+    steps.push(Step::Limit { resource: Resource::PendingSignals, value: PENDING_SIGNALS });
     if let Some(tasks) = enforcement.tasks {
         // The sandbox's own first process counts too.
         steps.push(Step::Limit { resource: Resource::Tasks, value: tasks.saturating_add(1) });
@@ -392,8 +422,7 @@ fn name_files(hostname: &str) -> [(&'static str, String); 2] {
 
 /// The Landlock step: writing and executing only where the mounts are meant for it.
 fn landlock(spec: &UnitSpec, host: &Host, abi: u32) -> Result<Step, Error> {
-    let mut write: Vec<String> =
-        ["/dev", HOME, "/proc", "/run", "/tmp", WORKSPACE].map(str::to_owned).to_vec();
+    let mut write: Vec<String> = ["/dev", HOME, "/run", "/tmp", WORKSPACE].map(str::to_owned).to_vec();
     let mut execute: Vec<String> = [HOME, "/run", "/tmp", WORKSPACE].map(str::to_owned).to_vec();
     let is_code = |path: &str| !path.starts_with("/etc/");
     execute.extend(

@@ -313,7 +313,8 @@ impl Child<'_> {
             }
             Step::MountProc { target } => mount_proc(target),
             Step::Mask { path } => mask(path),
-            Step::Freeze { path } => freeze(path),
+            Step::Tune { path, value } => tune(path, *value),
+            Step::Freeze { path } => freeze(path.as_c_str()),
             Step::MakeScratch { path, mode } => {
                 make_dir(path, *mode)?;
                 let tree = clone_of(path.as_c_str())?;
@@ -333,9 +334,7 @@ impl Child<'_> {
                 let tree = stage.sources[index].take().ok_or(Errno::BADF)?;
                 attach(&tree, target)
             }
-            Step::SealRoot => {
-                sys::mount_setattr(CWD, c"/", false, u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()), 0)
-            }
+            Step::SealRoot => freeze(c"/"),
             Step::DropCapabilities => drop_capabilities(),
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
             Step::Landlock { abi, write, execute } => landlock(*abi, write, execute),
@@ -657,15 +656,21 @@ fn mask(path: &Text) -> Result<(), Errno> {
     mount_at(&cover, path.as_c_str())
 }
 
-/// See [`Step::Freeze`].
-fn freeze(path: &Text) -> Result<(), Errno> {
-    let tree = match clone_of(path.as_c_str()) {
-        Ok(tree) => tree,
+/// See [`Step::Tune`].
+fn tune(path: &Text, value: u64) -> Result<(), Errno> {
+    let file = match rustix::fs::open(path.as_c_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(file) => file,
         Err(Errno::NOENT) => return Ok(()),
         Err(errno) => return Err(errno),
     };
-    set_flags(tree.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY)?;
-    mount_at(&tree, path.as_c_str())
+    let mut digits = [0; 24];
+    // The kernel takes such a file's content in one piece.
+    rustix::io::write(&file, decimal(value, &mut digits).to_bytes()).map(drop)
+}
+
+/// See [`Step::Freeze`].
+fn freeze(path: &CStr) -> Result<(), Errno> {
+    sys::mount_setattr(CWD, path, false, u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()), 0)
 }
 
 /// See [`Step::Attach`]. Every part of the target is opened beneath the one before, never through a link, because the
@@ -716,6 +721,7 @@ fn limit(resource: Resource, value: u64) -> Result<(), Errno> {
         Resource::FileSize => rustix::process::Resource::Fsize,
         Resource::OpenFiles => rustix::process::Resource::Nofile,
         Resource::Tasks => rustix::process::Resource::Nproc,
+        Resource::PendingSignals => rustix::process::Resource::Sigpending,
     };
     let hard = rustix::process::getrlimit(resource).maximum;
     let value = Some(hard.map_or(value, |hard| hard.min(value)));

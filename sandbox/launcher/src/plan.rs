@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Version of the plan's shape. A supervisor refuses a plan of another version.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Text without NUL, kept in the form that system calls take, so that carrying out a step allocates nothing.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +119,8 @@ pub enum Resource {
     OpenFiles,
     /// Tasks of this user in this user namespace.
     Tasks,
+    /// Queued signals and timers of this user in this user namespace.
+    PendingSignals,
 }
 
 /// One step of making a sandbox, carried out in order by the first process of the new namespaces. Until
@@ -207,9 +209,16 @@ pub enum Step {
         /// What is covered.
         path: Text,
     },
-    /// Makes what is at a path read-only, if it is there.
+    /// Sets a number that the kernel keeps for the sandbox's own namespaces, if this kernel has it.
+    Tune {
+        /// The file below the fresh /proc.
+        path: Text,
+        /// The number.
+        value: u64,
+    },
+    /// Makes what is mounted at a path read-only, but not what is mounted below it.
     Freeze {
-        /// What is frozen.
+        /// Where it is mounted.
         path: Text,
     },
     /// Makes a folder and lets it stay writable when the root is sealed.
@@ -289,6 +298,7 @@ impl fmt::Display for Step {
             Self::ShowDevice { source, target } => write!(f, "show device {source} at {target}"),
             Self::MountProc { target } => write!(f, "mount a fresh proc at {target}"),
             Self::Mask { path } => write!(f, "mask {path}"),
+            Self::Tune { path, value } => write!(f, "set {path} to {value}"),
             Self::Freeze { path } => write!(f, "make {path} read-only"),
             Self::MakeScratch { path, mode } => write!(f, "make writable {path} with mode {mode:o}"),
             Self::EnterRoot => f.write_str("enter the new root"),

@@ -89,6 +89,72 @@ async fn nothing_of_the_host_can_be_written_and_its_private_paths_do_not_exist()
 }
 
 #[tokio::test]
+async fn nothing_below_proc_can_be_written_not_even_what_is_a_process_own() {
+    let fixture = Fixture::new().await;
+    // Everything that a process may usually write of itself, with what is in it, so that nothing changes if it works.
+    let program = r#"
+import ctypes, errno, os
+before = open("/proc/self/oom_score_adj").read()
+names = []
+for folder in ("/proc/self", "/proc/self/task/self", "/proc/self/attr", "/proc/self/net", "/proc"):
+    folder = folder.replace("task/self", f"task/{os.getpid()}")
+    if os.path.isdir(folder):
+        names += [f"{folder}/{name}" for name in os.listdir(folder)]
+for folder, _, files in os.walk("/proc/sys"):
+    names += [f"{folder}/{name}" for name in files]
+opened = 0
+for name in names:
+    if not os.path.isfile(name) or os.path.islink(name): continue
+    try:
+        os.close(os.open(name, os.O_WRONLY))
+        print("opened", name)
+    except OSError as error:
+        opened += error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+for value in ("-1000", "0", before.strip()):
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file: file.write(value)
+        print("wrote", value)
+    except OSError: pass
+print(opened > 100, before == "500\n", open("/proc/self/oom_score_adj").read() == before)
+# What a program has to tell of itself it can still tell.
+ctypes.CDLL(None).prctl(15, b"renamed", 0, 0, 0)
+print(open("/proc/self/comm").read().strip(), flush=True)
+open("/dev/stdout", "w").write("through /dev/stdout\n")
+"#;
+    let expected = "True True True\nrenamed\nthrough /dev/stdout\n";
+    assert_eq!(fixture.python(program).await.ok(), expected);
+}
+
+#[tokio::test]
+async fn what_the_kernel_counts_for_the_host_user_too_is_bounded_for_each_unit() {
+    let fixture = Fixture::new().await;
+    let program = r#"
+import ctypes, errno, os, signal
+libc = ctypes.CDLL(None, use_errno=True)
+def until_refused(most, take):
+    for count in range(most):
+        if take(count) < 0: return count, errno.errorcode[ctypes.get_errno()]
+    return most, "no end"
+print(*until_refused(200, lambda _: libc.inotify_init1(0)))
+for fd in range(4, 19): os.close(fd)
+os.chdir("/tmp")
+def watch(count):
+    name = str(count).encode()
+    os.mkdir(name)
+    return libc.inotify_add_watch(3, name, 0x100)
+print(*until_refused(20000, watch))
+queued = signal.SIGRTMIN
+signal.pthread_sigmask(signal.SIG_BLOCK, [queued])
+print(*until_refused(20000, lambda count: libc.sigqueue(os.getpid(), int(queued), count)))
+for kind in ("user", "pid", "net", "ipc", "uts", "time", "cgroup"):
+    print(kind, open(f"/proc/sys/user/max_{kind}_namespaces").read().strip(), end=" ")
+"#;
+    let expected = "16 EMFILE\n16384 ENOSPC\n4096 EAGAIN\n\
+                    user 0 pid 0 net 0 ipc 0 uts 0 time 0 cgroup 1 ";
+    assert_eq!(fixture.python(program).await.ok(), expected);
+}
+
+#[tokio::test]
 async fn workspace_and_scratch_are_writable_and_only_the_workspace_is_shared() {
     let fixture = Fixture::new().await;
     let write = "for d in /workspace /tmp /run /dev/shm $HOME; do echo x > $d/left || exit 1; done; pwd; echo ok > /dev/stdout";
