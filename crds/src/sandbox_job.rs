@@ -814,7 +814,7 @@ pub struct StepStatus {
     #[serde(default)]
     pub phase: StepPhase,
 
-    /// How it ended, as one word: `Exited`, `Signalled`, `OOMKilled`, `PidsLimit`, `DiskLimit`, `Timeout`, …
+    /// How it ended, as one word: `Exited`, `Signalled`, `OOMKilled`, `PidsLimit`, `DiskLimit`, `SeccompDenied`, `Timeout`, …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 

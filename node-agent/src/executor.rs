@@ -235,6 +235,10 @@ impl AttemptTask {
             "LeaseExpired" => Err(Verdict::lost("LeaseExpired", "the lease ended while the job ran")),
             "SupervisorLost" => Err(Verdict::lost("SupervisorLost", how)),
             "SetupFailed" => Err(Verdict::failed("SandboxFailed", how)),
+            // Whoever tries that is not to go on, whatever the step says of errors.
+            "SeccompDenied" => {
+                Err(with_code(Verdict::failed("SeccompDenied", format!("step `{}`: {how}", step.name))))
+            }
             "Cancelled" => Err(self.stopped().unwrap_or_else(|| {
                 // The order was given before a restart that has forgotten it; only a cancel or a stop leads here.
                 Verdict::lost("AgentStopped", "the job was stopped on the node")

@@ -257,6 +257,7 @@ fn verify_exit(exit: &Exit) -> Result<(), Error> {
         | EndReason::OOMKilled
         | EndReason::PidsLimit
         | EndReason::DiskLimit
+        | EndReason::SeccompDenied
         | EndReason::SupervisorLost => Err(Error::Postcheck { message }),
     }
 }

@@ -58,6 +58,7 @@ pub(crate) fn title(feature: Feature) -> &'static str {
         Feature::FreshProc => "a fresh /proc",
         Feature::NoNewPrivileges => "no_new_privs",
         Feature::Seccomp => "seccomp filters",
+        Feature::SeccompNotification => "seccomp filters that name what they deny",
     }
 }
 
@@ -76,6 +77,7 @@ fn word(feature: Feature) -> &'static str {
         Feature::FreshProc => "fresh-proc",
         Feature::NoNewPrivileges => "no-new-privs",
         Feature::Seccomp => "seccomp",
+        Feature::SeccompNotification => "seccomp-notification",
     }
 }
 
@@ -103,6 +105,10 @@ pub(crate) fn fix(feature: Feature) -> &'static str {
         }
         Feature::NoNewPrivileges => "Linux 3.5 or newer",
         Feature::Seccomp => "a kernel with CONFIG_SECCOMP_FILTER",
+        Feature::SeccompNotification => {
+            "run the agent outside of a container whose manager takes seccomp notifications (LXD and Incus do); without \
+             them a step that makes a call which is never allowed ends as `Signalled`"
+        }
     }
 }
 

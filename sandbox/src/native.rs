@@ -407,13 +407,21 @@ impl Inner {
         let probes = windlass_launcher::probe::probe(&config.launcher)
             .map_err(|source| Error::Launcher { operation: "probe the host", source })?;
         let spawner = start_spawner(&config)?;
+        let denial = match probes.failure(Feature::SeccompNotification) {
+            None => seccomp::Denial::HandedOn,
+            Some(_) => seccomp::Denial::Killed,
+        };
         let host = Host {
             system: discover_system(),
             landlock: probes.landlock,
             cgroup_namespace: probes.failure(Feature::CgroupNamespace).is_none(),
             time_namespace: probes.failure(Feature::TimeNamespace).is_none(),
             resolver: Path::new(policy::RESOLVER).exists(),
-            filter: seccomp::compile(),
+            filter: seccomp::compile(denial),
+            denied: match denial {
+                seccomp::Denial::HandedOn => seccomp::denied(),
+                seccomp::Denial::Killed => Vec::new(),
+            },
         };
         let cgroups = CgroupHost::discover(config.cgroup_parent.as_deref(), state);
         let identities = Identities::open(state.join("identities"), config.uid_range.clone())?;
@@ -765,7 +773,7 @@ impl Inner {
 /// Whether a unit can do without a feature.
 pub(crate) fn is_optional(feature: Feature) -> bool {
     match feature {
-        Feature::CgroupNamespace | Feature::TimeNamespace => true,
+        Feature::CgroupNamespace | Feature::TimeNamespace | Feature::SeccompNotification => true,
         Feature::UserNamespace
         | Feature::MountNamespace
         | Feature::PidNamespace

@@ -2,7 +2,8 @@
 //! the host is in [`Host`].
 
 use windlass_launcher::plan::{
-    Base, Cgroups, Disk, DiskKeeper, Filter, IdMap, LaunchPlan, Own, Resource, Step, Text, VERSION,
+    Base, Cgroups, DeniedCall, Disk, DiskKeeper, Filter, IdMap, LaunchPlan, Own, Resource, Step, Text,
+    VERSION,
 };
 
 use crate::egress;
@@ -58,6 +59,8 @@ pub(crate) struct Host {
     pub(crate) resolver: bool,
     /// The compiled seccomp policy.
     pub(crate) filter: Filter,
+    /// The calls that it hands to the supervisor.
+    pub(crate) denied: Vec<DeniedCall>,
 }
 
 /// How a unit's limits are enforced, as the driver has settled it.
@@ -370,9 +373,12 @@ fn steps(spec: &UnitSpec, host: &Host, enforcement: &Enforcement) -> Result<Vec<
     let scoped = host.landlock.is_some_and(|abi| abi >= SOCKET_SCOPE);
     if spec.network == Network::Open && !scoped {
         // Abstract sockets belong to the network, which is the host's, and a filter cannot see whose one is addressed.
-        steps.push(Step::Seccomp { filter: seccomp::compile_alone(&seccomp::NO_LOCAL_SOCKETS) });
+        steps.push(Step::Seccomp {
+            filter: seccomp::compile_alone(&seccomp::NO_LOCAL_SOCKETS),
+            denied: Vec::new(),
+        });
     }
-    steps.push(Step::Seccomp { filter: host.filter.clone() });
+    steps.push(Step::Seccomp { filter: host.filter.clone(), denied: host.denied.clone() });
     Ok(steps)
 }
 
@@ -481,6 +487,7 @@ mod tests {
             time_namespace: true,
             resolver: true,
             filter: Filter(vec![0; 3]),
+            denied: seccomp::denied(),
         }
     }
 

@@ -3,14 +3,18 @@
 //! Each call has one of four answers:
 //! - *allowed*: named in [`ALLOW`];
 //! - *refused*: named in [`REFUSE`], or in [`CONDITIONAL`] with such arguments: EPERM, as without privileges;
-//! - *killed*: named in [`KILL`]: no program in a sandbox ever makes it in good faith;
+//! - *denied*: named in [`DENY`]: no program in a sandbox makes it in good faith, so it is told to the supervisor, which
+//!   ends the unit and names the call; where the kernel cannot tell (a listener of the host's own is installed already), it
+//!   ends the program;
 //! - *unknown*: everything else: ENOSYS, so that a C library that tries a newer call falls back to an older one.
 //!
 //! System calls of other architectures end the program; those of the x32 kind are unknown.
 
 mod compile;
 
-pub(crate) use compile::{compile, compile_alone};
+pub(crate) use compile::{Denial, compile, compile_alone};
+
+use windlass_launcher::plan::{DeniedCall, Text};
 
 /// System calls with a reason.
 pub struct Group {
@@ -441,23 +445,48 @@ pub const REFUSE: &[Group] = &[
     },
 ];
 
-/// What ends the program.
-pub const KILL: &[Group] = &[Group {
-    reason: "load kernel code, restart the host, use raw ports, swap or accounting: never legitimate",
-    calls: &[
-        libc::SYS_kexec_load,
-        libc::SYS_kexec_file_load,
-        libc::SYS_init_module,
-        libc::SYS_finit_module,
-        libc::SYS_delete_module,
-        libc::SYS_reboot,
-        libc::SYS_swapon,
-        libc::SYS_swapoff,
-        libc::SYS_iopl,
-        libc::SYS_ioperm,
-        libc::SYS_acct,
-    ],
-}];
+/// A system call that ends the unit.
+pub struct Denied {
+    /// Its number.
+    pub call: libc::c_long,
+    /// Its name.
+    pub name: &'static str,
+    /// Why nobody makes it in good faith.
+    pub reason: &'static str,
+}
+
+const CODE: &str = "loads or unloads code of the kernel";
+const HALT: &str = "restarts or halts the host, or a container whose first process it is not";
+const PORTS: &str = "opens the ports of devices";
+const ADMINISTRATION: &str =
+    "gives the kernel a file of the administrator's: swap space, or a record of processes";
+
+/// What ends the unit, and is named. A call is here only if no kernel has ever granted it to a user without privileges, no
+/// library tries it to find out what there is, and it is of use only to one who wants the host. That is why others
+/// are only refused: `bpf`, `perf_event_open`, `keyctl`, `userfaultfd`, `open_by_handle_at` and the mounts are tried in good
+/// faith by tools that do without.
+pub const DENY: &[Denied] = &[
+    Denied { call: libc::SYS_kexec_load, name: "kexec_load", reason: CODE },
+    Denied { call: libc::SYS_kexec_file_load, name: "kexec_file_load", reason: CODE },
+    Denied { call: libc::SYS_init_module, name: "init_module", reason: CODE },
+    Denied { call: libc::SYS_finit_module, name: "finit_module", reason: CODE },
+    Denied { call: libc::SYS_delete_module, name: "delete_module", reason: CODE },
+    Denied { call: libc::SYS_reboot, name: "reboot", reason: HALT },
+    Denied { call: libc::SYS_iopl, name: "iopl", reason: PORTS },
+    Denied { call: libc::SYS_ioperm, name: "ioperm", reason: PORTS },
+    Denied { call: libc::SYS_swapon, name: "swapon", reason: ADMINISTRATION },
+    Denied { call: libc::SYS_swapoff, name: "swapoff", reason: ADMINISTRATION },
+    Denied { call: libc::SYS_acct, name: "acct", reason: ADMINISTRATION },
+];
+
+/// [`DENY`] for a plan.
+pub(crate) fn denied() -> Vec<DeniedCall> {
+    let told = |denied: &Denied| DeniedCall {
+        number: u32::try_from(denied.call).expect("system calls are numbered from zero"),
+        name: Text::new(denied.name).expect("a constant without NUL"),
+    };
+    DENY.iter().map(told).collect()
+}
 
 /// A comparison of an argument's low half, which is all that the kernel looks at in the calls concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -585,11 +614,15 @@ mod tests {
     #[test]
     fn every_group_has_a_reason_and_no_call_is_in_two() {
         let mut seen = BTreeSet::new();
-        for group in ALLOW.iter().chain(REFUSE).chain(KILL) {
+        for group in ALLOW.iter().chain(REFUSE) {
             assert!(!group.reason.is_empty());
             for call in group.calls {
                 assert!(seen.insert(*call), "system call {call} is named twice");
             }
+        }
+        for denied in DENY {
+            assert!(!denied.reason.is_empty() && !denied.name.is_empty());
+            assert!(seen.insert(denied.call), "system call {} is named twice", denied.name);
         }
         for conditional in CONDITIONAL {
             assert!(!conditional.reason.is_empty());

@@ -290,7 +290,10 @@ impl<'a> StepRun<'a> {
     /// Leaves a proof where a program was stopped.
     fn note_end(&mut self, exit: &Exit) {
         let stopped = match exit.reason {
-            EndReason::Timeout | EndReason::LeaseExpired | EndReason::Cancelled => true,
+            EndReason::Timeout
+            | EndReason::LeaseExpired
+            | EndReason::Cancelled
+            | EndReason::SeccompDenied => true,
             EndReason::Exited
             | EndReason::Signalled
             | EndReason::OOMKilled

@@ -35,6 +35,8 @@ pub(crate) const TERM: u8 = b'T';
 pub(crate) const STATUS: u8 = b'X';
 /// Init to supervisor: the listening socket comes with it.
 pub(crate) const LISTENER: u8 = b'L';
+/// Init to supervisor: the line comes with it on which the kernel tells of system calls that are denied.
+pub(crate) const DENIALS: u8 = b'D';
 /// Supervisor to init: the listening socket can be asked for.
 pub(crate) const HELD: u8 = b'H';
 /// Supervisor to init: kill everything.
@@ -344,7 +346,14 @@ impl Child<'_> {
                 Ok(())
             }
             Step::WorkIn { path } => rustix::process::chdir(path.as_c_str()),
-            Step::Seccomp { filter } => sys::install_filter(&mut instructions(filter)),
+            Step::Seccomp { filter, denied } if denied.is_empty() => {
+                sys::install_filter(&mut instructions(filter))
+            }
+            Step::Seccomp { filter, .. } => {
+                let denials = sys::install_filter_with_listener(&mut instructions(filter))?;
+                // Nothing is awaited: what is denied before the supervisor has the line waits for it.
+                handout::send(&self.control, &[DENIALS, 0, 0, 0, 0], denials.as_fd())
+            }
         }
     }
 

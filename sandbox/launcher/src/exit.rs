@@ -23,6 +23,8 @@ pub enum EndReason {
     PidsLimit,
     /// The workspace reached the disk limit.
     DiskLimit,
+    /// The program made a system call that no program in a sandbox makes in good faith; the message names it.
+    SeccompDenied,
     /// The sandbox could not be made; the program never ran.
     SetupFailed,
     /// The supervisor vanished; its sandbox died with it.
@@ -42,6 +44,7 @@ impl EndReason {
             Self::OOMKilled => "OOMKilled",
             Self::PidsLimit => "PidsLimit",
             Self::DiskLimit => "DiskLimit",
+            Self::SeccompDenied => "SeccompDenied",
             Self::SetupFailed => "SetupFailed",
             Self::SupervisorLost => "SupervisorLost",
         }

@@ -108,6 +108,15 @@ impl fmt::Debug for Filter {
     }
 }
 
+/// A system call that a filter does not answer itself: the supervisor ends the unit and names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeniedCall {
+    /// Its number.
+    pub number: u32,
+    /// Its name.
+    pub name: Text,
+}
+
 /// A resource limit of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Resource {
@@ -275,6 +284,8 @@ pub enum Step {
     Seccomp {
         /// The filter.
         filter: Filter,
+        /// The calls that the filter hands to the supervisor; without any, the supervisor is not told of this filter.
+        denied: Vec<DeniedCall>,
     },
 }
 
@@ -321,7 +332,11 @@ impl fmt::Display for Step {
             Self::Limit { resource, value } => write!(f, "limit {resource:?} to {value}"),
             Self::Umask { mask } => write!(f, "set the umask to {mask:03o}"),
             Self::WorkIn { path } => write!(f, "change into {path}"),
-            Self::Seccomp { filter } => write!(f, "install the seccomp filter of {filter:?}"),
+            Self::Seccomp { filter, denied } => {
+                write!(f, "install the seccomp filter of {filter:?}")?;
+                let names = denied.iter().map(|call| call.name.as_str()).collect::<Vec<_>>();
+                if names.is_empty() { Ok(()) } else { write!(f, "; hand on {}", names.join(" ")) }
+            }
         }
     }
 }
@@ -427,6 +442,17 @@ pub struct LaunchPlan {
 }
 
 impl LaunchPlan {
+    /// The name of a system call that a filter hands to the supervisor.
+    #[must_use]
+    pub fn denied(&self, number: u32) -> Option<&Text> {
+        self.own.steps.iter().find_map(|step| match step {
+            Step::Seccomp { denied, .. } => {
+                denied.iter().find(|call| call.number == number).map(|call| &call.name)
+            }
+            _ => None,
+        })
+    }
+
     /// The steps of the whole sandbox in order.
     pub fn steps(&self) -> impl Iterator<Item = &Step> {
         self.base.steps.iter().chain(&self.own.steps)
@@ -446,7 +472,10 @@ mod tests {
 
     #[test]
     fn texts_and_filters_survive_the_round_trip_and_bad_ones_are_refused() {
-        let step = Step::Seccomp { filter: Filter(vec![0x0020_0000_0000_0004, u64::MAX]) };
+        let step = Step::Seccomp {
+            filter: Filter(vec![0x0020_0000_0000_0004, u64::MAX]),
+            denied: vec![DeniedCall { number: 169, name: Text::new("reboot").unwrap() }],
+        };
         let json = serde_json::to_string(&step).unwrap();
         assert_eq!(serde_json::from_str::<Step>(&json).unwrap(), step);
         assert!(serde_json::from_str::<Text>(r#""a\u0000b""#).is_err());

@@ -44,11 +44,13 @@ pub enum Feature {
     NoNewPrivileges,
     /// Seccomp filters.
     Seccomp,
+    /// Seccomp filters that hand calls to a supervisor.
+    SeccompNotification,
 }
 
 impl Feature {
     /// All of them, in the order in which they build upon each other.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::UserNamespace,
         Self::MountNamespace,
         Self::PidNamespace,
@@ -61,6 +63,7 @@ impl Feature {
         Self::FreshProc,
         Self::NoNewPrivileges,
         Self::Seccomp,
+        Self::SeccompNotification,
     ];
 }
 
@@ -144,15 +147,23 @@ fn attempt(feature: Feature) -> Option<i32> {
         Feature::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
         Feature::Seccomp => {
             rustix::thread::set_no_new_privs(true)?;
-            let allow = libc::sock_filter {
-                code: u16::try_from(libc::BPF_RET | libc::BPF_K).expect("a small code"),
-                jt: 0,
-                jf: 0,
-                k: libc::SECCOMP_RET_ALLOW,
-            };
-            sys::install_filter(&mut [allow])
+            sys::install_filter(&mut [allow()])
+        }
+        Feature::SeccompNotification => {
+            rustix::thread::set_no_new_privs(true)?;
+            sys::install_filter_with_listener(&mut [allow()]).map(drop)
         }
     })
+}
+
+/// A filter that allows everything.
+fn allow() -> libc::sock_filter {
+    libc::sock_filter {
+        code: u16::try_from(libc::BPF_RET | libc::BPF_K).expect("a small code"),
+        jt: 0,
+        jf: 0,
+        k: libc::SECCOMP_RET_ALLOW,
+    }
 }
 
 /// Runs something in a child; gives the error number that it failed with.

@@ -19,7 +19,7 @@ mod spool;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -37,6 +37,7 @@ use crate::handout::{self, Handout};
 use crate::plan::{self, Base, Cgroups, DiskKeeper, LaunchPlan};
 use crate::record::{self, Reply, Reserved, StopRequest};
 use crate::spawner;
+use crate::sys;
 
 /// Shortest time between two looks at the workspace's size.
 const DISK_PERIOD_NS: u64 = 250_000_000;
@@ -234,6 +235,10 @@ struct Supervisor {
     dir: PathBuf,
     /// The unit's listening socket, if it has one.
     handout: Option<Handout>,
+    /// Tells of system calls that are denied, once there is a filter that hands them on.
+    denials: Option<OwnedFd>,
+    /// The name of the first one.
+    denied: Option<String>,
     requests: OwnedFd,
     request_bytes: Vec<u8>,
     signals: OwnedFd,
@@ -269,7 +274,7 @@ impl Supervisor {
             self.check_deadlines();
             let measuring = self.measure();
             self.arm_timer();
-            let [ended, setup, stdout, stderr, control, requests, signals, asked, shortage] =
+            let [ended, setup, stdout, stderr, control, requests, signals, asked, shortage, denied] =
                 self.wait(measuring);
             if setup {
                 self.read_setup(reply);
@@ -298,6 +303,9 @@ impl Supervisor {
             if shortage {
                 self.note_shortage();
             }
+            if denied {
+                self.read_denials();
+            }
             if ended {
                 return;
             }
@@ -305,7 +313,7 @@ impl Supervisor {
     }
 
     /// Waits for the next event; gives which descriptors have one.
-    fn wait(&self, measuring: bool) -> [bool; 9] {
+    fn wait(&self, measuring: bool) -> [bool; 10] {
         let mut polled = [
             PollFd::new(&self.init_fd, PollFlags::IN),
             self.watched(self.setup.as_ref()),
@@ -316,6 +324,7 @@ impl Supervisor {
             PollFd::new(&self.signals, PollFlags::IN),
             self.watched(self.handout.as_ref().map(Handout::door)),
             self.watched(self.shortage.as_ref()),
+            self.watched(self.denials.as_ref()),
             PollFd::new(&self.timer, PollFlags::IN),
         ];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -323,10 +332,10 @@ impl Supervisor {
         match rustix::event::poll(&mut polled, timeout) {
             Ok(_) => {}
             // Nothing is known to be ready, so the loop looks at the deadlines and waits again.
-            Err(_) => return [false; 9],
+            Err(_) => return [false; 10],
         }
         let mut expired = [0; 8];
-        if !polled[9].revents().is_empty() {
+        if !polled[10].revents().is_empty() {
             // Only to clear it; the deadlines are looked at every time.
             let _cleared = rustix::io::read(&self.timer, &mut expired);
         }
@@ -596,9 +605,10 @@ impl Supervisor {
         }
     }
 
-    /// Reads what the init says: the program's status, or that there is a listening socket.
-    fn read_control(&mut self) {
-        let Some(control) = &self.control else { return };
+    /// Reads one thing that the init says: the program's status, or that a descriptor comes with it. Gives whether there
+    /// was one.
+    fn read_control(&mut self) -> bool {
+        let Some(control) = &self.control else { return false };
         let mut message = [0; 5];
         match handout::receive(control, &mut message, rustix::net::RecvFlags::DONTWAIT) {
             Ok((5, None)) if message[0] == child::STATUS => {
@@ -615,8 +625,30 @@ impl Supervisor {
                     Ok(_) | Err(_) => self.control = None,
                 }
             }
-            Err(Errno::AGAIN | Errno::INTR) => {}
+            Ok((5, Some(denials))) if message[0] == child::DENIALS => self.denials = Some(denials),
+            Err(Errno::AGAIN | Errno::INTR) => return false,
             Ok(_) | Err(_) => self.control = None,
+        }
+        true
+    }
+
+    /// Ends the unit for a system call that is denied. The call is never answered: its process is killed while it waits.
+    fn read_denials(&mut self) {
+        let Some(denials) = &self.denials else { return };
+        // Reading would wait for ever once nobody is left who could make a call.
+        let mut polled = [PollFd::new(denials, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let told = rustix::event::poll(&mut polled, Some(&now));
+        if told != Ok(1) || !polled[0].revents().contains(PollFlags::IN) {
+            self.denials = None;
+            return;
+        }
+        // It fails if the process was killed meanwhile.
+        if let Ok(number) = sys::receive_denial(denials.as_fd()) {
+            let name = self.plan.denied(number);
+            let name = name.map_or_else(|| number.to_string(), |name| name.as_str().to_owned());
+            self.denied.get_or_insert(name);
+            self.stop(EndReason::SeccompDenied, 0);
         }
     }
 

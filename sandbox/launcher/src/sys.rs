@@ -261,6 +261,37 @@ pub(crate) fn install_filter(program: &mut [libc::sock_filter]) -> Result<(), Er
     check(result).map(|_| ())
 }
 
+/// As [`install_filter`]; gives the descriptor on which the kernel tells of calls that the filter hands on.
+pub(crate) fn install_filter_with_listener(program: &mut [libc::sock_filter]) -> Result<OwnedFd, Errno> {
+    let length = u16::try_from(program.len()).map_err(|_| Errno::INVAL)?;
+    let program = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
+    // SAFETY: the program points to `len` live instructions; the kernel copies and checks them. With this flag it returns
+    // a new descriptor, closed on execution, that nobody else owns.
+    unsafe {
+        let fd = check(libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+            ptr::from_ref(&program),
+        ))?;
+        Ok(OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor")))
+    }
+}
+
+/// `SECCOMP_IOCTL_NOTIF_RECV`, `_IOWR('!', 0, struct seccomp_notif)`.
+const RECEIVE_NOTIFICATION: libc::c_ulong = 0xc050_2100;
+
+/// The number of a system call that a filter handed on. Waits for one; fails if its process has ended meanwhile.
+pub(crate) fn receive_denial(listener: BorrowedFd<'_>) -> Result<u32, Errno> {
+    // SAFETY: seccomp_notif is a plain struct of integers, for which zero is valid and what the kernel asks for.
+    let mut notification: libc::seccomp_notif = unsafe { mem::zeroed() };
+    // SAFETY: the kernel fills exactly the structure that the request's number names.
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(listener.as_raw_fd(), RECEIVE_NOTIFICATION, ptr::from_mut(&mut notification))
+    }))?;
+    Ok(notification.data.nr.cast_unsigned())
+}
+
 /// Replaces this process's program. Returns only on failure.
 pub(crate) fn execute(
     path: &CStr,

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use windlass_launcher::plan::Filter;
 
-use super::{ALLOW, CONDITIONAL, Conditional, KILL, Op, REFUSE};
+use super::{ALLOW, CONDITIONAL, Conditional, DENY, Op, REFUSE};
 
 /// AUDIT_ARCH_X86_64 of <linux/audit.h>.
 const ARCH: u32 = 0xC000_003E;
@@ -32,6 +32,16 @@ const ALLOWED: u32 = libc::SECCOMP_RET_ALLOW;
 const REFUSED: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
 const UNKNOWN: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 const KILLED: u32 = libc::SECCOMP_RET_KILL_PROCESS;
+const HANDED_ON: u32 = libc::SECCOMP_RET_USER_NOTIF;
+
+/// What becomes of a call that is denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Denial {
+    /// The supervisor is told, and ends the unit.
+    HandedOn,
+    /// The kernel ends the program.
+    Killed,
+}
 
 /// What a call gets.
 #[derive(Clone, Copy)]
@@ -67,8 +77,8 @@ fn plain(code: u32, value: u32) -> Instruction {
 }
 
 /// The filter of the whole policy.
-pub(crate) fn compile() -> Filter {
-    filter(tree(&ranges()))
+pub(crate) fn compile(denial: Denial) -> Filter {
+    filter(tree(&ranges(denial)))
 }
 
 /// A filter for one call, beside that of the whole policy: everything else is allowed as far as it is concerned.
@@ -101,12 +111,19 @@ fn filter(for_number: Vec<Instruction>) -> Filter {
 
 /// The answers by ranges of numbers: each from its number up to the next one's. The last reaches to the end, and with it
 /// everything that this version does not know.
-fn ranges() -> Vec<(u32, Answer)> {
+fn ranges(denial: Denial) -> Vec<(u32, Answer)> {
     let mut calls: BTreeMap<u32, Answer> = BTreeMap::new();
-    for (groups, answer) in [(ALLOW, ALLOWED), (REFUSE, REFUSED), (KILL, KILLED)] {
+    for (groups, answer) in [(ALLOW, ALLOWED), (REFUSE, REFUSED)] {
         for call in groups.iter().flat_map(|group| group.calls) {
             calls.insert(number(*call), Answer::Always(answer));
         }
+    }
+    let denied = match denial {
+        Denial::HandedOn => HANDED_ON,
+        Denial::Killed => KILLED,
+    };
+    for call in DENY {
+        calls.insert(number(call.call), Answer::Always(denied));
     }
     for conditional in CONDITIONAL {
         calls.insert(number(conditional.call), Answer::Depends(conditional));
@@ -271,7 +288,11 @@ mod tests {
         [
             (everything(ALLOW), errno(libc::ENOSYS), SeccompAction::Allow),
             (refused, SeccompAction::Allow, errno(libc::EPERM)),
-            (everything(KILL), SeccompAction::Allow, SeccompAction::KillProcess),
+            (
+                DENY.iter().map(|call| (call.call, Vec::new())).collect(),
+                SeccompAction::Allow,
+                SeccompAction::KillProcess,
+            ),
         ]
         .into_iter()
         .map(|(rules, otherwise, matched)| {
@@ -296,7 +317,7 @@ mod tests {
 
     #[test]
     fn it_answers_as_an_independent_compiler_does_for_every_call_and_telling_arguments() {
-        let filter = unpack(&compile());
+        let filter = unpack(&compile(Denial::Killed));
         let oracle = oracle();
         let mut values: Vec<u32> =
             vec![0, 1, 2, 3, 9, 10, 16, 17, 40, 0x8_0002, 0x8_0003, 0xffff_ffff, 0x4_0000];
@@ -319,7 +340,7 @@ mod tests {
 
     #[test]
     fn it_answers_as_an_independent_compiler_does_for_modes_and_the_flags_that_make_files() {
-        let filter = unpack(&compile());
+        let filter = unpack(&compile(Denial::Killed));
         let oracle = oracle();
         let values =
             [0, 0o40, 0o100, 0o755, 0o2755, 0o4755, 0o6100, 0o2000_0000, 0o2020_0000, 0o10_0644, 0o10_6644];
@@ -348,8 +369,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_handed_on_is_what_would_be_killed_and_nothing_else() {
+        let (told, killed) = (unpack(&compile(Denial::HandedOn)), unpack(&compile(Denial::Killed)));
+        let mut handed_on = Vec::new();
+        for call in (0..600).chain([u32::MAX, 0x4000_0000 + 169]) {
+            let answers = [&told, &killed].map(|program| answer(program, ARCH, call, [0; 6]));
+            match answers {
+                [HANDED_ON, KILLED] => handed_on.push(call),
+                [one, other] => assert_eq!(one, other, "call {call}"),
+            }
+        }
+        let mut denied: Vec<u32> = super::super::denied().iter().map(|call| call.number).collect();
+        denied.sort_unstable();
+        assert_eq!(handed_on, denied);
+        assert_eq!(answer(&told, 0x4000_0003, 169, [0; 6]), KILLED, "another architecture");
+    }
+
+    #[test]
     fn another_architecture_is_killed_and_the_filter_is_small() {
-        let filter = unpack(&compile());
+        let filter = unpack(&compile(Denial::HandedOn));
         assert_eq!(answer(&filter, 0x4000_0003, 1, [0; 6]), KILLED);
         assert!(filter.len() < 450, "{}", filter.len());
     }

@@ -23,7 +23,8 @@ impl Supervisor {
     /// Confirms that nothing is left, and tells how it was. Gives the exit and, if there was no sandbox, why.
     pub(super) fn finish(&mut self) -> (Exit, Option<String>) {
         let mut teardown = Vec::new();
-        self.read_control();
+        // It may have said several things in its short life.
+        while self.read_control() {}
         let (init_status, usage) = match sys::reap(self.init) {
             Ok((status, usage)) => {
                 self.proof.namespace_empty = true;
@@ -126,6 +127,10 @@ impl Supervisor {
                 }
                 EndReason::DiskLimit => self.disk_limit_reached(),
                 EndReason::OOMKilled => Some(MEMORY_LIMIT.to_owned()),
+                EndReason::SeccompDenied => self
+                    .denied
+                    .as_ref()
+                    .map(|name| format!("made system call {name}, which is never allowed")),
                 EndReason::LeaseExpired => Some("lease expired without a renewal".to_owned()),
                 _ => None,
             };

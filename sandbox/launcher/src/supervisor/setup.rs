@@ -191,6 +191,8 @@ impl Supervisor {
             control: Some(control),
             dir: dir.to_owned(),
             handout: None,
+            denials: None,
+            denied: None,
             requests,
             request_bytes: Vec::new(),
             signals,

@@ -80,6 +80,26 @@ fn memory_and_process_limits_end_with_their_name() {
 }
 
 #[test]
+fn a_system_call_that_is_never_allowed_ends_the_job_and_is_named() {
+    let fleet = Fleet::start();
+    let _agent = fleet.agent("n1");
+    // 169 is `reboot`.
+    fleet.script(
+        "denied",
+        "",
+        "python3 -c 'import ctypes; ctypes.CDLL(None).syscall(169, 0, 0, 0)'\necho on",
+    );
+    let job = fleet.wait_for_phase("denied", "Failed", SOON);
+    assert_eq!(job["status"]["reason"], "SeccompDenied", "{job}");
+    assert_eq!(job["status"]["steps"][0]["reason"], "SeccompDenied", "{job}");
+    let described = fleet.text(&["describe", "job", "denied"]);
+    assert!(described.contains("made system call reboot, which is never allowed"), "{described}");
+    assert_eq!(fleet.text(&["logs", "denied"]), "");
+    let output = fleet.cli(&["run", "--", "echo", "next"]);
+    assert_eq!(text(&output.stdout), "next\n");
+}
+
+#[test]
 fn wait_apply_delete_and_describe_do_what_they_say() {
     let fleet = Fleet::start();
     let _agent = fleet.agent("n1");
