@@ -67,6 +67,9 @@ enum Error {
     /// Another supervisor has or had this unit.
     #[error("unit was started before")]
     AlreadyStarted,
+    /// The lease is over before anything was begun.
+    #[error("{}", ending::LEASE_EXPIRED)]
+    LeaseExpired,
     /// Something that the supervisor itself needs failed.
     #[error("{what}: {source}")]
     Io {
@@ -173,9 +176,15 @@ fn run_on(spare: Option<(Foundation, &Base)>, dir: &Path, boot_id: &str, reply: 
             }
             i32::from(published.is_err())
         }
+        Err(error @ Error::LeaseExpired) => {
+            let exit = ending::not_begun(EndReason::LeaseExpired, error.to_string());
+            let published = room.publish(&exit);
+            answer(&mut reply, &Reply::Ended);
+            i32::from(published.is_err())
+        }
         Err(error) => {
             let message = error.to_string();
-            let exit = ending::setup_failed(message.clone());
+            let exit = ending::not_begun(EndReason::SetupFailed, message.clone());
             let published = room.publish(&exit);
             answer(&mut reply, &Reply::Failed { message });
             i32::from(published.is_err())

@@ -131,7 +131,7 @@ impl Supervisor {
                     .denied
                     .as_ref()
                     .map(|name| format!("made system call {name}, which is never allowed")),
-                EndReason::LeaseExpired => Some("lease expired without a renewal".to_owned()),
+                EndReason::LeaseExpired => Some(LEASE_EXPIRED.to_owned()),
                 _ => None,
             };
             return with(stopping.reason, message);
@@ -171,10 +171,10 @@ impl Supervisor {
     }
 }
 
-/// The exit of a unit whose sandbox could not be made.
-pub(super) fn setup_failed(message: String) -> Exit {
+/// The exit of a unit of which nothing was begun.
+pub(super) fn not_begun(reason: EndReason, message: String) -> Exit {
     Exit {
-        reason: EndReason::SetupFailed,
+        reason,
         code: None,
         signal: None,
         message: Some(message),
@@ -208,6 +208,8 @@ struct Counters {
     io: Option<(u64, u64)>,
 }
 
+/// What is said of a unit whose lease is over.
+pub(super) const LEASE_EXPIRED: &str = "lease expired without a renewal";
 /// What is said of a unit that the kernel's out-of-memory killer has ended.
 const MEMORY_LIMIT: &str = "memory limit exceeded";
 

@@ -162,6 +162,10 @@ impl Supervisor {
             .map_err(failed("watch the memory cgroup"))?;
         let sources = open_sources(&plan.own.steps, foundation.privileged)?;
         note(foundation.init, lock, boot_id)?;
+        // The last moment: once it is handed over, its program may run before anybody looks at the clock.
+        if boottime_ns() >= lease_ns {
+            return Err(Error::LeaseExpired);
+        }
         match handover::send(&foundation.control, &plan.own, &sources, tasks) {
             Ok(()) => {}
             // It has ended, for a step of the base failed; the set-up pipe tells which.
