@@ -1,8 +1,10 @@
 //! A driver with one attempt, and what tests ask of it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -31,6 +33,42 @@ pub(crate) fn setting(name: &str) -> Option<std::ffi::OsString> {
 /// Whether the tests run as root.
 pub(crate) fn is_root() -> bool {
     Identity::caller().uid == 0
+}
+
+/// A user that exists on no host and owns nothing.
+const ORDINARY_USER: u32 = 54_321;
+
+/// Runs those tests of this suite that `selection` names once more as an ordinary user, if it runs as root.
+pub(crate) fn suite_as_ordinary_user(selection: &[&str]) {
+    if !is_root() {
+        // It is running as one already.
+        return;
+    }
+    // The user may not reach the folder of the build.
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    for (from, to) in [(std::env::current_exe().unwrap(), "suite"), (program(), "program")] {
+        fs::copy(from, dir.path().join(to)).unwrap();
+        fs::set_permissions(dir.path().join(to), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let home = dir.path().join("tmp");
+    fs::create_dir(&home).unwrap();
+    chown(&home, Some(ORDINARY_USER), Some(ORDINARY_USER)).unwrap();
+    let output = Command::new(dir.path().join("suite"))
+        .args(["--test-threads=2", "--nocapture"])
+        .args(selection)
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("TMPDIR", &home)
+        .env("WINDLASS_TEST_PROGRAM", dir.path().join("program"))
+        .current_dir("/")
+        .uid(ORDINARY_USER)
+        .gid(ORDINARY_USER)
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    assert!(stdout.contains("test result: ok.") && !stdout.contains(" 0 passed"), "{stdout}");
 }
 
 /// What came of a unit.
