@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs one peer, pinned by version, below $XDG_CACHE_HOME/windlass-bench, and prints what it installed.
 #
-#   setup.sh redis|postgres|slurm|docker|node|python
+#   setup.sh redis|postgres|slurm|docker|bubblewrap|node|python
 #
 # Running it again does nothing. Nothing of the system changes: Debian packages are unpacked into a folder, so that
 # no service is registered or started, and no root is needed. The last line of standard error says why it failed.
@@ -77,6 +77,9 @@ slurm)
     ;;
 docker)
     debian 'docker.io=20.10.24*' 'containerd=1.6.20*' 'runc=1.1.5*' 'busybox-static=1:1.35.0*'
+    ;;
+bubblewrap)
+    debian 'bubblewrap=0.8.0*'
     ;;
 node)
     command -v npm >/dev/null || fail "npm is not installed; it comes with Node.js 20 or later"

@@ -185,7 +185,7 @@ impl Slurm {
 const CGROUP: &str = "windlass-bench-docker";
 
 /// A Docker engine of our own, with an image of one static program.
-struct Docker {
+pub(crate) struct Docker {
     installed: Installed,
     host: String,
     daemon: Daemon,
@@ -208,7 +208,7 @@ impl Drop for Cgroup {
 }
 
 impl Docker {
-    fn start(bench: &Bench) -> anyhow::Result<Self> {
+    pub(crate) fn start(bench: &Bench) -> anyhow::Result<Self> {
         let (installed, folder) = (bench.install("docker")?, bench.folder("docker")?);
         let host = format!("unix://{}", folder.join("docker.sock").display());
         let mut command = installed.command("dockerd");
@@ -240,6 +240,17 @@ impl Docker {
         let this = Self { installed, host, daemon, _cgroup: Cgroup };
         run(&mut this.run()).context("while the system warms up")?;
         Ok(this)
+    }
+
+    /// A program of the host in a container.
+    pub(crate) fn host_program(&self, program: &[&str]) -> Command {
+        let mut command = self.installed.command("docker");
+        command.args(["--host", &self.host, "run", "--rm", "--network", "none"]);
+        for shown in ["/usr", "/lib", "/lib64"] {
+            command.arg("--volume").arg(format!("{shown}:{shown}:ro"));
+        }
+        command.arg("windlass-bench").args(program);
+        command
     }
 
     fn run(&self) -> Command {

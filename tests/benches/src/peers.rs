@@ -21,6 +21,7 @@ mod placement;
 mod postgres;
 mod restart;
 mod rounds;
+mod sandbox;
 mod stats;
 mod submit;
 mod table;
@@ -70,6 +71,8 @@ struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Row {
+    P1,
+    P2,
     P4,
     P5,
     P6,
@@ -80,6 +83,7 @@ enum Row {
     P11,
     R1,
     R5,
+    S2,
     /// What a claim costs with long queues and many classes.
     Cost,
 }
@@ -89,7 +93,9 @@ type Measure = fn(&Bench, &mut Table);
 
 impl Row {
     /// All of them, and how each is measured.
-    const ALL: [(Self, Measure); 10] = [
+    const ALL: [(Self, Measure); 13] = [
+        (Self::P1, sandbox::start),
+        (Self::P2, sandbox::rate),
         (Self::P4, drain_pg::measure),
         (Self::P5, drain::measure),
         (Self::P6, submit::measure),
@@ -99,6 +105,7 @@ impl Row {
         (Self::P11, placement::measure),
         (Self::R1, bloat::measure),
         (Self::R5, restart::measure),
+        (Self::S2, sandbox::surface),
         (Self::Cost, claim_cost::measure),
     ];
 }
@@ -119,7 +126,7 @@ fn main() -> anyhow::Result<ExitCode> {
         runtime: Runtime::new()?,
     };
     println!("{}", machine(&bench.work)?);
-    for peer in ["node", "python", "redis", "postgres", "slurm", "docker"] {
+    for peer in ["node", "python", "redis", "postgres", "slurm", "docker", "bubblewrap"] {
         // What cannot be installed is told by the rows that need it.
         if let Ok(installed) = bench.install(peer) {
             println!("{}", installed.versions);

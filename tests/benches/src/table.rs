@@ -14,6 +14,8 @@ pub(crate) enum Unit {
     Percent,
     /// One figure ÷ another of the same subject.
     Times,
+    /// How many there are.
+    Count,
 }
 
 /// What is asked for.
@@ -80,7 +82,7 @@ impl Table {
         // A peer that takes nothing has no ratio.
         let ratio_text = if ratio.is_finite() { format!("{ratio:.2} ×") } else { "–".to_owned() };
         let decimals = match unit {
-            Unit::PerSecond => 0,
+            Unit::PerSecond | Unit::Count => 0,
             Unit::Milliseconds | Unit::Times => 2,
             Unit::MiB => 1,
             Unit::Percent => 3,
@@ -145,6 +147,7 @@ impl Display for Unit {
             Self::MiB => "MiB",
             Self::Percent => "%",
             Self::Times => "×",
+            Self::Count => "",
         })
     }
 }
