@@ -13,6 +13,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use strum::IntoEnumIterator as _;
 use windlass_store::Counts;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -38,7 +39,7 @@ struct ClosingLabels {
 }
 
 /// Why a connection is turned away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::EnumIter)]
 #[strum(serialize_all = "snake_case")]
 pub enum Refusal {
     /// There are too many.
@@ -48,7 +49,7 @@ pub enum Refusal {
 }
 
 /// Why a connection was closed here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::EnumIter)]
 #[strum(serialize_all = "snake_case")]
 pub enum Closing {
     /// No request was under way.
@@ -123,13 +124,20 @@ impl Metrics {
         );
         let connections = Gauge::default();
         registry.register("connections", "Connections that are open.", connections.clone());
-        let refused_connections = Family::default();
+        // With each reason from the start, because an increase is seen only of what was there before.
+        let refused_connections = Family::<RefusalLabels, Counter>::default();
+        for reason in Refusal::iter() {
+            drop(refused_connections.get_or_create(&RefusalLabels { reason: reason.into() }));
+        }
         registry.register(
             "refused_connections",
             "Connections that were turned away: `full` when there are too many, `peer` when one address has too many.",
             refused_connections.clone(),
         );
-        let closed_connections = Family::default();
+        let closed_connections = Family::<ClosingLabels, Counter>::default();
+        for reason in Closing::iter() {
+            drop(closed_connections.get_or_create(&ClosingLabels { reason: reason.into() }));
+        }
         registry.register(
             "closed_connections",
             "Connections that were closed here: `idle` without a request under way, `stalled` when nothing was read.",
@@ -223,7 +231,7 @@ impl Metrics {
     pub fn render(&self, counts: &Counts, now: Timestamp) -> Result<String, std::fmt::Error> {
         let whole = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         let inner = &self.inner;
-        for phase in <windlass_crds::JobPhase as strum::IntoEnumIterator>::iter() {
+        for phase in windlass_crds::JobPhase::iter() {
             let labels = PhaseLabels { phase: phase.into() };
             inner.jobs.get_or_create(&labels).set(whole(counts.jobs.get(&phase).copied().unwrap_or(0)));
         }
