@@ -94,6 +94,7 @@ pub(crate) enum Verb {
     Agent(verbs::agent::Args),
     Backup(verbs::backup::Args),
     Restore(verbs::restore::Args),
+    Identity(verbs::identity::Args),
     JoinToken(verbs::join_token::Args),
     Export(verbs::export::Args),
     Import(verbs::import::Args),

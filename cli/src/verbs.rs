@@ -18,6 +18,7 @@ pub(crate) mod drain;
 pub(crate) mod explain;
 pub(crate) mod export;
 pub(crate) mod get;
+pub(crate) mod identity;
 pub(crate) mod import;
 pub(crate) mod join_token;
 pub(crate) mod logs;
@@ -108,6 +109,7 @@ pub(crate) async fn perform(line: CommandLine, console: Console) -> Result<Exit,
         Verb::Restore(args) => restore::perform(&context, &args).await,
         Verb::Export(args) => export::perform(&context, &args).await,
         Verb::Import(args) => import::perform(&context, &args).await,
+        Verb::Identity(args) => identity::perform(&context, &args),
         Verb::Crds(args) => crds::perform(&context, &args).await,
         Verb::JoinToken(args) => join_token::perform(&context, args).await,
         Verb::Explain(args) => explain::perform(&context, &args),

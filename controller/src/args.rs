@@ -8,6 +8,7 @@ use clap::Args;
 use windlass_crds::Span;
 use windlass_store::{PostgresUrl, StoreUrl};
 
+use crate::bodies::Place;
 use crate::connections::{self, ConnectionLimits};
 use crate::dispatch::LeaseSettings;
 use crate::kube::KubeArgs;
@@ -40,6 +41,22 @@ pub struct ControllerArgs {
     /// Make a new admin token, and end the one there was.
     #[arg(long)]
     pub new_admin_token: bool,
+
+    /// A file with the admin token, in place of one that is made in the state folder: 32 to 256 characters, as
+    /// `windlass identity create` makes it. Another one that there was ends.
+    #[arg(long, env = "WINDLASS_ADMIN_TOKEN_FILE", value_name = "FILE", conflicts_with = "new_admin_token")]
+    pub admin_token_file: Option<PathBuf>,
+
+    /// A folder with the certificate authority, `ca.crt` and `ca.key`, as `windlass identity create` makes it; it is read only.
+    /// Without it one is made in the state folder. Controllers that share a database need the same.
+    #[arg(long, env = "WINDLASS_AUTHORITY", value_name = "DIR")]
+    pub authority: Option<PathBuf>,
+
+    /// Where logs and inputs are kept: `file:///FOLDER`, or `s3://BUCKET[/PREFIX]` with `AWS_ACCESS_KEY_ID`, `AWS_REGION`,
+    /// `AWS_ENDPOINT` and their like in the environment. Without it in the state folder. Controllers that share a database
+    /// need the same.
+    #[arg(long, env = "WINDLASS_BODIES", value_name = "URL")]
+    pub bodies: Option<Place>,
 
     /// The address to listen on; port 0 takes a free one.
     #[arg(long, env = "WINDLASS_LISTEN", default_value = "127.0.0.1:12082", value_name = "ADDRESS")]
@@ -158,6 +175,9 @@ impl ControllerArgs {
             store_password_file: None,
             store_wait: Span::from_secs(30),
             new_admin_token: false,
+            admin_token_file: None,
+            authority: None,
+            bodies: None,
             listen,
             advertise_url: None,
             tls_san: Vec::new(),

@@ -33,6 +33,7 @@ use windlass_crds::Span;
 use windlass_store::{StoreUrl, transfer};
 
 use crate::args::{self, StoreText};
+use crate::bodies::Place;
 use crate::{bodies, state, tls};
 
 pub use create::{Backup, create};
@@ -65,17 +66,48 @@ pub struct PlaceArgs {
     /// How long to wait for a database that cannot be reached.
     #[arg(long, env = "WINDLASS_STORE_WAIT", default_value = "30s", value_name = "SPAN")]
     pub store_wait: Span,
+
+    /// The folder with the controller's authority, where it is not in the state folder.
+    #[arg(long, env = "WINDLASS_AUTHORITY", value_name = "DIR")]
+    pub authority: Option<PathBuf>,
+
+    /// Where the controller keeps logs and inputs, if not in the state folder.
+    #[arg(long, env = "WINDLASS_BODIES", value_name = "URL")]
+    pub bodies: Option<Place>,
 }
 
 impl PlaceArgs {
     /// The controller with this state folder, and its database in there.
     pub fn new(state_dir: PathBuf) -> Self {
-        Self { state_dir, store: None, store_password_file: None, store_wait: Span::from_secs(30) }
+        Self {
+            state_dir,
+            store: None,
+            store_password_file: None,
+            store_wait: Span::from_secs(30),
+            authority: None,
+            bodies: None,
+        }
     }
 
     fn url(&self) -> Result<StoreUrl, args::Error> {
-        let Self { state_dir, store, store_password_file, store_wait } = self;
+        let Self { state_dir, store, store_password_file, store_wait, authority: _, bodies: _ } = self;
         args::store_url(state_dir, store.as_ref(), store_password_file.as_deref(), *store_wait)
+    }
+}
+
+impl PlaceArgs {
+    /// Where the authority and the admin token are that a backup keeps.
+    fn secret(&self, part: state::Part) -> PathBuf {
+        match (part, &self.authority) {
+            (state::Part::Key, Some(folder)) => folder.join(tls::KEY),
+            (state::Part::Certificate, Some(folder)) => folder.join(tls::CERTIFICATE),
+            (part, _) => self.state_dir.join(part.name()),
+        }
+    }
+
+    /// Where the bodies are.
+    fn bodies(&self) -> Place {
+        self.bodies.clone().unwrap_or_else(|| Place::Folder(self.state_dir.join(state::Part::Bodies.name())))
     }
 }
 
@@ -162,6 +194,15 @@ pub enum Error {
         place: String,
         /// What becomes of what is there.
         keeps: &'static str,
+    },
+    /// Bodies cannot be restored into a bucket.
+    #[error(
+        "bodies are not restored into {place}: leave --bodies away, so that they are restored into the state folder, and copy its \
+         folder `bodies` to the bucket before a controller starts"
+    )]
+    IntoBucket {
+        /// The bucket.
+        place: Place,
     },
     /// A controller is starting, or another restore is under way.
     #[error("{} is locked: a controller is starting on this folder, or another restore is under way", path.display())]

@@ -9,6 +9,8 @@
 //! damaged/HASH.UID          an upload that was found to be damaged, kept to be looked at until it is swept
 //! ```
 
+mod place;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,6 +23,8 @@ use object_store::path::Path as Key;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt as _};
 use sha2::{Digest, Sha256};
 
+pub use place::Place;
+
 /// Why a body could not be kept or given back.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -32,6 +36,15 @@ pub enum Error {
         /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The bucket cannot be used.
+    #[error("could not use the bucket of --bodies {place}")]
+    Bucket {
+        /// What was given.
+        place: String,
+        /// The cause.
+        #[source]
+        source: Box<object_store::Error>,
     },
     /// The object store failed.
     #[error("could not {action} the body `{key}`")]
@@ -99,6 +112,21 @@ pub struct Found {
 pub(crate) const PART: usize = 8 * 1024 * 1024;
 
 impl Bodies {
+    /// Bodies at a place, which must be there and writable.
+    pub(crate) async fn at(place: &Place) -> Result<Self, Error> {
+        match place {
+            Place::Folder(path) => Self::folder(path),
+            Place::Bucket { name, prefix } => {
+                let refused = |source| Error::Bucket { place: place.to_string(), source: Box::new(source) };
+                let bodies = Self { store: place::bucket(name, prefix).map_err(refused)?, folder: None };
+                match bodies.ping().await {
+                    Err(Error::Store { source, .. }) => Err(refused(source)),
+                    other => other.map(|()| bodies),
+                }
+            }
+        }
+    }
+
     /// Bodies in a folder, made when missing and closed to everybody but its owner.
     pub fn folder(path: &Path) -> Result<Self, Error> {
         let failed =

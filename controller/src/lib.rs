@@ -12,6 +12,7 @@ pub mod clock;
 pub mod connections;
 pub mod dispatch;
 pub mod error;
+pub mod identity;
 pub mod kube;
 pub mod metrics;
 pub mod reconcile;

@@ -25,7 +25,7 @@ use crate::kube;
 use crate::metrics::Metrics;
 use crate::reconcile::{self, LoopParts};
 use crate::rest::{self, App, AppParts, NewJoinToken};
-use crate::state::{self, Opening, State};
+use crate::state::{self, AdminToken, Opening, State};
 use crate::tls;
 
 /// Why a controller could not start, or stopped.
@@ -115,7 +115,13 @@ impl Controller {
         let opening = Opening {
             folder: &args.state_dir,
             url: args.store_url()?,
-            new_admin_token: args.new_admin_token,
+            admin_token: match &args.admin_token_file {
+                Some(file) => AdminToken::Given(file),
+                None if args.new_admin_token => AdminToken::Replaced,
+                None => AdminToken::Kept,
+            },
+            authority: args.authority.as_deref(),
+            bodies: args.bodies.as_ref(),
             clock: &*clock,
             ids: &*ids,
         };

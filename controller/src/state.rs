@@ -13,6 +13,9 @@
 //! then on every start demands all parts, and the authority that has this hash. `admin.token` alone may be taken away:
 //! the token goes on working, and `--new-admin-token` replaces it.
 //!
+//! Authority, bodies and admin token may be kept elsewhere, as controllers that share a database need it. Such a part is
+//! not looked for in the folder; the authority and the admin token are then never made here.
+//!
 //! *Assumptions.* One process at a time works on a folder's parts; `.lock` sees to it. Controllers that share a database
 //! have the same authority: the first start of another one ends with what to copy.
 
@@ -23,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use windlass_store::{ApiTokenRow, Store, StoreOptions, StoreUrl};
 
-use crate::bodies::{self, Bodies};
+use crate::bodies::{self, Bodies, Place};
 use crate::clock::{Clock, IdSource};
 use crate::tls::{self, Authority};
 use crate::{auth, backup};
@@ -60,16 +63,16 @@ impl Part {
         match self {
             Self::Database => "the database of all jobs, nodes and tokens; restore it from a backup",
             Self::Key => {
-                "the private key of the authority that every node trusts; restore it from a backup, or copy it from \
-                 another controller of the same database"
+                "the private key of the authority that every node trusts; restore it from a backup, copy it from another \
+                 controller of the same database, or name the folder that has it with --authority"
             }
             Self::Certificate => {
-                "the certificate of the authority that every node trusts; restore it from a backup, or copy it from \
-                 another controller of the same database"
+                "the certificate of the authority that every node trusts; restore it from a backup, copy it from another \
+                 controller of the same database, or name the folder that has it with --authority"
             }
             Self::Bodies => {
-                "the folder with the logs and inputs of jobs; restore it from a backup, or make it empty to go on \
-                 without them"
+                "the folder with the logs and inputs of jobs; mount it or restore it from a backup, name it with \
+                 --bodies, or make it empty to go on without them"
             }
             Self::AdminToken => "the operators' token; `--new-admin-token` makes another",
         }
@@ -170,6 +173,25 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The admin token that was made elsewhere cannot be read.
+    #[error("could not read --admin-token-file {}", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The admin token that was made elsewhere is not one.
+    #[error(
+        "--admin-token-file {} holds no admin token: it must be one line of {TOKEN_LENGTHS} characters without spaces; \
+         `windlass identity create` makes one",
+        path.display()
+    )]
+    WeakToken {
+        /// The file.
+        path: PathBuf,
+    },
     /// The database could not be opened or asked.
     #[error("could not open the database")]
     Store(#[from] windlass_store::Error),
@@ -197,6 +219,22 @@ pub(crate) const AUTHORITY: &str = "authority";
 pub(crate) const NODE_TOKEN_SECRET: &str = "node-token-secret";
 /// The name of the admin token's row.
 const ADMIN: &str = "admin";
+/// How long an admin token may be that was made elsewhere. Only its plain hash is stored, so it must be long enough to resist guessing
+/// by chance alone; what is longer is no token but the wrong file.
+const TOKEN_LENGTH: std::ops::RangeInclusive<usize> = 32..=256;
+/// The same in words.
+const TOKEN_LENGTHS: &str = "32 to 256";
+
+/// Which admin token a controller has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AdminToken<'a> {
+    /// The one in the folder; made at the first start.
+    Kept,
+    /// Another one than there was.
+    Replaced,
+    /// The one in this file.
+    Given(&'a Path),
+}
 
 /// What a state folder is opened with.
 pub(crate) struct Opening<'a> {
@@ -204,8 +242,12 @@ pub(crate) struct Opening<'a> {
     pub(crate) folder: &'a Path,
     /// Where the database is.
     pub(crate) url: StoreUrl,
-    /// Whether to make another admin token and end the one there was.
-    pub(crate) new_admin_token: bool,
+    /// Which admin token there is to be.
+    pub(crate) admin_token: AdminToken<'a>,
+    /// Where the authority is, if not in the folder.
+    pub(crate) authority: Option<&'a Path>,
+    /// Where bodies are, if not in the folder.
+    pub(crate) bodies: Option<&'a Place>,
     /// What time it is.
     pub(crate) clock: &'a dyn Clock,
     /// New ids and secrets.
@@ -237,7 +279,7 @@ enum Stage {
 
 /// Opens a state folder, and makes what belongs into it if this is its first start.
 pub(crate) async fn open(opening: Opening<'_>) -> Result<State, Error> {
-    let Opening { folder, url, new_admin_token, clock, ids } = opening;
+    let Opening { folder, url, admin_token, authority, bodies, clock, ids } = opening;
     secure(folder)?;
     let failed = |source| Error::Folder { path: folder.to_owned(), source };
     let starting = lock(folder.join(LOCK)).await.map_err(failed)?;
@@ -263,21 +305,35 @@ pub(crate) async fn open(opening: Opening<'_>) -> Result<State, Error> {
     let store = Store::open(StoreOptions { url, read_connections: 4 }).await?;
     let known = store.get_setting(AUTHORITY).await?;
     let first = known.is_none() && stage != Stage::Complete;
+    let place = bodies.cloned().unwrap_or_else(|| Place::Folder(folder.join(Part::Bodies.name())));
     if first {
-        Authority::ensure(folder)?;
-        ensure_private_folder(&folder.join(Part::Bodies.name())).map_err(failed)?;
+        if authority.is_none() {
+            Authority::ensure(folder)?;
+        }
+        place.ensure()?;
     } else {
         if known.is_none() && store.get_setting(NODE_TOKEN_SECRET).await?.is_none() {
             return Err(Error::EmptyDatabase { path: folder.to_owned() });
         }
-        for part in [Part::Key, Part::Certificate, Part::Bodies] {
-            let path = folder.join(part.name());
+        let own = authority.is_none();
+        let mut needed: Vec<_> = [Part::Key, Part::Certificate]
+            .iter()
+            .filter(|_| own)
+            .map(|part| (*part, folder.join(part.name())))
+            .collect();
+        if let Place::Folder(path) = &place {
+            needed.push((Part::Bodies, path.clone()));
+        }
+        for (part, path) in needed {
             if !exists(&path).map_err(failed)? {
                 return Err(Error::Missing { part, path });
             }
         }
     }
-    let authority = Authority::open(folder)?;
+    let authority = match authority {
+        Some(folder) => Authority::given(folder)?,
+        None => Authority::open(folder)?,
+    };
     let found = authority.fingerprint();
     let differs = |expected: Vec<u8>| Error::OtherAuthority {
         path: authority.file().to_owned(),
@@ -287,16 +343,17 @@ pub(crate) async fn open(opening: Opening<'_>) -> Result<State, Error> {
     if let Some(expected) = known.filter(|known| known != found.as_bytes()) {
         return Err(differs(expected));
     }
-    let bodies = Bodies::folder(&folder.join(Part::Bodies.name()))?;
-    let tokens = AdminToken { store: &store, file: folder.join(Part::AdminToken.name()), clock, ids };
-    if first {
-        tokens.ensure().await?;
-    } else if new_admin_token {
-        tokens.replace().await?;
-    } else {
-        tokens.check().await?;
-    }
-    let admin_token_file = tokens.file;
+    let bodies = Bodies::at(&place).await?;
+    let tokens = Tokens { store: &store, file: folder.join(Part::AdminToken.name()), clock, ids };
+    let admin_token_file = match admin_token {
+        AdminToken::Given(file) => {
+            tokens.adopt(file).await?;
+            file.to_owned()
+        }
+        AdminToken::Kept | AdminToken::Replaced if first => tokens.ensure().await?,
+        AdminToken::Replaced => tokens.replace().await?,
+        AdminToken::Kept => tokens.check().await?,
+    };
     let expected = store.put_setting_if_absent(AUTHORITY, found.clone().into_bytes()).await?;
     if expected != found.as_bytes() {
         // Another controller's first start on the same database was quicker.
@@ -345,17 +402,17 @@ fn exists(path: &Path) -> io::Result<bool> {
     path.try_exists()
 }
 
-/// The admin token: its file, and its row.
-struct AdminToken<'a> {
+/// The admin token in the folder, and its row.
+struct Tokens<'a> {
     store: &'a Store,
     file: PathBuf,
     clock: &'a dyn Clock,
     ids: &'a dyn IdSource,
 }
 
-impl AdminToken<'_> {
-    /// Makes the file, then its row; goes on where it was cut short.
-    async fn ensure(&self) -> Result<(), Error> {
+impl Tokens<'_> {
+    /// Makes the file, then its row; goes on where it was cut short. Yields the file, as the others do.
+    async fn ensure(self) -> Result<PathBuf, Error> {
         let token = match self.kept()? {
             Some(token) => token,
             None => {
@@ -368,31 +425,48 @@ impl AdminToken<'_> {
             self.store.create_api_token(self.row(&token)).await?;
         }
         tracing::info!(file = %self.file.display(), "admin token created");
-        Ok(())
+        Ok(self.file)
     }
 
     /// Makes another token; the ones there were end.
-    async fn replace(&self) -> Result<(), Error> {
+    async fn replace(self) -> Result<PathBuf, Error> {
         let token = auth::secret_text("wlt_", self.ids.secret());
         self.store.replace_api_tokens(self.row(&token)).await?;
         self.write(&token)?;
         tracing::info!(file = %self.file.display(), "admin token replaced; the one before has ended");
-        Ok(())
+        Ok(self.file)
     }
 
     /// Checks that the file, where there is one, holds a token of this database.
-    async fn check(&self) -> Result<(), Error> {
+    async fn check(self) -> Result<PathBuf, Error> {
         match self.kept()? {
             None => {
                 tracing::info!(
                     file = %self.file.display(),
                     "no admin token is kept here; the one there was goes on working, --new-admin-token replaces it"
                 );
-                Ok(())
+                Ok(self.file)
             }
-            Some(token) if self.store.find_api_token(&auth::secret_hash(&token)).await?.is_some() => Ok(()),
+            Some(token) if self.store.find_api_token(&auth::secret_hash(&token)).await?.is_some() => {
+                Ok(self.file)
+            }
             Some(_) => Err(Error::ForeignToken { path: self.file.clone() }),
         }
+    }
+
+    /// Makes the token in a file that was made elsewhere the only one there is.
+    async fn adopt(&self, file: &Path) -> Result<(), Error> {
+        let text =
+            fs::read_to_string(file).map_err(|source| Error::TokenFile { path: file.to_owned(), source })?;
+        let token = text.trim_end_matches(['\r', '\n']);
+        if !TOKEN_LENGTH.contains(&token.len()) || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Error::WeakToken { path: file.to_owned() });
+        }
+        if self.store.find_api_token(&auth::secret_hash(token)).await?.is_none() {
+            self.store.replace_api_tokens(self.row(token)).await?;
+            tracing::info!(file = %file.display(), "admin token taken over; another one that there was has ended");
+        }
+        Ok(())
     }
 
     fn kept(&self) -> Result<Option<String>, Error> {

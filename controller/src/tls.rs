@@ -15,9 +15,15 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType,
 };
+use rustls::client::danger::ServerCertVerifier as _;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use sha2::{Digest, Sha256};
+
+/// The file with an authority's private key.
+pub(crate) const KEY: &str = "ca.key";
+/// The file with an authority's certificate.
+pub(crate) const CERTIFICATE: &str = "ca.crt";
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +44,27 @@ pub enum Error {
     Damaged {
         /// The file.
         path: PathBuf,
+    },
+    /// The authority that was made elsewhere is none.
+    #[error("{} is no {what} in PEM; --authority must name a folder as `windlass identity create` makes it", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// `certificate` or `private key`.
+        what: &'static str,
+    },
+    /// Nodes would not trust what the authority signs.
+    #[error(
+        "the authority {} cannot be used: nodes would refuse what it signs; it must be one that `windlass identity create` or a \
+         controller has made",
+        path.display()
+    )]
+    Unfit {
+        /// The certificate.
+        path: PathBuf,
+        /// Why they would.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The key is another authority's.
     #[error("{} is not the key of {}; restore both from the same backup", key.display(), certificate.display())]
@@ -84,7 +111,12 @@ impl Authority {
             path: folder.clone(),
             source,
         })?;
-        let (key_file, file) = (folder.join("ca.key"), folder.join("ca.crt"));
+        Self::make(&folder)
+    }
+
+    /// Makes an authority in a folder where there is none, or only a part of one.
+    pub(crate) fn make(folder: &Path) -> Result<(), Error> {
+        let (key_file, file) = (folder.join(KEY), folder.join(CERTIFICATE));
         if key_file.exists() && file.exists() {
             return Ok(());
         }
@@ -109,7 +141,47 @@ impl Authority {
             path: folder.clone(),
             source,
         })?;
-        let (key_file, file) = (folder.join("ca.key"), folder.join("ca.crt"));
+        Self::read(&folder)
+    }
+
+    /// Reads an authority that was made elsewhere, and checks that nodes will trust what it signs. The folder is left as it is.
+    pub fn given(folder: &Path) -> Result<Self, Error> {
+        let named = |error| match error {
+            Error::Damaged { path } => {
+                let what = if path.ends_with(KEY) { "private key" } else { "certificate" };
+                Error::Foreign { path, what }
+            }
+            other => other,
+        };
+        let authority = Self::read(folder).map_err(named)?;
+        authority.check_trust()?;
+        Ok(authority)
+    }
+
+    /// Checks a certificate that it signs as nodes do.
+    fn check_trust(&self) -> Result<(), Error> {
+        const NAME: &str = "windlass-controller";
+        let unfit = |source: Box<dyn std::error::Error + Send + Sync>| Error::Unfit {
+            path: self.file.clone(),
+            source,
+        };
+        let (chain, _) = self.issue(&[NAME.to_owned()])?;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.der.clone()).map_err(|error| unfit(error.into()))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(roots.into(), provider)
+            .build()
+            .map_err(|error| unfit(error.into()))?;
+        let name = NAME.try_into().map_err(|_| Error::Name { name: NAME.to_owned() })?;
+        let (leaf, rest) = chain.split_first().expect("a chain begins with what was signed");
+        verifier
+            .verify_server_cert(leaf, rest, &name, &[], UnixTime::now())
+            .map_err(|error| unfit(error.into()))?;
+        Ok(())
+    }
+
+    fn read(folder: &Path) -> Result<Self, Error> {
+        let (key_file, file) = (folder.join(KEY), folder.join(CERTIFICATE));
         let read = |path: &Path| {
             fs::read_to_string(path).map_err(|source| Error::File {
                 action: "read",
@@ -148,6 +220,23 @@ impl Authority {
 
     /// A server configuration for these host names and addresses.
     pub fn server_config(&self, names: &[String]) -> Result<Arc<rustls::ServerConfig>, Error> {
+        let (chain, key) = self.issue(names)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(Error::Use)?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .map_err(Error::Use)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// A certificate of a server with these host names and addresses, with the authority's behind it, and its key.
+    fn issue(
+        &self,
+        names: &[String],
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "windlass-controller");
@@ -172,16 +261,7 @@ impl Authority {
         let key = KeyPair::generate().map_err(Error::Make)?;
         let certificate = params.signed_by(&key, &issuer).map_err(Error::Make)?;
         let chain = vec![certificate.der().clone(), self.der.clone()];
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(Error::Use)?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(Error::Use)?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+        Ok((chain, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
     }
 }
 
@@ -241,6 +321,24 @@ mod tests {
         fs::write(state.path().join("pki/ca.key"), "rubbish").unwrap();
         let error = Authority::open(state.path()).unwrap_err();
         assert!(error.to_string().contains("ca.key is damaged"), "{error}");
+    }
+
+    #[test]
+    fn an_authority_that_was_made_elsewhere_is_used_if_nodes_can_trust_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = || Authority::given(folder.path()).unwrap_err();
+        assert!(matches!(refused(), Error::File { action: "read", .. }));
+        Authority::make(folder.path()).unwrap();
+        let made = Authority::given(folder.path()).unwrap();
+        assert!(made.server_config(&["localhost".into()]).is_ok());
+        let key = KeyPair::from_pem(&fs::read_to_string(folder.path().join("ca.key")).unwrap()).unwrap();
+        let mut other_name = authority_params();
+        other_name.distinguished_name = DistinguishedName::new();
+        other_name.distinguished_name.push(DnType::CommonName, "somebody else");
+        fs::write(folder.path().join("ca.crt"), other_name.self_signed(&key).unwrap().pem()).unwrap();
+        assert!(matches!(refused(), Error::Unfit { .. }), "{}", refused());
+        fs::write(folder.path().join("ca.crt"), "rubbish").unwrap();
+        assert!(refused().to_string().contains("ca.crt is no certificate in PEM"), "{}", refused());
     }
 
     #[test]

@@ -60,7 +60,10 @@ pub(crate) fn summary(header: &Header, manifest: &Manifest) -> String {
 /// Why there is no backup, or why it was not restored.
 pub(crate) fn failure(error: &backup::Error) -> Failure {
     let exit = match error {
-        backup::Error::Args(_) | backup::Error::Exists { .. } | backup::Error::NotEmpty { .. } => Exit::Usage,
+        backup::Error::Args(_)
+        | backup::Error::Exists { .. }
+        | backup::Error::NotEmpty { .. }
+        | backup::Error::IntoBucket { .. } => Exit::Usage,
         backup::Error::Foreign { .. } | backup::Error::Damaged { .. } | backup::Error::NewerFormat { .. } => {
             Exit::Invalid
         }

@@ -11,7 +11,7 @@ use windlass_store::transfer::{Cell, Snapshot, TableShape};
 
 use super::archive::{self, BODIES, DATABASE, STATE, Writer};
 use super::{Error, FORMAT, Header, Manifest, PlaceArgs, file_error};
-use crate::bodies::{self, Bodies};
+use crate::bodies::{self, Bodies, Place};
 use crate::clock::Clock;
 use crate::state::{self, Part};
 
@@ -52,7 +52,7 @@ pub async fn create(backup: &Backup<'_>, clock: &dyn Clock) -> Result<(Header, M
     let mut writer = Writer::begin(partial.open()?, file, &header)?;
     for part in [Part::Key, Part::Certificate, Part::AdminToken] {
         if *secrets {
-            keep(&mut writer, &place.state_dir, part)?;
+            keep(&mut writer, place, part)?;
         }
     }
     let mut tables = BTreeMap::new();
@@ -61,13 +61,15 @@ pub async fn create(backup: &Backup<'_>, clock: &dyn Clock) -> Result<(Header, M
         tables.insert(shape.name.clone(), rows(&mut snapshot, &mut writer, &shape, &mut keys).await?);
     }
     drop(snapshot);
-    let bodies_folder = place.state_dir.join(Part::Bodies.name());
     let (mut count, mut missing) = (0, 0);
     if !keys.is_empty() {
-        if !bodies_folder.is_dir() {
-            return Err(state::Error::Missing { part: Part::Bodies, path: bodies_folder }.into());
+        let bodies_place = place.bodies();
+        if let Place::Folder(path) = &bodies_place
+            && !path.is_dir()
+        {
+            return Err(state::Error::Missing { part: Part::Bodies, path: path.clone() }.into());
         }
-        let bodies = Bodies::folder(&bodies_folder)?;
+        let bodies = Bodies::at(&bodies_place).await?;
         for key in &keys {
             // One that is gone belongs to a job that was deleted since the view of the database was taken.
             if body(&mut writer, &bodies, key).await? { count += 1 } else { missing += 1 }
@@ -79,9 +81,9 @@ pub async fn create(backup: &Backup<'_>, clock: &dyn Clock) -> Result<(Header, M
     Ok((header, manifest))
 }
 
-/// Puts a file of the state folder into the backup.
-fn keep(writer: &mut Writer, folder: &Path, part: Part) -> Result<(), Error> {
-    let path = folder.join(part.name());
+/// Puts the authority's key or certificate, or the admin token, into the backup.
+fn keep(writer: &mut Writer, place: &PlaceArgs, part: Part) -> Result<(), Error> {
+    let path = place.secret(part);
     match fs::read(&path) {
         Ok(content) => writer.entry(&format!("{STATE}/{}", part.name()), &content),
         // It may have been taken away.

@@ -14,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::{Error, file_error};
+use crate::bodies::Place;
 use crate::state::{self, Part};
 
 /// While this file is in a state folder, a restore into it is not complete.
@@ -32,6 +33,8 @@ pub(crate) fn is_ours(name: &str) -> bool {
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
+    /// The folder of bodies; it may be elsewhere.
+    bodies: PathBuf,
     /// Whether the database is a file in there.
     has_database: bool,
     /// Held while a restore is under way; a controller that starts waits for it.
@@ -47,13 +50,13 @@ pub(super) struct Move {
 
 impl Folder {
     /// Takes a state folder; makes it where there is none.
-    pub(super) fn take(path: &Path, has_database: bool) -> Result<Self, Error> {
+    pub(super) fn take(path: &Path, bodies: PathBuf, has_database: bool) -> Result<Self, Error> {
         state::secure(path)?;
         let lock = path.join(state::LOCK);
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock);
         let file = file.map_err(file_error("open", &lock))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), has_database, _lock: file }),
+            Ok(()) => Ok(Self { path: path.to_owned(), bodies, has_database, _lock: file }),
             Err(fs::TryLockError::WouldBlock) => Err(Error::Busy { path: lock }),
             Err(fs::TryLockError::Error(source)) => Err(file_error("lock", &lock)(source)),
         }
@@ -62,10 +65,6 @@ impl Folder {
     /// The database in the folder.
     pub(super) fn database(&self) -> PathBuf {
         self.path.join(Part::Database.name())
-    }
-
-    fn bodies(&self) -> PathBuf {
-        self.path.join(Part::Bodies.name())
     }
 
     /// Whether a restore was cut short here, so that there is nothing whole to lose.
@@ -89,15 +88,15 @@ impl Folder {
                 return Ok(Some(part));
             }
         }
-        let bodies = self.bodies();
+        let bodies = self.bodies.clone();
         Ok(if self.old_bodies()?.is_empty() { None } else { Some(bodies) })
     }
 
     /// The folders in `bodies`, apart from those of restores.
     fn old_bodies(&self) -> Result<Vec<String>, Error> {
-        let bodies = self.bodies();
-        let failed = || file_error("read", &bodies);
-        let entries = match fs::read_dir(&bodies) {
+        let bodies = &self.bodies;
+        let failed = || file_error("read", bodies);
+        let entries = match fs::read_dir(bodies) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(failed()(error)),
@@ -115,8 +114,8 @@ impl Folder {
 
     /// Makes empty folders to stage in, in place of those of a restore that was killed.
     pub(super) fn stage(&self) -> Result<Staging, Error> {
-        let bodies = self.bodies();
-        state::ensure_private_folder(&bodies).map_err(file_error("make", &bodies))?;
+        let bodies = &self.bodies;
+        Place::Folder(bodies.clone()).ensure()?;
         let staging = Staging { state: self.path.join(STAGING), bodies: bodies.join(STAGING) };
         for folder in [&staging.state, &staging.bodies] {
             match fs::remove_dir_all(folder) {
@@ -165,11 +164,11 @@ impl Folder {
             }
         }
         for name in self.old_bodies()? {
-            out.push(Move { from: self.bodies().join(&name), to: bodies_before.join(&name) });
+            out.push(Move { from: self.bodies.join(&name), to: bodies_before.join(&name) });
         }
         for entry in fs::read_dir(&staging.bodies).map_err(file_error("read", &staging.bodies))? {
             let name = entry.map_err(file_error("read", &staging.bodies))?.file_name();
-            into.push(Move { from: staging.bodies.join(&name), to: self.bodies().join(&name) });
+            into.push(Move { from: staging.bodies.join(&name), to: self.bodies.join(&name) });
         }
         out.extend(into);
         Ok(out)
@@ -180,7 +179,7 @@ impl Folder {
         let mut name = format!("{BEFORE}{time}");
         let mut number = 1;
         loop {
-            let folders = (self.path.join(&name), self.bodies().join(&name));
+            let folders = (self.path.join(&name), self.bodies.join(&name));
             if !exists(&folders.0)? && !exists(&folders.1)? {
                 return Ok(folders);
             }
@@ -192,7 +191,7 @@ impl Folder {
     /// Says that all is in its place; what was staged is gone.
     pub(super) fn unmark(&self, staging: &Staging) -> Result<(), Error> {
         sync(&self.path)?;
-        sync(&self.bodies())?;
+        sync(&self.bodies)?;
         for folder in [&staging.state, &staging.bodies] {
             fs::remove_dir_all(folder).map_err(file_error("remove", folder))?;
         }

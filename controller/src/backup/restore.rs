@@ -14,7 +14,7 @@ use windlass_store::transfer::{self, Cell, FileHold, Loader, Restored, Restoring
 use super::archive::{self, Entry};
 use super::folder::{self, Folder, Staging};
 use super::{Error, Header, Manifest, PlaceArgs};
-use crate::bodies::Bodies;
+use crate::bodies::{Bodies, Place};
 use crate::clock::{Clock, IdSource};
 use crate::state::{self, Part};
 use crate::tls::Authority;
@@ -99,20 +99,25 @@ pub async fn restore(
     let Restore { place, file, replace, hold: _ } = restore;
     let url = place.url()?;
     let (header, manifest) = check(file).await?;
-    let folder = Folder::take(&place.state_dir, matches!(url, StoreUrl::Sqlite(_)))?;
+    let bodies = match place.bodies() {
+        Place::Folder(path) => path,
+        bucket @ Place::Bucket { .. } => return Err(Error::IntoBucket { place: bucket }),
+    };
+    let folder = Folder::take(&place.state_dir, bodies, matches!(url, StoreUrl::Sqlite(_)))?;
+    let secrets = header.secrets && place.authority.is_none();
     let _hold = match &url {
         StoreUrl::Sqlite(database) => Some(FileHold::take(database)?),
         StoreUrl::SqliteMemory | StoreUrl::Postgres(_) => None,
     };
     let replace = *replace || folder.is_marked()?;
-    if !replace && let Some(part) = folder.occupied(header.secrets)? {
+    if !replace && let Some(part) = folder.occupied(secrets)? {
         return Err(Error::NotEmpty {
             place: part.display().to_string(),
             keeps: "what is in the folder is kept there under another name",
         });
     }
     let staging = folder.stage()?;
-    let work = Work { restore, replace, staging: &staging, header: &header };
+    let work = Work { restore, replace, staging: &staging, header: &header, secrets };
     let (restored, settled) = match work.fill(&url, clock, ids).await {
         Ok(filled) => filled,
         Err(error) => {
@@ -143,6 +148,8 @@ struct Work<'a> {
     replace: bool,
     staging: &'a Staging,
     header: &'a Header,
+    /// Whether authority and admin token are restored.
+    secrets: bool,
 }
 
 /// What is read from the backup, for what is written.
@@ -196,7 +203,8 @@ impl Work<'_> {
                     seen.look(&shape, &rows);
                     loader.insert(&shape, rows).await?;
                 }
-                Piece::State(part, content) => self.staging.keep(part, &content)?,
+                Piece::State(part, content) if self.secrets => self.staging.keep(part, &content)?,
+                Piece::State(..) => {}
                 Piece::BodyBegins(key) => body = Some((key, Vec::new(), None)),
                 Piece::BodyGoesOn(bytes) => {
                     if let Some((key, held, upload)) = &mut body {
@@ -229,7 +237,7 @@ impl Work<'_> {
             let problem = "it has changed while it was read".to_owned();
             return Err(Error::Damaged { path: self.restore.file.to_owned(), problem });
         }
-        if !self.header.secrets {
+        if !self.secrets {
             self.check_authority(seen.authority)?;
         }
         let restoring = Restoring {
@@ -242,16 +250,19 @@ impl Work<'_> {
         Ok(loader.settle(&restoring).await?)
     }
 
-    /// Checks that the folder has the authority of the backup's nodes, where the backup does not bring it.
+    /// Checks that the controller has the authority of the backup's nodes, where it is not restored.
     fn check_authority(&self, expected: Option<String>) -> Result<(), Error> {
-        let folder = &self.restore.place.state_dir;
+        let place = self.restore.place;
         for part in [Part::Key, Part::Certificate] {
-            let path = folder.join(part.name());
+            let path = place.secret(part);
             if !path.exists() {
                 return Err(Error::NoAuthority { path });
             }
         }
-        let authority = Authority::open(folder)?;
+        let authority = match &place.authority {
+            Some(folder) => Authority::given(folder)?,
+            None => Authority::open(&place.state_dir)?,
+        };
         let found = authority.fingerprint();
         match expected {
             Some(expected) if expected != found => {
@@ -354,12 +365,25 @@ mod tests {
     use super::*;
     use crate::backup::{self, Backup};
     use crate::clock::{RandomIds, SystemClock};
-    use crate::state::{Opening, State};
+    use crate::state::{AdminToken, Opening, State};
 
     async fn open(folder: &Path) -> Result<State, state::Error> {
         let (clock, ids) = (SystemClock, RandomIds::from_os());
         let url = StoreUrl::Sqlite(folder.join("windlass.db"));
-        state::open(Opening { folder, url, new_admin_token: false, clock: &clock, ids: &ids }).await
+        let opening = Opening {
+            folder,
+            url,
+            admin_token: AdminToken::Kept,
+            authority: None,
+            bodies: None,
+            clock: &clock,
+            ids: &ids,
+        };
+        state::open(opening).await
+    }
+
+    fn take(folder: &Path) -> Folder {
+        Folder::take(folder, folder.join("bodies"), true).unwrap()
     }
 
     async fn close(state: State) {
@@ -371,9 +395,10 @@ mod tests {
         let place = PlaceArgs::new(folder.to_owned());
         let restore = Restore { place: &place, file, replace: true, hold: None };
         let (header, _) = check(file).await.unwrap();
-        let taken = Folder::take(folder, true).unwrap();
+        let taken = take(folder);
         let staging = taken.stage().unwrap();
-        let work = Work { restore: &restore, replace: true, staging: &staging, header: &header };
+        let work =
+            Work { restore: &restore, replace: true, staging: &staging, header: &header, secrets: true };
         let url = StoreUrl::Sqlite(folder.join("windlass.db"));
         work.fill(&url, &SystemClock, &RandomIds::from_os()).await.unwrap();
         let moves = taken.moves(&staging, "20300317T174640Z").unwrap();
@@ -429,7 +454,7 @@ mod tests {
             let state = open(&folder).await.unwrap();
             assert_eq!(state.store.get_setting("of").await.unwrap().unwrap(), b"the folder");
             close(state).await;
-            let taken = Folder::take(&folder, true).unwrap();
+            let taken = take(&folder);
             taken.mark().unwrap();
             moves.iter().take(performed).try_for_each(folder::perform).unwrap();
             let complete = performed == moves.len();

@@ -77,7 +77,7 @@ pub(super) async fn put(
             Some(slow) => ApiError::new(Code::Timeout, slow.to_string()),
             None => ApiError::new(Code::BadRequest, crate::error::chain(&error)),
         },
-        bodies::Error::Open { .. } | bodies::Error::Store { .. } => ApiError {
+        bodies::Error::Open { .. } | bodies::Error::Bucket { .. } | bodies::Error::Store { .. } => ApiError {
             source: Some(Box::new(error)),
             ..ApiError::new(Code::Unavailable, "could not store the input")
         },

@@ -19,6 +19,7 @@ mod nodes;
 mod origins;
 mod queues;
 mod rollouts;
+mod shared;
 mod startup;
 mod streams;
 mod templates;
