@@ -45,9 +45,10 @@ lint: ## Check format, lints and documentation.
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 
-generate: ## Write the files that are made from the types: CRDs, JSON Schemas, the OpenAPI document.
+generate: ## Write the files that are made from others: CRDs, JSON Schemas, the OpenAPI document, the chart's table of values.
 	cargo run --bin windlass-generate -- crds
 	cargo run --example openapi -- controller/openapi.json
+	cargo run --example chart_readme -- charts/windlass
 
 bench: ## Measure what this project promises, beside its peers (ARGS=--full for long, ARGS='--row p5' for one row).
 	cargo build --release -p windlass -p windlass-bench

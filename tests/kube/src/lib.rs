@@ -326,6 +326,8 @@ fn start_api_server(folder: &Path, ports: Ports, arguments: &[String]) {
             "--authorization-mode=RBAC",
             "--service-cluster-ip-range=10.0.0.0/24",
         ])
+        // As clusters have it: agents in pods are privileged.
+        .arg("--allow-privileged=true")
         .args([
             "--service-account-issuer=https://windlass.test",
             "--disable-admission-plugins=ServiceAccount",

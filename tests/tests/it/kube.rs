@@ -5,4 +5,4 @@ mod crds;
 mod faults;
 mod link;
 mod nodes;
-mod world;
+pub(crate) mod world;

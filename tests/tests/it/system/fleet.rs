@@ -92,6 +92,7 @@ pub(crate) struct Fleet {
     pub(crate) controller: Process,
     pub(crate) url: String,
     settings: Vec<String>,
+    environment: Vec<(String, String)>,
     namespace: Option<String>,
     dir: TempDir,
 }
@@ -121,21 +122,46 @@ impl Fleet {
         Self::on(&listen, None, settings)
     }
 
+    /// A controller with further settings and this environment.
+    pub(crate) fn with_environment(settings: &[&str], environment: &[(&str, &str)]) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let listen = format!("127.0.0.1:{}", port.expect("a port is free").port());
+        Self::in_environment(&listen, None, settings, environment)
+    }
+
     /// A controller on this address, and everything else of the fleet, in this network namespace.
     pub(crate) fn on(listen: &str, namespace: Option<&str>, settings: &[&str]) -> Self {
+        Self::in_environment(listen, namespace, settings, &[])
+    }
+
+    fn in_environment(
+        listen: &str,
+        namespace: Option<&str>,
+        settings: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let dir = tempfile::tempdir().expect("a folder for the test");
         let mut all = vec!["--listen".to_owned(), listen.to_owned()];
         all.extend(settings.iter().map(ToString::to_string));
         let namespace = namespace.map(str::to_owned);
-        let controller = Self::run_controller(dir.path(), namespace.as_deref(), &all);
-        let fleet = Self { controller, url: format!("https://{listen}"), settings: all, namespace, dir };
+        let environment: Vec<_> =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let controller = Self::run_controller(dir.path(), namespace.as_deref(), &all, &environment);
+        let url = format!("https://{listen}");
+        let fleet = Self { controller, url, settings: all, environment, namespace, dir };
         fleet.wait_until_ready();
         fleet
     }
 
-    fn run_controller(dir: &Path, namespace: Option<&str>, settings: &[String]) -> Process {
+    fn run_controller(
+        dir: &Path,
+        namespace: Option<&str>,
+        settings: &[String],
+        environment: &[(String, String)],
+    ) -> Process {
         let mut command = program_in(namespace);
         command.arg("controller").arg("--state-dir").arg(dir.join("controller")).args(settings);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         Process::start(&mut command, dir.join("controller.log"))
     }
 
@@ -148,7 +174,12 @@ impl Fleet {
     /// Starts the controller again, with the same state, address and settings.
     pub(crate) fn restart_controller(&mut self) {
         assert!(self.controller.has_ended().is_some(), "the controller must have ended before");
-        self.controller = Self::run_controller(self.dir.path(), self.namespace.as_deref(), &self.settings);
+        self.controller = Self::run_controller(
+            self.dir.path(),
+            self.namespace.as_deref(),
+            &self.settings,
+            &self.environment,
+        );
         self.wait_until_ready();
     }
 
