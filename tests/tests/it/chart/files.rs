@@ -1,11 +1,13 @@
 //! The chart's files: what Helm thinks of them, which values they refuse, and that what is written about them is true.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 
 use serde_json::{Value, json};
 use windlass_tests::chart_values;
 
-use super::engine::{answer, ask, cases, chart, list, of_kind, parse, render, root, text};
+use super::super::system::fleet::windlass;
+use super::engine::{answer, ask, cases, chart, list, of_kind, parse, pods, render, root, text};
 
 #[test]
 fn helm_finds_nothing_wrong_with_any_case() {
@@ -162,10 +164,37 @@ fn the_table_of_values_is_that_of_the_values() {
 fn a_service_never_takes_the_name_of_a_setting() {
     // Kubernetes puts addresses of Services into the environment, and those of `windlass-listen` would be settings.
     for (case, values) in cases() {
-        for (name, pod) in super::engine::pods(&render(&values, "fleet")) {
+        for (name, pod) in pods(&render(&values, "fleet")) {
             assert_eq!(pod["enableServiceLinks"], false, "{case}: {name}");
         }
     }
+}
+
+/// Whether the program understands arguments, and what it says. Nothing is done: help is asked for last.
+fn understood(arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(windlass()).args(arguments).arg("--help").output().expect("the program runs");
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn every_argument_is_one_that_the_program_understands() {
+    for (case, values) in cases() {
+        for (name, pod) in pods(&render(&values, "fleet")) {
+            let container = &list(&pod["containers"])[0];
+            let arguments: Vec<_> = list(&container["args"]).iter().map(text).collect();
+            let (understood, said) = understood(&arguments);
+            assert!(understood && arguments.len() >= 2, "{case}: {name} {arguments:?}: {said}");
+        }
+    }
+    let compose = std::fs::read_to_string(root().join("examples/compose/compose.yaml")).expect("it is there");
+    let services = parse(&compose)[0]["services"].clone();
+    for service in ["controller", "agent"] {
+        let arguments: Vec<_> = list(&services[service]["command"]).iter().map(text).collect();
+        let (understood, said) = understood(&arguments);
+        assert!(understood && arguments.len() >= 2, "{service} {arguments:?}: {said}");
+    }
+    assert!(!understood(&["controller", "--bodies=/srv"]).0, "a wrong value is found");
+    assert!(!understood(&["agent", "--no-such-thing"]).0, "an unknown argument is found");
 }
 
 /// Who may do what: each group, resource, name and verb of rules by itself.
