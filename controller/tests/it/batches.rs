@@ -112,4 +112,12 @@ async fn a_dry_run_of_a_batch_makes_nothing() {
     let answer = world.post(&format!("{PATH}?dryRun=true"), list(&[manifest("a", command())])).await;
     assert_eq!((answer.status, words(&answer, "outcome")), (200, vec!["checked"]));
     assert_eq!(names(&world).await, Vec::<String>::new());
+    world.job("taken", command()).await;
+    let jobs = ["taken", "twice", "twice", "free"].map(|name| manifest(name, command()));
+    let answer = world.post(&format!("{PATH}?dryRun=true"), list(&jobs)).await;
+    assert_eq!(words(&answer, "outcome"), ["refused", "checked", "refused", "checked"]);
+    for position in [0, 2] {
+        assert_eq!(answer.body["items"][position]["problem"]["code"], "name_taken", "{answer:?}");
+    }
+    assert_eq!(names(&world).await, ["taken"]);
 }

@@ -126,6 +126,23 @@ async fn a_dry_run_checks_and_changes_nothing() {
     let answer = world.put("/v1/namespaces/default/jobs/a?dryRun=true", manifest("a", command())).await;
     assert_eq!((answer.status, answer.outcome.as_deref()), (200, Some("created")));
     assert_eq!(world.get("/v1/namespaces/default/jobs/a").await.status, 404);
+    let path = "/v1/namespaces/default/jobs?dryRun=true";
+    assert_eq!(world.post(path, manifest("a", command())).await.status, 200);
+    world.job("a", command()).await;
+    let taken = world.post(path, manifest("a", command())).await;
+    assert_eq!((taken.status, taken.body["code"].as_str()), (409, Some("name_taken")));
+    // The request that has made it may be repeated, and is checked as what it is.
+    let keyed = async |query: &str, spec: serde_json::Value| {
+        let request = axum::http::Request::post(format!("/v1/namespaces/default/jobs{query}"))
+            .header("authorization", "Bearer operator")
+            .header("content-type", "application/json")
+            .header("idempotency-key", "k");
+        let body = serde_json::to_vec(&manifest("b", spec)).unwrap();
+        read(world.raw(request.body(body.into()).unwrap()).await).await.status
+    };
+    assert_eq!(keyed("", command()).await, 201);
+    assert_eq!(keyed("?dryRun=true", command()).await, 200);
+    assert_eq!(keyed("?dryRun=true", json!({"command": ["false"]})).await, 409);
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 //! a name that is taken, is told for that job and keeps no other from being made. All that are made are made in one
 //! transaction.
 
+use std::collections::HashSet;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -16,7 +18,9 @@ use windlass_store::{CreateOutcome, NewJob};
 
 use super::super::App;
 use super::super::extract::{Documents, Operator, Path, Query};
-use super::create::{WriteQuery, check_place, idempotency_of, key_reused, name_taken, no_free_name};
+use super::create::{
+    WriteQuery, check_place, idempotency_of, is_taken, key_reused, name_taken, no_free_name,
+};
 use crate::error::{ApiError, Code};
 
 /// How many jobs a batch may have.
@@ -56,7 +60,7 @@ pub(in crate::rest) enum ItemOutcome {
     Created,
     /// It was made by an earlier request with this Idempotency-Key.
     Replayed,
-    /// It was not made; `problem` tells why.
+    /// It was not made, or would not be; `problem` tells why.
     Refused,
     /// It would be made; nothing was done, as `dryRun` asks.
     Checked,
@@ -81,8 +85,7 @@ pub(in crate::rest) async fn create_many(
     let (items, mut new) = checked(&app, &namespace, &headers, documents).await?;
     let mut results: Vec<Option<ItemResult>> = vec![None; items.len()];
     if query.dry_run {
-        let checked = new.into_iter().map(|new| ItemResult::new(new.name, ItemOutcome::Checked));
-        return Ok(Json(BatchResult { items: checked.collect() }));
+        return preview(&app, &items, new).await;
     }
     let mut open = items;
     for _ in 0..NAMES {
@@ -120,6 +123,23 @@ pub(in crate::rest) async fn create_many(
         results[item.position] = Some(ItemResult::refused(new.name, &no_free_name()));
     }
     Ok(Json(BatchResult { items: results.into_iter().flatten().collect() }))
+}
+
+/// What would become of the jobs, each after those before it.
+async fn preview(app: &App, items: &[Item], new: Vec<NewJob>) -> Result<Json<BatchResult>, ApiError> {
+    let mut names = HashSet::with_capacity(new.len());
+    let mut results = Vec::with_capacity(new.len());
+    for (item, new) in items.iter().zip(new) {
+        // A generated name that is taken is made again.
+        let free = item.generated || (!is_taken(app, &new).await? && names.insert(new.name.clone()));
+        results.push(if free {
+            ItemResult::new(new.name, ItemOutcome::Checked)
+        } else {
+            let problem = name_taken(&new.namespace, &new.name);
+            ItemResult::refused(new.name, &problem)
+        });
+    }
+    Ok(Json(BatchResult { items: results }))
 }
 
 impl ItemResult {

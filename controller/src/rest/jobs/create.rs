@@ -44,7 +44,12 @@ pub(in crate::rest) async fn create(
     for _ in 0..8 {
         let new = app.submission().prepare(job.clone(), idempotency.clone()).await?;
         if query.dry_run {
-            return Ok((StatusCode::OK, Json(preview(job, &new))).into_response());
+            let taken = is_taken(&app, &new).await?;
+            match taken {
+                true if generated => continue,
+                true => return Err(name_taken(&namespace, &new.name)),
+                false => return Ok((StatusCode::OK, Json(preview(job, &new))).into_response()),
+            }
         }
         let name = new.name.clone();
         match insert(&app, new).await? {
@@ -148,6 +153,13 @@ fn outcome(status: StatusCode, word: &'static str, job: SandboxJob) -> Response 
 async fn insert(app: &App, new: NewJob) -> Result<CreateOutcome, ApiError> {
     let mut outcomes = app.store.create_jobs(app.clock.now(), vec![new]).await?;
     outcomes.pop().ok_or_else(|| ApiError::new(Code::Internal, "the store gave no outcome for a job"))
+}
+
+/// Whether the name of a job stands in its way, as far as a look tells. A request that is repeated with its key is answered
+/// as before, so the job that it has made does not.
+pub(super) async fn is_taken(app: &App, new: &NewJob) -> Result<bool, ApiError> {
+    let found = app.store.get_job(&new.namespace, &new.name).await?;
+    Ok(found.is_some_and(|row| new.idempotency.is_none() || row.spec_hash != new.spec_hash))
 }
 
 /// The job as it would be made.
