@@ -29,6 +29,8 @@ pub struct JobView<'a> {
     pub suspend: bool,
     /// The earliest time of the next attempt.
     pub not_before: Option<Timestamp>,
+    /// Until when a restore of the store holds its jobs, where there was one.
+    pub hold_until: Option<Timestamp>,
     /// Its static predicates.
     pub requirement: &'a Requirement,
     /// The room that it takes.
@@ -125,6 +127,14 @@ pub enum Block {
         /// How many may run.
         limit: u32,
     },
+    /// It may be running where a store that was restored from a backup does not know of it.
+    #[error(
+        "the store was restored from a backup, and the job may be running since on a node: it is held until {until:.0}"
+    )]
+    Restored {
+        /// When every lease has ended that it can have been given.
+        until: Timestamp,
+    },
     /// Its time has not come.
     #[error("it is tried again at {at:.0}")]
     NotBefore {
@@ -138,7 +148,11 @@ impl Block {
     pub const fn waits(&self) -> bool {
         match self {
             Self::Ended { .. } | Self::Held { .. } => false,
-            Self::Approval | Self::Suspended | Self::QueueLimit { .. } | Self::NotBefore { .. } => true,
+            Self::Approval
+            | Self::Suspended
+            | Self::QueueLimit { .. }
+            | Self::Restored { .. }
+            | Self::NotBefore { .. } => true,
         }
     }
 }
@@ -278,7 +292,10 @@ pub fn block(job: &JobView<'_>, now: Timestamp) -> Option<Block> {
         JobPhase::PendingApproval => Some(Block::Approval),
         JobPhase::Queued if job.suspend => Some(Block::Suspended),
         JobPhase::Queued => {
-            let delayed = job.not_before.filter(|at| *at > now).map(|at| Block::NotBefore { at });
+            let delayed = job.not_before.filter(|at| *at > now).map(|at| match job.hold_until {
+                Some(until) if until == at => Block::Restored { until },
+                Some(_) | None => Block::NotBefore { at },
+            });
             delayed.or_else(|| {
                 let (limit, running) = job.queue_limit?;
                 (running >= limit).then(|| Block::QueueLimit { queue: job.queue.to_owned(), limit })

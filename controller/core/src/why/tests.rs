@@ -55,6 +55,7 @@ fn job<'a>(requirement: &'a Requirement, room: Room) -> JobView<'a> {
         queue_limit: None,
         suspend: false,
         not_before: None,
+        hold_until: None,
         requirement,
         room,
         rank: Some(10),
@@ -157,6 +158,15 @@ fn what_keeps_the_job_from_every_node_is_said_once() {
             "queue `default` has reached its limit of 3 running jobs",
         ),
         (JobView { not_before: Some(at(200)), ..job }, "it is tried again at 1970-01-01T00:03:20Z"),
+        (
+            JobView { not_before: Some(at(200)), hold_until: Some(at(190)), ..job },
+            "it is tried again at 1970-01-01T00:03:20Z",
+        ),
+        (
+            JobView { not_before: Some(at(200)), hold_until: Some(at(200)), ..job },
+            "the store was restored from a backup, and the job may be running since on a node: it is held until \
+             1970-01-01T00:03:20Z",
+        ),
     ] {
         assert_eq!(told(job).as_deref(), Some(expected));
     }

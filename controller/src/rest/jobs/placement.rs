@@ -37,6 +37,7 @@ pub(in crate::rest) async fn placement(
         queue_limit: settings.and_then(|row| row.settings.concurrency.map(|limit| (limit, row.running))),
         suspend: row.suspend,
         not_before: row.not_before,
+        hold_until: app.store.restored().map(|restored| restored.hold_until),
         requirement: &requirement,
         room: requirement::room(&row.spec),
         rank: app.store.rank(&row.uid).await?,
