@@ -199,7 +199,8 @@ fn ready(
     if let Some(reason) = node.not_ready {
         return (ConditionStatus::False, "AgentNotReady", reason.to_owned());
     }
-    let claim = age(node.last_claim_at);
+    // One that has just registered has not had the time to ask.
+    let claim = age(node.last_claim_at.max(node.registered_at));
     if stale(claim, staleness.claim) {
         let message = "heartbeats arrive but the agent does not ask for work; see the agent's log";
         return (ConditionStatus::False, "ClaimChannelSilent", message.to_owned());
@@ -251,6 +252,12 @@ mod tests {
             state(&NodeView { last_claim_at: Some(at(30)), ..healthy() }, "Ready"),
             "False ClaimChannelSilent"
         );
+        let joined = NodeView { registered_at: Some(at(40)), last_claim_at: None, ..healthy() };
+        assert_eq!(state(&joined, "Ready"), "True Healthy", "it has not had the time to ask for work");
+        let back = NodeView { last_claim_at: Some(at(12)), ..joined.clone() };
+        assert_eq!(state(&back, "Ready"), "True Healthy");
+        let silent = NodeView { registered_at: Some(at(30)), ..joined };
+        assert_eq!(state(&silent, "Ready"), "False ClaimChannelSilent");
         assert_eq!(
             state(&NodeView { not_ready: Some("disk full"), ..healthy() }, "Ready"),
             "False AgentNotReady"
