@@ -92,10 +92,19 @@ impl Reservations {
         }
         let give_back = give_back.into_iter().map(|GiveBack { node, uid }| (node, uid)).collect();
         let keep = keep.into_iter().map(|Keep { node, uid, moves }| NewReservation { node, uid, moves });
-        for NewReservation { node, uid, moves: _ } in store.keep_room(now, give_back, keep.collect()).await? {
+        let kept = store.keep_room(now, give_back, keep.collect()).await?;
+        let uids: Vec<String> = kept.iter().map(|kept| kept.uid.clone()).collect();
+        let jobs = store.get_jobs(&uids).await?.into_iter();
+        let names: HashMap<String, String> =
+            jobs.map(|job| (job.uid, format!("{}/{}", job.namespace, job.name))).collect();
+        for NewReservation { node, uid, moves: _ } in kept {
+            // One that was deleted just now has no name any more.
+            let name = names.get(&uid).unwrap_or(&uid);
             tracing::info!(node.name = %node, job.id = %uid, "room is kept for a job that others passed over");
             let event = NewEvent {
-                message: format!("room is kept on node `{node}`: no node that the job fits has had enough"),
+                message: format!(
+                    "room is kept on node `{node}` for job `{name}`: no node that it fits has had enough"
+                ),
                 job: Some(uid),
                 node: Some(node),
                 level: EventLevel::Info,

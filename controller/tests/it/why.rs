@@ -119,6 +119,13 @@ async fn room_that_is_kept_is_shown_to_the_job_and_to_those_who_are_refused_it()
     let events = world.get("/v1/namespaces/default/jobs/large/events").await.body;
     let reasons = events["items"].as_array().unwrap().iter().map(|event| event["reason"].as_str().unwrap());
     assert!(reasons.clone().any(|reason| reason == "RoomKept"), "{events}");
+    let events = world.get("/v1/events").await.body;
+    let told =
+        events["items"].as_array().unwrap().iter().find(|event| event["reason"] == "RoomKept").unwrap();
+    assert_eq!(
+        told["message"],
+        "room is kept on node `n1` for job `default/large`: no node that it fits has had enough"
+    );
 
     // A node that must not take jobs keeps nothing for them.
     world.post("/v1/nodes/n1/cordon", json!({})).await;
