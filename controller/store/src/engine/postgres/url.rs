@@ -82,6 +82,32 @@ pub(super) fn label(options: &PgConnectOptions) -> String {
     format!("{user}@{host}:{}/{}", options.get_port(), options.get_database().unwrap_or(user))
 }
 
+/// The options that the driver knows; it takes no notice of others.
+const OPTIONS: [&str; 18] = [
+    "application_name",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
+    "ssl-mode",
+    "ssl-root-cert",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "statement-cache-capacity",
+    "user",
+];
+
+fn is_known(option: &str) -> bool {
+    OPTIONS.contains(&option) || (option.starts_with("options[") && option.ends_with(']'))
+}
+
 impl FromStr for PostgresUrl {
     type Err = Error;
 
@@ -90,6 +116,9 @@ impl FromStr for PostgresUrl {
         let mut url = Url::parse(text).map_err(|error| bad(error.to_string()))?;
         if !matches!(url.scheme(), "postgres" | "postgresql") {
             return Err(bad(format!("the scheme `{}`", url.scheme())));
+        }
+        if let Some((unknown, _)) = url.query_pairs().find(|(name, _)| !is_known(name)) {
+            return Err(bad(format!("the unknown option `{unknown}`")));
         }
         let decoded =
             |text: &str| percent_decoded(text).ok_or_else(|| bad("a password that is not UTF-8".to_owned()));
@@ -193,6 +222,10 @@ mod tests {
 
     #[test]
     fn other_schemes_and_nonsense_are_refused() {
+        let unknown =
+            "postgres://u@h/d?sslmode=require&foo=1".parse::<PostgresUrl>().expect_err("it means nothing");
+        assert!(unknown.to_string().starts_with("the store's URL has the unknown option `foo`"), "{unknown}");
+        read("postgres://u@h/d?options[search_path]=a&application_name=b&host=/tmp");
         for text in ["mysql://u@h/d", "postgres", "postgres://u@h/d?sslmode=never", "postgres://u@h:x/d"] {
             let refused = text.parse::<PostgresUrl>().expect_err(text);
             assert!(matches!(refused, Error::BadUrl { .. }), "{refused}");
