@@ -239,14 +239,39 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// An error and its causes in one line.
+/// An error and its causes in one line, each of them once.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let said = cause.to_string();
+        // Some say their cause themselves.
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("it broke: {source}")]
+    struct Repeats {
+        source: std::io::Error,
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("nothing was done")]
+    struct Told(#[source] Repeats);
+
+    #[test]
+    fn a_cause_that_was_said_already_is_not_said_again() {
+        let told = Told(Repeats { source: std::io::Error::other("no disk") });
+        assert_eq!(chain(&told), "nothing was done: it broke: no disk");
+    }
 }

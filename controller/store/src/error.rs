@@ -196,14 +196,32 @@ impl Error {
     }
 }
 
-/// An error and its causes in one line, for the log.
+/// An error and its causes in one line, each of them once, for the log.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let said = cause.to_string();
+        // Some say their cause themselves.
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_driver_says_of_its_cause_is_said_once() {
+        let refused = std::io::Error::other("Connection refused");
+        let error =
+            Error::Unreachable { server: "u@h:1/d".into(), source: Arc::new(sqlx::Error::Io(refused)) };
+        let said = chain(&error);
+        assert_eq!(said.matches("Connection refused").count(), 1, "{said}");
+    }
 }
