@@ -148,11 +148,13 @@ pub enum Reason {
     PauseAfter,
     /// Everything is done.
     Finished,
+    /// The node that it had stopped at is no more.
+    Deregistered,
     /// Somebody has asked for it.
     Requested,
 }
 
-/// What has to happen now.
+/// What has to happen now. A roll-out has stopped at nodes that have failed; where they are gone, it goes on.
 pub fn plan(rollout: &Snapshot, now: Timestamp) -> Vec<Action> {
     if !rollout.phase.is_open() {
         return Vec::new();
@@ -176,6 +178,14 @@ pub fn plan(rollout: &Snapshot, now: Timestamp) -> Vec<Action> {
         if rollout.phase != RolloutPhase::Stopped {
             actions.push(Action::Turn { phase: RolloutPhase::Stopped, reason, message });
         }
+        return actions;
+    }
+    if rollout.phase == RolloutPhase::Stopped
+        && rollout.nodes.iter().all(|node| node.state != RolloutNodeState::Failed)
+    {
+        let (phase, reason) = (RolloutPhase::Rolling, Reason::Deregistered);
+        let message = "the node that it had stopped at was deregistered".to_owned();
+        actions.push(Action::Turn { phase, reason, message });
         return actions;
     }
     if rollout.phase != RolloutPhase::Rolling || changing {

@@ -129,6 +129,24 @@ fn what_a_node_could_not_apply_is_declared_again_when_its_turn_comes_again() {
 }
 
 #[test]
+fn it_does_not_stay_stopped_over_a_node_that_is_gone() {
+    let stopped = |nodes| Snapshot { phase: RolloutPhase::Stopped, ..rollout(nodes) };
+    assert_eq!(plan(&stopped(vec![node("a", Failed), node("b", Pending)]), at(1)), []);
+    assert_eq!(
+        words(&plan(&stopped(vec![applied("c"), node("b", Pending)]), at(1))),
+        [
+            "c Done: version 2 is in force",
+            "Rolling Deregistered: the node that it had stopped at was deregistered"
+        ]
+    );
+    let refused = Some((2, AckStatus::Failed, None));
+    let next = Node { acknowledged: refused, ..node("c", Changing) };
+    let told = words(&plan(&stopped(vec![next, node("b", Pending)]), at(1)));
+    assert_eq!(told, ["c Failed: version 2 could not be applied: it gives no reason"]);
+    assert_eq!(words(&plan(&stopped(vec![]), at(1))).len(), 1);
+}
+
+#[test]
 fn no_node_is_late_for_the_time_in_which_nobody_could_hear_it() {
     let back = Snapshot { heard_since: at(1000), ..rollout(vec![node("a", Changing)]) };
     assert_eq!(plan(&back, at(900)), []);
