@@ -10,6 +10,7 @@ pub mod conditions;
 pub mod duration;
 pub mod egress;
 pub mod explain;
+pub mod image;
 pub mod job_template;
 pub mod manifest;
 pub mod names;
@@ -23,6 +24,7 @@ pub mod schema;
 
 pub use duration::Span;
 pub use egress::EgressRule;
+pub use image::ImageName;
 pub use job_template::{JobTemplate, JobTemplateSpec, JobTemplateStatus};
 pub use node_config::{NodeConfig, NodeConfigSpec, NodeConfigStatus};
 pub use priority::Priority;

@@ -96,6 +96,10 @@ pub struct SandboxPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_transfer: Option<crate::quantity::Bytes>,
 
+    /// Which container images jobs may use, and how they come to the node.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub images: ImagePolicy,
+
     /// Limits of a step that names none itself. They are not mandatory: what the host cannot enforce is listed in
     /// the job's `status.unenforced`.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -133,6 +137,56 @@ pub struct SandboxPolicy {
     /// Bytes of standard output and of standard error that a step may keep, each. Default 10 MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_cap: Option<crate::quantity::Bytes>,
+}
+
+/// Which container images jobs may use, and how they come to the node.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImagePolicy {
+    /// Registries (`ghcr.io`), folders of registries (`ghcr.io/team`) and images (`ghcr.io/team/app`) that jobs may use, each
+    /// with everything below it. Names are meant in full: `debian` is `docker.io/library/debian`. Without it `docker.io`, and
+    /// `localhost`, which is what was made on the node itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 512)))]
+    pub allowed: Vec<String>,
+
+    /// Refuses images that are not named by their digest (`name@sha256:…`), which alone says what will run.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub require_digest: bool,
+
+    /// When an image is fetched. Images of `localhost` never are.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pull: ImagePull,
+
+    /// A file on the node with the credentials for registries, in the form of containers-auth.json(5), as `podman login` and
+    /// `docker login` write it. Only the agent's user should be able to read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096), regex(pattern = r"^/"))]
+    pub auth_file: Option<String>,
+}
+
+/// When an image is fetched.
+#[derive(
+    Serialize,
+    Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Default,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::Display,
+)]
+pub enum ImagePull {
+    /// If it is not on the node.
+    #[default]
+    IfMissing,
+    /// Before each job, so that a tag that was moved is followed.
+    Always,
+    /// Never: it must be on the node.
+    Never,
 }
 
 /// How a node is, in one word.

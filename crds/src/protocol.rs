@@ -27,8 +27,8 @@ pub use bootstrap::{
     registration_message,
 };
 pub use capability::{
-    AgentCapability, CapabilityReport, Compute, ContainerRuntime, Gpu, GpuDevice, NodeIdentity, Platform,
-    SandboxCapability,
+    AgentCapability, CapabilityReport, Compute, ContainerRuntime, EngineCapability, Gpu, GpuDevice,
+    NodeIdentity, Platform, SandboxCapability,
 };
 pub use claim::{
     Assignment, AttemptId, ClaimRequest, ClaimResponse, HeartbeatRequest, HeartbeatResponse, Order, Renewal,
@@ -36,7 +36,7 @@ pub use claim::{
 };
 pub use config::{
     AckError, AckStatus, ConfigAck, ConfigEndpoints, ConfigOrchestrator, Configuration, Constraints,
-    NodeSettings, Policy, ResourceLimits, SandboxRules, parse_config_version,
+    ImageRules, NodeSettings, Policy, ResourceLimits, SandboxRules, parse_config_version,
 };
 pub use problem::{FieldError, Problem};
 pub use report::{

@@ -573,7 +573,7 @@ pub struct HostPath {
     pub read_only: bool,
 }
 
-/// One unit of a job: exactly one of `command` and `script`.
+/// One unit of a job: exactly one of `command`, `script` and `container`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Step {
@@ -589,6 +589,10 @@ pub struct Step {
     /// A script and its interpreter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub script: Option<Script>,
+
+    /// The program of a container image. The job's `sandbox.runtime` must be `podman` or `docker`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<ContainerStep>,
 
     /// Environment of this step, over that of the sandbox.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -607,6 +611,63 @@ pub struct Step {
     /// Whether the job goes on, and may succeed, when this step fails.
     #[serde(default, skip_serializing_if = "is_default")]
     pub continue_on_error: bool,
+}
+
+/// The program of a container image. It sees the workspace, scratch space in `/tmp`, `/var/tmp`, `/run` and its home folder, and
+/// the image, which it cannot change. It runs as the job's own user, not as the image's.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ContainerStep {
+    /// The image; without it that of the sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub image: Option<String>,
+
+    /// What runs in place of the image's entry point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), inner(length(max = 131_072)))]
+    pub entrypoint: Option<Vec<String>>,
+
+    /// What the entry point gets in place of the image's command.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024), inner(length(max = 131_072)))]
+    pub args: Vec<String>,
+
+    /// Who the program is inside: `Job`, a user without rights who owns the workspace, or `Root`, which only an engine
+    /// that works without root can give, where root inside is the agent's own user outside.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub user: ContainerUser,
+
+    /// Whether the image's files can be changed by nobody. What is written to them with `false` is gone after the step.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub read_only_root: bool,
+
+    /// Further folders of scratch space, absolute.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 2, max = 1024), regex(pattern = r"^/[^:,]+$")))]
+    pub tmpfs: Vec<String>,
+}
+
+/// Who a program is inside a container.
+#[derive(
+    Serialize,
+    Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Default,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::Display,
+)]
+pub enum ContainerUser {
+    /// The job's own user.
+    #[default]
+    Job,
+    /// Root.
+    Root,
 }
 
 /// A script and what runs it.
@@ -906,6 +967,11 @@ const fn default_backoff_max() -> Span {
 
 const fn one() -> u32 {
     1
+}
+
+/// Whether a flag has its default.
+fn is_true(flag: &bool) -> bool {
+    *flag
 }
 
 const fn yes() -> bool {

@@ -112,6 +112,7 @@ impl Running {
             workspaces,
             plugins,
             egress,
+            engines,
             settings,
         } = parts;
         let identity = Arc::new(identity);
@@ -185,6 +186,7 @@ impl Running {
             sandbox: capability.clone(),
             plugins,
             egress,
+            engines,
             hurry: Arc::clone(&hurry),
         });
         let config_sync = ConfigSync {

@@ -33,6 +33,14 @@ pub struct AgentArgs {
     #[arg(long, env = "WINDLASS_AGENT_CGROUP_PARENT", value_name = "CGROUP")]
     pub cgroup_parent: Option<String>,
 
+    /// The socket of Podman; without it the usual one of the agent's user, if it is there.
+    #[arg(long, env = "WINDLASS_AGENT_PODMAN_SOCKET", value_name = "PATH")]
+    pub podman_socket: Option<PathBuf>,
+
+    /// The socket of Docker; without it the usual one of the agent's user, if it is there.
+    #[arg(long, env = "WINDLASS_AGENT_DOCKER_SOCKET", value_name = "PATH")]
+    pub docker_socket: Option<PathBuf>,
+
     /// The node's name; without it the host's.
     #[arg(long, env = "WINDLASS_NODE_NAME", value_name = "NAME")]
     pub name: Option<String>,
@@ -61,6 +69,8 @@ impl std::fmt::Debug for AgentArgs {
             .field("join_file", &self.join_file)
             .field("state_dir", &self.state_dir)
             .field("cgroup_parent", &self.cgroup_parent)
+            .field("podman_socket", &self.podman_socket)
+            .field("docker_socket", &self.docker_socket)
             .field("name", &self.name)
             .field("labels", &self.labels)
             .field("concurrency", &self.concurrency)

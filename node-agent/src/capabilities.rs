@@ -70,7 +70,7 @@ impl Capabilities {
             node: self.node.clone(),
             platform,
             compute,
-            container_runtime: None,
+            container_runtime: crate::start::engines::first(&self.sandbox),
             gpu,
             sandbox: Some(self.sandbox.clone()),
             agent: Some(self.agent.clone()),

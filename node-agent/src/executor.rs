@@ -19,6 +19,7 @@
 pub(crate) mod egress;
 pub(crate) mod environment;
 mod guard;
+mod images;
 pub(crate) mod inputs;
 pub(crate) mod limits;
 pub(crate) mod output;
@@ -38,6 +39,7 @@ use windlass_crds::protocol::{
 };
 use windlass_crds::sandbox_job::Step;
 use windlass_sandbox::driver::UnitPhase;
+use windlass_sandbox::engine::{Engines, Image};
 use windlass_sandbox::{DiskQuota, Driver, Error as SandboxError, Mount, UnitId};
 
 use self::egress::Egress;
@@ -87,6 +89,7 @@ pub(crate) struct ExecutorParts {
     pub(crate) sandbox: SandboxCapability,
     pub(crate) plugins: Registry,
     pub(crate) egress: Egress,
+    pub(crate) engines: Engines,
     /// Asks the lease keeper for a heartbeat now.
     pub(crate) hurry: Arc<Notify>,
 }
@@ -120,6 +123,8 @@ pub(crate) struct AttemptTask {
     refusal: Option<policy::Refusal>,
     /// Records that go out with the next that must be durable.
     pending: Vec<NewRecord>,
+    /// The images that are known to be on the node, by their full names.
+    images: BTreeMap<String, Image>,
 }
 
 impl AttemptTask {
@@ -148,6 +153,7 @@ impl AttemptTask {
             mounts: Vec::new(),
             refusal: None,
             pending: Vec::new(),
+            images: BTreeMap::new(),
         };
         task.take_rules();
         task
@@ -234,6 +240,7 @@ impl AttemptTask {
         match ended.reason.as_str() {
             "LeaseExpired" => Err(Verdict::lost("LeaseExpired", "the lease ended while the job ran")),
             "SupervisorLost" => Err(Verdict::lost("SupervisorLost", how)),
+            "EngineLost" => Err(Verdict::lost("EngineLost", how)),
             "SetupFailed" => Err(Verdict::failed("SandboxFailed", how)),
             // Whoever tries that is not to go on, whatever the step says of errors.
             "SeccompDenied" => {
@@ -270,6 +277,7 @@ impl AttemptTask {
                 .map_err(|error| Verdict::failed(plugin_reason(&error), describe(&error)))?;
         }
         self.mounts = self.host_mounts(host_paths);
+        self.fetch_images(steps).await?;
         let (placements, inputs) = self.placements().await?;
         // What an earlier try prepared and did not start.
         for unit in std::mem::take(&mut self.recovered.units).into_keys() {

@@ -60,6 +60,7 @@ pub use session::Session;
 pub use start::{Error as StartError, RunningAgent};
 pub use status::AgentStatus;
 pub use token::{Error as TokenError, JoinToken};
+pub use windlass_sandbox::engine::Engines;
 pub use workspaces::{Content, Home, HostWorkspaces, LeaseWriter, Placement, Workspaces};
 
 /// An error and its causes as one line.

@@ -6,6 +6,7 @@
 //! the same each time it is given the same step.
 
 mod command;
+mod container;
 mod script;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use windlass_crds::sandbox_job::Step;
 use windlass_sandbox::Exit;
 
 pub use self::command::Command;
+pub use self::container::Container;
 pub use self::script::Script;
 
 /// What went wrong in a plugin.
@@ -186,7 +188,7 @@ impl Registry {
     /// A registry with the plugins of this agent.
     pub fn built_in() -> Self {
         let mut registry = Self::default();
-        let built_in: [Arc<dyn StepPlugin>; 2] = [Arc::new(Command), Arc::new(Script)];
+        let built_in: [Arc<dyn StepPlugin>; 3] = [Arc::new(Command), Arc::new(Container), Arc::new(Script)];
         for plugin in built_in {
             registry.register(plugin).expect("the built-in plugins have kinds of their own");
         }
@@ -231,11 +233,12 @@ impl Registry {
         let invalid = |message: &str| {
             Err(Error::Validation { field: format!("steps[{}]", step.name), message: message.to_owned() })
         };
-        match (&step.command, &step.script) {
-            (Some(_), None) => self.get("command"),
-            (None, Some(_)) => self.get("script"),
-            (None, None) => invalid("has neither `command` nor `script`; give one"),
-            (Some(_), Some(_)) => invalid("has both `command` and `script`; give one"),
+        match (&step.command, &step.script, &step.container) {
+            (Some(_), None, None) => self.get("command"),
+            (None, Some(_), None) => self.get("script"),
+            (None, None, Some(_)) => self.get("container"),
+            (None, None, None) => invalid("has no `command`, `script` or `container`; give one"),
+            _ => invalid("has more than one of `command`, `script` and `container`; give one"),
         }
     }
 }
@@ -249,7 +252,7 @@ fn verify_exit(exit: &Exit) -> Result<(), Error> {
     let message = describe(exit);
     match exit.reason {
         EndReason::Timeout => Err(Error::Timeout { message }),
-        EndReason::SetupFailed => Err(Error::Execution { message }),
+        EndReason::SetupFailed | EndReason::EngineLost => Err(Error::Execution { message }),
         EndReason::Exited
         | EndReason::Signalled
         | EndReason::LeaseExpired
@@ -302,15 +305,15 @@ mod tests {
     #[test]
     fn the_registry_lists_its_plugins_and_refuses_empty_and_double_kinds() {
         let mut registry = Registry::built_in();
-        assert_eq!(registry.kinds(), ["command", "script"]);
+        assert_eq!(registry.kinds(), ["command", "container", "script"]);
         registry.register(Arc::new(Named("http"))).unwrap();
-        assert_eq!(registry.kinds(), ["command", "http", "script"]);
+        assert_eq!(registry.kinds(), ["command", "container", "http", "script"]);
         assert_eq!(registry.register(Arc::new(Named(""))), Err(RegistryError::EmptyKind));
         let double = registry.register(Arc::new(Named("script")));
         assert_eq!(double, Err(RegistryError::Duplicate { kind: "script" }));
         let missing = registry.get("llm").err().unwrap();
         assert_eq!(missing.code(), "UNSUPPORTED_TASK");
-        assert!(missing.to_string().contains("command, http, script"), "{missing}");
+        assert!(missing.to_string().contains("command, container, http, script"), "{missing}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Starts a real agent on this host: from settings to running, in the order that the log shows.
 
+pub(crate) mod engines;
+
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -15,7 +17,8 @@ use tracing::Instrument as _;
 use url::Url;
 use windlass_crds::protocol::{Bootstrap, SandboxCapability};
 use windlass_sandbox::doctor::{self, Outcome};
-use windlass_sandbox::{Features, LimitName, Native, SandboxConfig};
+use windlass_sandbox::engine::EngineKind;
+use windlass_sandbox::{Drivers, Features, LimitName, Native, SandboxConfig};
 
 use crate::agent::{self, Agent, AgentParts, KeeperHost, Settings, Stop};
 use crate::args::AgentArgs;
@@ -185,7 +188,12 @@ impl Agent {
         let mut config = SandboxConfig::new(state.join("sandbox"));
         config.cgroup_parent.clone_from(&args.cgroup_parent);
         let native = Native::open(config).await.map_err(Error::Sandbox)?;
-        let sandbox = sandbox_capability(&native).await;
+        let mut sandbox = sandbox_capability(&native).await;
+        let sockets = [
+            (EngineKind::Podman, args.podman_socket.clone()),
+            (EngineKind::Docker, args.docker_socket.clone()),
+        ];
+        let engines = engines::open(&state, &native.config().launcher, sockets, &mut sandbox).await;
         let workspaces =
             HostWorkspaces::open_state(&state, native.identities().clone()).map_err(Error::Sandbox)?;
 
@@ -212,11 +220,12 @@ impl Agent {
             ids: Arc::new(SystemIds),
             fs: Arc::new(DiskFs::new(&state)),
             host: Arc::new(SystemHost::new(&state)),
-            driver: Arc::new(native),
+            driver: Arc::new(Drivers::new(Arc::new(native), engines.clone())),
             sandbox,
             workspaces: Arc::new(workspaces),
             plugins: Registry::built_in(),
             egress,
+            engines,
             settings,
         });
         let status = agent.status();
@@ -406,6 +415,7 @@ fn in_words(features: &Features) -> SandboxCapability {
         runtimes: if features.supported { vec!["native".to_owned()] } else { Vec::new() },
         networks: features.networks.iter().map(ToString::to_string).collect(),
         limits: features.limits.iter().map(ToString::to_string).collect(),
+        engines: Vec::new(),
         lacks: Vec::new(),
     }
 }

@@ -56,6 +56,7 @@ pub fn capability() -> SandboxCapability {
         runtimes: words(&["native"]),
         networks: words(&["None"]),
         limits: words(&["cpu", "memory", "pids"]),
+        engines: Vec::new(),
         lacks: Vec::new(),
     }
 }

@@ -15,6 +15,7 @@ use cgroups_rs::fs::{Cgroup, Hierarchy, MaxValue, Subsystem};
 use windlass_launcher::plan;
 
 pub(crate) use self::device::Device;
+pub(crate) use self::discovery::folders_of_process;
 use self::discovery::{Mounts, OwnCgroups, discover_v1, discover_v2};
 use crate::error::Error;
 use crate::spec::{LimitName, UnitId};

@@ -2,7 +2,25 @@
 
 use std::path::PathBuf;
 
+use crate::engine::EngineKind;
 use crate::spec::{LimitName, UnitId};
+
+/// What kind of trouble there is with an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageProblem {
+    /// It is no reference.
+    Invalid,
+    /// It does not exist, or only where it may not be fetched from.
+    NotFound,
+    /// The registry does not let in whoever asks.
+    Unauthorized,
+    /// It is not what its digest says.
+    Digest,
+    /// The registry cannot be reached; it may be later.
+    Unavailable,
+    /// The credentials on the node cannot be used.
+    Credentials,
+}
 
 /// What can go wrong in a driver.
 #[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
@@ -142,6 +160,37 @@ pub enum Error {
         /// Why it failed.
         #[source]
         source: cgroups_rs::fs::error::Error,
+    },
+    /// A container engine cannot be reached.
+    #[error("{engine} does not answer on {}", socket.display())]
+    EngineUnreachable {
+        /// The engine.
+        engine: EngineKind,
+        /// Its socket.
+        socket: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A container engine does not do what it was asked for.
+    #[error("{engine} failed to {operation}: {message}")]
+    Engine {
+        /// The engine.
+        engine: EngineKind,
+        /// What was attempted.
+        operation: &'static str,
+        /// What the engine says.
+        message: String,
+    },
+    /// An image cannot be used.
+    #[error("image {reference}: {message}")]
+    Image {
+        /// The image.
+        reference: String,
+        /// What kind of trouble it is.
+        problem: ImageProblem,
+        /// What is wrong, and what to do about it.
+        message: String,
     },
     /// A file operation failed.
     #[error("failed to {operation} {}", path.display())]

@@ -7,8 +7,8 @@
 //!
 //! State folder: `lock` · `units/<id>/` · `identities/`. One process at a time uses it.
 
-mod burial;
-mod watch;
+pub(crate) mod burial;
+pub(crate) mod watch;
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -349,7 +349,7 @@ impl Driver for Native {
 }
 
 /// Waits for a change that is told; for ever where nothing is.
-async fn changed(told: &mut Option<Subscription>) {
+pub(crate) async fn changed(told: &mut Option<Subscription>) {
     match told {
         Some(told) => told.changed().await,
         None => std::future::pending().await,

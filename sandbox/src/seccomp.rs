@@ -11,24 +11,50 @@
 //! System calls of other architectures end the program; those of the x32 kind are unknown.
 
 mod compile;
+mod export;
 
 pub(crate) use compile::{Denial, compile, compile_alone};
+pub use export::oci_profile;
 
 use windlass_launcher::plan::{DeniedCall, Text};
+
+/// A system call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Call {
+    /// Its number.
+    pub number: libc::c_long,
+    /// Its name with the path of its constant before it, such as `libc::SYS_read`.
+    constant: &'static str,
+}
+
+impl Call {
+    /// Its name, as in the manual.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.constant.rsplit("SYS_").next().unwrap_or(self.constant)
+    }
+}
+
+/// System calls by their constants.
+macro_rules! calls {
+    ($($number:path),* $(,)?) => {
+        &[$(Call { number: $number, constant: stringify!($number) }),*]
+    };
+}
 
 /// System calls with a reason.
 pub struct Group {
     /// Why they are in this list.
     pub reason: &'static str,
-    /// Their numbers.
-    pub calls: &'static [libc::c_long],
+    /// Which.
+    pub calls: &'static [Call],
 }
 
 /// What works.
 pub const ALLOW: &[Group] = &[
     Group {
         reason: "read and write files; the mounts decide which",
-        calls: &[
+        calls: calls![
             libc::SYS_read,
             libc::SYS_write,
             libc::SYS_pread64,
@@ -72,7 +98,7 @@ pub const ALLOW: &[Group] = &[
     },
     Group {
         reason: "look at and change names, modes, times and attributes of files",
-        calls: &[
+        calls: calls![
             libc::SYS_stat,
             libc::SYS_fstat,
             libc::SYS_lstat,
@@ -137,7 +163,7 @@ pub const ALLOW: &[Group] = &[
     },
     Group {
         reason: "wait for events",
-        calls: &[
+        calls: calls![
             libc::SYS_poll,
             libc::SYS_ppoll,
             libc::SYS_select,
@@ -159,7 +185,7 @@ pub const ALLOW: &[Group] = &[
     },
     Group {
         reason: "manage its own memory",
-        calls: &[
+        calls: calls![
             libc::SYS_brk,
             libc::SYS_mmap,
             libc::SYS_munmap,
@@ -183,7 +209,7 @@ pub const ALLOW: &[Group] = &[
     },
     Group {
         reason: "start, run and end processes and threads; the pid namespace decides which are seen",
-        calls: &[
+        calls: calls![
             libc::SYS_clone,
             libc::SYS_fork,
             libc::SYS_vfork,
@@ -219,7 +245,7 @@ pub const ALLOW: &[Group] = &[
     },
     Group {
         reason: "schedule itself; raising priority needs a capability",
-        calls: &[
+        calls: calls![
             libc::SYS_sched_yield,
             libc::SYS_sched_getaffinity,
             libc::SYS_sched_setaffinity,
@@ -241,7 +267,7 @@ pub const ALLOW: &[Group] = &[
     },
     Group {
         reason: "handle signals",
-        calls: &[
+        calls: calls![
             libc::SYS_rt_sigaction,
             libc::SYS_rt_sigprocmask,
             libc::SYS_rt_sigpending,
@@ -259,7 +285,7 @@ pub const ALLOW: &[Group] = &[
     },
     Group {
         reason: "ask and give up identity; there is only one to have",
-        calls: &[
+        calls: calls![
             libc::SYS_getuid,
             libc::SYS_geteuid,
             libc::SYS_getgid,
@@ -282,7 +308,7 @@ pub const ALLOW: &[Group] = &[
     },
     Group {
         reason: "tell the time and sleep",
-        calls: &[
+        calls: calls![
             libc::SYS_clock_gettime,
             libc::SYS_clock_getres,
             libc::SYS_clock_nanosleep,
@@ -299,7 +325,7 @@ pub const ALLOW: &[Group] = &[
     },
     Group {
         reason: "share memory and semaphores within its own IPC namespace, as databases do",
-        calls: &[
+        calls: calls![
             libc::SYS_shmget,
             libc::SYS_shmat,
             libc::SYS_shmctl,
@@ -312,7 +338,7 @@ pub const ALLOW: &[Group] = &[
     },
     Group {
         reason: "use sockets of the families that `refuse` leaves; the network namespace decides what they reach",
-        calls: &[
+        calls: calls![
             libc::SYS_socket,
             libc::SYS_socketpair,
             libc::SYS_bind,
@@ -335,7 +361,7 @@ pub const ALLOW: &[Group] = &[
     },
     Group {
         reason: "ask for limits, usage, randomness and the system's name",
-        calls: &[
+        calls: calls![
             libc::SYS_getrlimit,
             libc::SYS_setrlimit,
             libc::SYS_prlimit64,
@@ -347,7 +373,7 @@ pub const ALLOW: &[Group] = &[
     },
     Group {
         reason: "restrict itself further, as browsers and package tools do",
-        calls: &[
+        calls: calls![
             libc::SYS_seccomp,
             libc::SYS_landlock_create_ruleset,
             libc::SYS_landlock_add_rule,
@@ -356,7 +382,7 @@ pub const ALLOW: &[Group] = &[
     },
     Group {
         reason: "ask for the execution domain; `refuse` forbids to change it",
-        calls: &[libc::SYS_personality],
+        calls: calls![libc::SYS_personality],
     },
 ];
 
@@ -364,7 +390,7 @@ pub const ALLOW: &[Group] = &[
 pub const REFUSE: &[Group] = &[
     Group {
         reason: "reach into other processes; a frequent start of kernel exploits",
-        calls: &[
+        calls: calls![
             libc::SYS_ptrace,
             libc::SYS_process_vm_readv,
             libc::SYS_process_vm_writev,
@@ -375,7 +401,7 @@ pub const REFUSE: &[Group] = &[
     },
     Group {
         reason: "change what is mounted or which namespaces are used",
-        calls: &[
+        calls: calls![
             libc::SYS_mount,
             libc::SYS_umount2,
             libc::SYS_pivot_root,
@@ -393,7 +419,7 @@ pub const REFUSE: &[Group] = &[
     },
     Group {
         reason: "large and often attacked parts of the kernel that ordinary programs live without",
-        calls: &[
+        calls: calls![
             libc::SYS_bpf,
             libc::SYS_perf_event_open,
             libc::SYS_userfaultfd,
@@ -405,11 +431,11 @@ pub const REFUSE: &[Group] = &[
     },
     Group {
         reason: "key rings are not bound to a namespace",
-        calls: &[libc::SYS_keyctl, libc::SYS_add_key, libc::SYS_request_key],
+        calls: calls![libc::SYS_keyctl, libc::SYS_add_key, libc::SYS_request_key],
     },
     Group {
         reason: "open files past the mounts, or watch whole file systems",
-        calls: &[
+        calls: calls![
             libc::SYS_name_to_handle_at,
             libc::SYS_open_by_handle_at,
             libc::SYS_fanotify_init,
@@ -421,7 +447,7 @@ pub const REFUSE: &[Group] = &[
     },
     Group {
         reason: "change or read the state of the host",
-        calls: &[
+        calls: calls![
             libc::SYS_sethostname,
             libc::SYS_setdomainname,
             libc::SYS_syslog,
@@ -434,7 +460,7 @@ pub const REFUSE: &[Group] = &[
     },
     Group {
         reason: "place memory on chosen nodes or change segment descriptors",
-        calls: &[
+        calls: calls![
             libc::SYS_mbind,
             libc::SYS_set_mempolicy,
             libc::SYS_set_mempolicy_home_node,
@@ -617,7 +643,7 @@ mod tests {
         for group in ALLOW.iter().chain(REFUSE) {
             assert!(!group.reason.is_empty());
             for call in group.calls {
-                assert!(seen.insert(*call), "system call {call} is named twice");
+                assert!(seen.insert(call.number), "system call {} is named twice", call.name());
             }
         }
         for denied in DENY {
@@ -626,7 +652,7 @@ mod tests {
         }
         for conditional in CONDITIONAL {
             assert!(!conditional.reason.is_empty());
-            assert!(ALLOW.iter().any(|group| group.calls.contains(&conditional.call)));
+            assert!(ALLOW.iter().any(|group| group.calls.iter().any(|call| call.number == conditional.call)));
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::EngineKind;
 use crate::error::Error;
 use crate::identity::Identity;
 
@@ -201,6 +202,58 @@ pub struct Mount {
     pub read_only: bool,
 }
 
+/// What runs inside a container, beside the unit's command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entrypoint {
+    /// The unit's command alone; the image's entry point and command are not used.
+    Replaced,
+    /// The image's entry point with the unit's command, or with the image's own if the unit has none.
+    Image,
+    /// This one with the unit's command.
+    Given(Vec<String>),
+}
+
+/// The container that a unit runs in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// The engine.
+    pub engine: EngineKind,
+    /// The image's id, as [`crate::engine::Containers::ensure_image`] gave it.
+    pub image: String,
+    /// The image as people know it.
+    pub reference: String,
+    /// What runs.
+    pub entrypoint: Entrypoint,
+    /// Whether nothing can be written but the workspace and scratch space.
+    pub read_only_root: bool,
+    /// Further folders of scratch space, absolute.
+    pub scratch: Vec<String>,
+    /// Whether the program is root inside. Only engines that work without root can do that.
+    pub root: bool,
+    /// How many graphics processors it sees.
+    pub gpus: u32,
+    /// Further labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Container {
+    /// A container with the defaults: the unit's command, a read-only root.
+    #[must_use]
+    pub fn new(engine: EngineKind, image: impl Into<String>, reference: impl Into<String>) -> Self {
+        Self {
+            engine,
+            image: image.into(),
+            reference: reference.into(),
+            entrypoint: Entrypoint::Replaced,
+            read_only_root: true,
+            scratch: Vec::new(),
+            root: false,
+            gpus: 0,
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
 /// One supervised process tree: one step of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitSpec {
@@ -232,6 +285,9 @@ pub struct UnitSpec {
     pub output_cap: u64,
     /// Host name inside.
     pub hostname: String,
+    /// The container that it runs in; `None` for a native unit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
 }
 
 impl UnitSpec {
@@ -260,6 +316,7 @@ impl UnitSpec {
             grace: Duration::from_secs(10),
             output_cap: 10 << 20,
             hostname: "windlass".to_owned(),
+            container: None,
         }
     }
 
@@ -269,8 +326,24 @@ impl UnitSpec {
     /// [`Error::InvalidSpec`] naming the field.
     pub fn validate(&self) -> Result<(), Error> {
         let invalid = |field, problem: &str| Err(Error::InvalidSpec { field, problem: problem.to_owned() });
-        if self.command.first().is_none_or(String::is_empty) {
+        let with_program = self.container.as_ref().is_some_and(|container| match &container.entrypoint {
+            Entrypoint::Replaced => false,
+            Entrypoint::Image => true,
+            Entrypoint::Given(entrypoint) => entrypoint.first().is_some_and(|program| !program.is_empty()),
+        });
+        if !with_program && self.command.first().is_none_or(String::is_empty) {
             return invalid("command", "must name a program");
+        }
+        if let Some(container) = &self.container {
+            let odd = |path: &String| {
+                let parts = path
+                    .strip_prefix('/')
+                    .map(|rest| rest.split('/').any(|part| matches!(part, "" | "." | "..")));
+                parts != Some(false) || path.contains([':', ',', '\0'])
+            };
+            if container.scratch.iter().any(odd) {
+                return invalid("scratch", "must be absolute paths without `.`, `..`, ':' and ','");
+            }
         }
         if self.command.iter().any(|word| word.contains('\0')) {
             return invalid("command", "must not contain NUL");

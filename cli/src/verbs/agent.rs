@@ -55,6 +55,8 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
 pub(crate) fn args(join: String, state_dir: PathBuf) -> AgentArgs {
     AgentArgs {
         cgroup_parent: None,
+        podman_socket: None,
+        docker_socket: None,
         join: Some(join),
         join_file: None,
         state_dir: Some(state_dir),

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use windlass_crds::node_config::NodeConfigSpec;
 use windlass_crds::protocol::{
-    self, ConfigAck, ConfigEndpoints, ConfigOrchestrator, Configuration, Constraints, NodeSettings, Policy,
-    ResourceLimits, SandboxRules, parse_config_version,
+    self, ConfigAck, ConfigEndpoints, ConfigOrchestrator, Configuration, Constraints, ImageRules,
+    NodeSettings, Policy, ResourceLimits, SandboxRules, parse_config_version,
 };
 use windlass_crds::sandbox_job::Resources;
 use windlass_store::{Ack, NodeRow};
@@ -111,6 +111,12 @@ fn rules(spec: &NodeConfigSpec) -> SandboxRules {
         networks: policy.networks.clone(),
         egress: policy.egress.clone(),
         max_transfer_bytes: policy.max_transfer.map(windlass_crds::Bytes::get),
+        images: ImageRules {
+            allowed: policy.images.allowed.clone(),
+            require_digest: policy.images.require_digest,
+            pull: policy.images.pull,
+            auth_file: policy.images.auth_file.clone(),
+        },
         defaults: limits(&policy.defaults),
         max: limits(&policy.max),
         host_paths: policy.host_paths.clone(),

@@ -154,6 +154,14 @@ impl Bounded for CapabilityReport {
         }
         if let Some(sandbox) = sandbox {
             findings.words("sandbox.features", &sandbox.features);
+            findings.count("sandbox.engines", sandbox.engines.len(), MAX_WORDS);
+            for engine in sandbox.engines.iter().take(MAX_WORDS) {
+                findings.word("sandbox.engines.engine", &engine.engine);
+                findings.word("sandbox.engines.version", &engine.version);
+                findings.word("sandbox.engines.storage", &engine.storage);
+                findings.words("sandbox.engines.runtimes", &engine.runtimes);
+                findings.words("sandbox.engines.limits", &engine.limits);
+            }
             findings.words("sandbox.runtimes", &sandbox.runtimes);
             findings.words("sandbox.networks", &sandbox.networks);
             findings.words("sandbox.limits", &sandbox.limits);

@@ -140,9 +140,34 @@ pub struct SandboxCapability {
     /// Limits that can be enforced: `cpu`, `memory`, `pids`, `disk`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<String>,
+    /// Container engines that work.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engines: Vec<EngineCapability>,
     /// Why what is missing is missing; read by people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lacks: Vec<String>,
+}
+
+/// A container engine that works.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct EngineCapability {
+    /// `podman` or `docker`.
+    pub engine: String,
+    /// Its version.
+    #[serde(default)]
+    pub version: String,
+    /// Whether it works without root.
+    #[serde(default)]
+    pub rootless: bool,
+    /// How it stores images, such as `overlay`.
+    #[serde(default)]
+    pub storage: String,
+    /// The OCI runtimes that it has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runtimes: Vec<String>,
+    /// Limits that it can enforce.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
 }
 
 /// The agent itself.

@@ -88,6 +88,9 @@ pub struct SandboxRules {
     /// Bytes that a step may send through the proxy, and as many that it may receive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_transfer_bytes: Option<u64>,
+    /// Which images steps may use.
+    #[serde(default, skip_serializing_if = "crate::sandbox_job::is_default")]
+    pub images: ImageRules,
     /// Limits of a step that names none; not mandatory.
     #[serde(default)]
     pub defaults: ResourceLimits,
@@ -106,6 +109,23 @@ pub struct SandboxRules {
     /// Bytes of each output stream that a step may keep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_cap_bytes: Option<u64>,
+}
+
+/// Which images steps may use, and how they come to the node.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct ImageRules {
+    /// Registries, folders and images; empty for `docker.io` and `localhost`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed: Vec<String>,
+    /// Whether every image must be named by its digest.
+    #[serde(default)]
+    pub require_digest: bool,
+    /// When an image is fetched.
+    #[serde(default)]
+    pub pull: crate::node_config::ImagePull,
+    /// A file on the node with credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_file: Option<String>,
 }
 
 /// Limits in plain numbers.

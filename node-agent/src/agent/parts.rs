@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use windlass_crds::protocol::SandboxCapability;
 use windlass_sandbox::Driver;
+use windlass_sandbox::engine::Engines;
 
 use crate::capabilities::HostProbe;
 use crate::client::ControllerClient;
@@ -88,6 +89,8 @@ pub struct AgentParts {
     pub plugins: Registry,
     /// How steps with a restricted network get out.
     pub egress: Egress,
+    /// The container engines of the host, for their images.
+    pub engines: Engines,
     /// The rest.
     pub settings: Settings,
 }

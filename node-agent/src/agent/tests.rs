@@ -83,6 +83,7 @@ impl World {
             workspaces: Arc::new(self.sandbox.clone()),
             plugins: Registry::built_in(),
             egress: Egress::system(None),
+            engines: windlass_sandbox::engine::Engines::default(),
             settings: Settings {
                 labels: BTreeMap::new(),
                 concurrency: self.concurrency,

@@ -14,8 +14,10 @@ use super::policy::Refusal;
 /// The rule that the step breaks, with the step and the words.
 pub(super) fn check(step: &Step, rules: &SandboxRules) -> Result<(), Refusal> {
     let script = step.script.as_ref();
+    let container = step.container.as_ref();
+    let entrypoint = container.and_then(|container| container.entrypoint.as_ref());
     let program = script.map_or_else(
-        || step.command.as_ref().and_then(|command| command.first()).map(String::as_str),
+        || step.command.as_ref().or(entrypoint).and_then(|command| command.first()).map(String::as_str),
         |script| Some(script.interpreter.as_str()),
     );
     if let Some(program) = program.filter(|_| !rules.allowed_commands.is_empty()) {
@@ -31,6 +33,8 @@ pub(super) fn check(step: &Step, rules: &SandboxRules) -> Result<(), Refusal> {
     }
     let texts = [
         ("command", step.command.as_ref().map(|command| command.join(" "))),
+        ("entry point", entrypoint.map(|words| words.join(" "))),
+        ("container's arguments", container.map(|container| container.args.join(" "))),
         ("script", script.map(|script| script.source.clone())),
         ("script's arguments", script.map(|script| script.args.join(" "))),
     ];

@@ -81,6 +81,7 @@ pub(crate) fn check(
         }
     }
 
+    super::images::check(assignment, rules)?;
     for step in super::steps(assignment) {
         super::guard::check(&step, rules)?;
     }

@@ -9,11 +9,12 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use windlass_crds::protocol::{AttemptId, LogBody, RecordBody, StepEnded, Stream};
-use windlass_crds::sandbox_job::{Limit as JobLimit, Network as JobNetwork, Step, StepUsage};
+use windlass_crds::sandbox_job::{ContainerUser, Limit as JobLimit, Network as JobNetwork, Step, StepUsage};
 use windlass_sandbox::driver::{KillProof, UnitPhase};
+use windlass_sandbox::engine::{EngineKind, Image};
 use windlass_sandbox::{
-    DiskQuota, Driver, EndReason, Error as SandboxError, Exit, Limit, LimitName, Limits, Network,
-    OutputChunk, Prepared, Stop, StopReason, UnitId, UnitSpec,
+    Container, DiskQuota, Driver, EndReason, Entrypoint, Error as SandboxError, Exit, Limit, LimitName,
+    Limits, Network, OutputChunk, Prepared, Stop, StopReason, UnitId, UnitSpec,
 };
 
 use super::AttemptTask;
@@ -133,7 +134,9 @@ impl<'a> StepRun<'a> {
                 format!("the job took longer than {} s", self.task.job_timeout.as_secs_f64()),
             ));
         }
-        let spec = self.unit_spec(program.command, left);
+        let image = self.task.image(self.step).await?;
+        let mut spec = self.unit_spec(program.command, left);
+        spec.container = image.map(|(kind, name, image)| self.container(kind, name, &image));
         let driver = Arc::clone(&self.task.parts.driver);
         let prepared = driver.prepare(&spec).await.map_err(|error| sandbox_verdict(&error, started))?;
         if !started {
@@ -215,6 +218,30 @@ impl<'a> StepRun<'a> {
         spec
     }
 
+    /// The container of the step.
+    fn container(&self, engine: EngineKind, reference: String, image: &Image) -> Container {
+        let assignment = self.task.assignment();
+        let mut container = Container::new(engine, image.id.clone(), reference);
+        if let Some(step) = &self.step.container {
+            container.entrypoint = step.entrypoint.clone().map_or(Entrypoint::Image, Entrypoint::Given);
+            container.read_only_root = step.read_only_root;
+            container.scratch.clone_from(&step.tmpfs);
+            container.root = match step.user {
+                ContainerUser::Job => false,
+                ContainerUser::Root => true,
+            };
+        }
+        container.gpus = assignment.spec.requires.gpu.as_ref().map_or(0, |gpu| gpu.count);
+        container.labels = [
+            ("dev.windlass.job", assignment.attempt.job.clone()),
+            ("dev.windlass.attempt", assignment.attempt.epoch.to_string()),
+            ("dev.windlass.step", self.step.name.clone()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        container
+    }
+
     /// Follows the unit to its end: hands its output on and passes stops to it.
     async fn supervise(&mut self) -> Result<Exit, Verdict> {
         let parts = Arc::clone(&self.task.parts);
@@ -293,6 +320,7 @@ impl<'a> StepRun<'a> {
             EndReason::Timeout
             | EndReason::LeaseExpired
             | EndReason::Cancelled
+            | EndReason::EngineLost
             | EndReason::SeccompDenied => true,
             EndReason::Exited
             | EndReason::Signalled

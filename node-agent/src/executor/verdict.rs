@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use windlass_crds::protocol::{RecordBody, Terminal, TerminalPhase};
-use windlass_sandbox::Error as SandboxError;
+use windlass_sandbox::{Error as SandboxError, ImageProblem};
 
 use crate::claim::Release;
 use crate::outbox::NewRecord;
@@ -64,6 +64,10 @@ pub(super) fn sandbox_verdict(error: &SandboxError, started: bool) -> Verdict {
     }
     match error {
         SandboxError::SupervisorLost { .. } => Verdict::lost("SupervisorLost", message),
+        // Another node may have one that works.
+        SandboxError::EngineUnreachable { .. } if started => Verdict::lost("EngineLost", message),
+        SandboxError::EngineUnreachable { .. } => Verdict::released("EngineUnavailable", message),
+        SandboxError::Image { problem, .. } => Verdict::failed(image_reason(*problem), message),
         SandboxError::UnsafePath { .. }
         | SandboxError::ArchiveTooLarge { .. }
         | SandboxError::Archive { .. } => Verdict::failed("InputRefused", message),
@@ -81,7 +85,20 @@ pub(super) fn sandbox_verdict(error: &SandboxError, started: bool) -> Verdict {
         | SandboxError::IdentitiesExhausted { .. }
         | SandboxError::Corrupt { .. }
         | SandboxError::Cgroup { .. }
+        | SandboxError::Engine { .. }
         | SandboxError::Io { .. } => Verdict::failed("SandboxFailed", message),
+    }
+}
+
+/// Why an image cannot be used, as one word.
+const fn image_reason(problem: ImageProblem) -> &'static str {
+    match problem {
+        ImageProblem::Invalid => "ImageInvalid",
+        ImageProblem::NotFound => "ImageNotFound",
+        ImageProblem::Unauthorized => "ImageUnauthorized",
+        ImageProblem::Digest => "ImageDigestMismatch",
+        ImageProblem::Unavailable => "ImageUnavailable",
+        ImageProblem::Credentials => "ImageCredentialsInvalid",
     }
 }
 

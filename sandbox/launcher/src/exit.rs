@@ -29,6 +29,8 @@ pub enum EndReason {
     SetupFailed,
     /// The supervisor vanished; its sandbox died with it.
     SupervisorLost,
+    /// The container engine could not be reached; what ran of the unit was killed.
+    EngineLost,
 }
 
 impl EndReason {
@@ -47,6 +49,7 @@ impl EndReason {
             Self::SeccompDenied => "SeccompDenied",
             Self::SetupFailed => "SetupFailed",
             Self::SupervisorLost => "SupervisorLost",
+            Self::EngineLost => "EngineLost",
         }
     }
 }

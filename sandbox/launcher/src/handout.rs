@@ -58,14 +58,18 @@ pub(crate) fn receive(
 }
 
 /// The supervisor's side.
-pub(crate) struct Handout {
+#[derive(Debug)]
+pub struct Handout {
     listener: OwnedFd,
     door: OwnedFd,
 }
 
 impl Handout {
     /// Begins to give copies of `listener` to whoever may open the unit's folder.
-    pub(crate) fn open(dir: &Path, listener: OwnedFd) -> Result<Self, Errno> {
+    ///
+    /// # Errors
+    /// What making the socket gives.
+    pub fn open(dir: &Path, listener: OwnedFd) -> Result<Self, Errno> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let door = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         let (_folder, address) = address(dir)?;
@@ -75,12 +79,13 @@ impl Handout {
     }
 
     /// What becomes readable when somebody asks.
-    pub(crate) fn door(&self) -> &OwnedFd {
+    #[must_use]
+    pub fn door(&self) -> &OwnedFd {
         &self.door
     }
 
     /// Answers everybody who asks now.
-    pub(crate) fn answer(&self) {
+    pub fn answer(&self) {
         loop {
             match rustix::net::accept_with(&self.door, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 // Who asked may be gone, and asks again.

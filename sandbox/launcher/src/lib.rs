@@ -26,8 +26,14 @@ mod sys;
 
 use std::process::ExitCode;
 
-pub use handout::listener;
+pub use handout::{Handout, listener};
 pub use spawner::Spawner;
+pub use supervisor::spool::Spool;
+
+/// Measuring what a unit has written, for supervisors that are not in this crate.
+pub mod measure {
+    pub use crate::supervisor::disk::{Measure, Walk, deleted_bytes, is_full};
+}
 
 /// Must be the first call of every program that uses the sandbox: before any thread, runtime, or use of the standard
 /// descriptors. If this process was started as a launcher, it runs that and gives the code that `main` has to return;

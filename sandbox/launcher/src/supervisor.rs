@@ -12,10 +12,10 @@
 //!
 //! It knows nothing of the agent: it reads its plan from the unit's folder and the deadline from the lease file.
 
-mod disk;
+pub(crate) mod disk;
 mod ending;
 mod setup;
-mod spool;
+pub(crate) mod spool;
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -55,6 +55,11 @@ impl OwnCgroups {
         Self::parse(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default())
     }
 
+    /// Those of another process; none if there is no such process.
+    fn of(pid: i32) -> Self {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default())
+    }
+
     /// See cgroups(7).
     fn parse(text: &str) -> Self {
         let mut own = Self::default();
@@ -76,6 +81,18 @@ impl OwnCgroups {
 fn folder_of(point: &Path, root: &str, cgroup: &str) -> PathBuf {
     let below = cgroup.strip_prefix(root.trim_end_matches('/')).unwrap_or(cgroup);
     point.join(below.trim_start_matches('/'))
+}
+
+/// The folders of a process's cgroups, by controller; the one of version 2 goes by the empty name.
+pub(crate) fn folders_of_process(pid: i32) -> BTreeMap<String, PathBuf> {
+    let (mounts, cgroups) = (Mounts::read(), OwnCgroups::of(pid));
+    let v1 = cgroups.v1.iter().filter_map(|(controller, cgroup)| {
+        let (point, root) = mounts.v1.get(controller)?;
+        Some((controller.clone(), folder_of(point, root, cgroup)))
+    });
+    let v2 = cgroups.v2.iter().zip(&mounts.v2);
+    let v2 = v2.map(|(cgroup, (point, root))| (String::new(), folder_of(point, root, cgroup)));
+    v1.chain(v2).collect()
 }
 
 pub(super) type Found = (BTreeMap<Controller, PathBuf>, BTreeMap<Controller, String>);

@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// A handle on exactly this process, `None` if it is gone. A pid that was given to another process is told by its start
 /// time, which is read after the handle was opened.
-pub(super) fn pidfd_of(name: ProcessName) -> io::Result<Option<OwnedFd>> {
+pub(crate) fn pidfd_of(name: ProcessName) -> io::Result<Option<OwnedFd>> {
     let Some(pid) = Pid::from_raw(name.pid) else { return Ok(None) };
     let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
@@ -120,7 +120,7 @@ impl Inner {
 
 /// Kills the first process of the unit's pid namespace, which dies with its supervisor anyway, and waits until it is gone:
 /// then the kernel has ended all others of the namespace.
-fn end_init(init: ProcessName, proof: &mut KillProof) -> io::Result<bool> {
+pub(crate) fn end_init(init: ProcessName, proof: &mut KillProof) -> io::Result<bool> {
     let Some(pidfd) = pidfd_of(init)? else { return Ok(true) };
     proof.kill_sent_at_ms = Some(wall_ms());
     match rustix::process::pidfd_send_signal(&pidfd, Signal::KILL) {
@@ -139,7 +139,7 @@ fn end_init(init: ProcessName, proof: &mut KillProof) -> io::Result<bool> {
 }
 
 /// What a spool holds of each stream. What was still in the pipes is lost, so both count as truncated.
-fn kept_output(spool: &[u8]) -> (StreamEnd, StreamEnd) {
+pub(crate) fn kept_output(spool: &[u8]) -> (StreamEnd, StreamEnd) {
     let mut ends = [StreamEnd { truncated: true, ..StreamEnd::default() }; 2];
     let mut at = 0;
     while let Ok(Some((frame, length))) = frame::decode(&spool[at..]) {

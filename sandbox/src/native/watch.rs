@@ -108,7 +108,7 @@ impl Drop for Subscription {
     deprecated,
     reason = "the unsafe successor asks for what an OwnedFd has: it stays the same open descriptor"
 )]
-pub(super) fn readiness(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn readiness(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, tokio::io::Interest::READABLE)
 }
 

@@ -115,7 +115,7 @@ fn ranges(denial: Denial) -> Vec<(u32, Answer)> {
     let mut calls: BTreeMap<u32, Answer> = BTreeMap::new();
     for (groups, answer) in [(ALLOW, ALLOWED), (REFUSE, REFUSED)] {
         for call in groups.iter().flat_map(|group| group.calls) {
-            calls.insert(number(*call), Answer::Always(answer));
+            calls.insert(number(call.number), Answer::Always(answer));
         }
     }
     let denied = match denial {
@@ -266,7 +266,7 @@ mod tests {
     /// The same policy as three filters by an independent compiler, of which the kernel takes the strictest answer.
     fn oracle() -> Vec<Vec<(u16, u8, u8, u32)>> {
         let everything = |groups: &[Group]| -> BTreeMap<i64, Vec<SeccompRule>> {
-            groups.iter().flat_map(|group| group.calls).map(|call| (*call, Vec::new())).collect()
+            groups.iter().flat_map(|group| group.calls).map(|call| (call.number, Vec::new())).collect()
         };
         let mut refused = everything(REFUSE);
         for conditional in CONDITIONAL {

@@ -4,9 +4,9 @@ use windlass_crds::manifest::{check_metadata, check_spec};
 use windlass_crds::names::Quoted;
 use windlass_crds::protocol::FieldError;
 use windlass_crds::quantity::{Bytes, Cpu};
-use windlass_crds::sandbox_job::{Network, Resources, Runtime, SandboxSpec, Script, Step};
+use windlass_crds::sandbox_job::{ContainerStep, Network, Resources, Runtime, SandboxSpec, Script, Step};
 use windlass_crds::schema::Kind;
-use windlass_crds::{SandboxJob, SandboxJobSpec, Span};
+use windlass_crds::{ImageName, SandboxJob, SandboxJobSpec, Span};
 
 use super::findings::Findings;
 use super::{DEFAULT_TIMEOUT, MAX_ARGUMENT_BYTES, MAX_TIMEOUT, MAX_TTL, MIN_TIMEOUT, labels, paths};
@@ -70,16 +70,13 @@ fn check_sandbox(sandbox: &SandboxSpec, at: &str, findings: &mut Findings) {
                 Quoted(image)
             ),
         ),
+        (Runtime::Podman | Runtime::Docker, Some(image)) => {
+            check_image(image, &format!("{at}.image"), findings);
+        }
         (Runtime::Podman | Runtime::Docker, None) => {
             findings.refuse(format!("{at}.image"), format!("is missing; the runtime `{runtime}` needs an image"));
         }
-        (Runtime::Podman | Runtime::Docker, Some(image))
-            if image.chars().any(|c| c.is_whitespace() || c.is_control()) =>
-        {
-            let message = format!("{} holds a space; write it as `registry/name:tag` or `name@digest`", Quoted(image));
-            findings.refuse(format!("{at}.image"), message);
-        }
-        (Runtime::Native, None) | (Runtime::Podman | Runtime::Docker, Some(_)) => {}
+        (Runtime::Native, None) => {}
     }
     if !egress.is_empty() && *network != Network::Restricted {
         let message = format!(
@@ -91,6 +88,53 @@ fn check_sandbox(sandbox: &SandboxSpec, at: &str, findings: &mut Findings) {
     check_resources(resources, &format!("{at}.resources"), findings);
     findings.check_environment(env, &format!("{at}.env"));
     findings.check_unique(unenforced, &format!("{at}.unenforced"));
+}
+
+/// Checks the name of an image.
+fn check_image(image: &str, at: &str, findings: &mut Findings) {
+    if let Err(error) = image.parse::<ImageName>() {
+        findings.refuse(at, format!("{} {error}", Quoted(image)));
+    }
+}
+
+/// Checks that a container has an engine to run with.
+fn check_runtime(step: &Step, sandbox: &SandboxSpec, at: &str, field: &str, findings: &mut Findings) {
+    match sandbox.runtime {
+        Runtime::Native if step.container.is_some() => {
+            let message = format!(
+                "needs a container engine, and {at}.sandbox.runtime is `native`; set it to `podman` or `docker`"
+            );
+            findings.refuse(format!("{field}.container"), message);
+        }
+        Runtime::Native | Runtime::Podman | Runtime::Docker => {}
+    }
+}
+
+fn check_container(container: &ContainerStep, at: &str, findings: &mut Findings) {
+    let ContainerStep { image, entrypoint, args, user: _, read_only_root: _, tmpfs } = container;
+    if let Some(image) = image {
+        check_image(image, &format!("{at}.image"), findings);
+    }
+    if let Some(entrypoint) = entrypoint {
+        check_command(entrypoint, &format!("{at}.entrypoint"), findings);
+    }
+    check_arguments(args, &format!("{at}.args"), findings);
+    findings.check_unique(tmpfs, &format!("{at}.tmpfs"));
+    for (index, path) in tmpfs.iter().enumerate() {
+        let rest = path.strip_prefix('/').unwrap_or(path);
+        let odd = rest.split('/').any(|part| matches!(part, "" | "." | ".."));
+        let own = path == "/workspace"
+            || path.starts_with("/workspace/")
+            || path == "/proc"
+            || path.starts_with("/proc/");
+        if odd || own {
+            let message = format!(
+                "{} cannot be scratch space; write an absolute path without `.` and `..`, outside of /workspace and /proc",
+                Quoted(path)
+            );
+            findings.refuse(format!("{at}.tmpfs[{index}]"), message);
+        }
+    }
 }
 
 fn check_requirements(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
@@ -168,14 +212,21 @@ fn check_steps(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
 }
 
 fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, findings: &mut Findings) {
-    let Step { name: _, command, script, env, working_dir, timeout, continue_on_error: _ } = step;
-    match (command, script) {
-        (None, None) => findings.refuse(field, "does nothing; write a `command` or a `script`"),
-        (Some(_), Some(_)) => {
-            let message = format!("stands beside {field}.command; write one of them, or make two steps");
-            findings.refuse(format!("{field}.script"), message);
+    let Step { name: _, command, script, container, env, working_dir, timeout, continue_on_error: _ } = step;
+    let kinds =
+        [("command", command.is_some()), ("script", script.is_some()), ("container", container.is_some())];
+    let mut given = kinds.into_iter().filter(|(_, given)| *given).map(|(kind, _)| kind);
+    match (given.next(), given.next()) {
+        (None, _) => findings.refuse(field, "does nothing; write a `command`, a `script` or a `container`"),
+        (Some(first), Some(second)) => {
+            let message = format!("stands beside {field}.{first}; write one of them, or make two steps");
+            findings.refuse(format!("{field}.{second}"), message);
         }
-        (Some(_), None) | (None, Some(_)) => {}
+        (Some(_), None) => {}
+    }
+    check_runtime(step, &spec.sandbox, at, field, findings);
+    if let Some(container) = container {
+        check_container(container, &format!("{field}.container"), findings);
     }
     if let Some(command) = command {
         check_command(command, &format!("{field}.command"), findings);

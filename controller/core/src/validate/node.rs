@@ -48,6 +48,7 @@ fn check_policy(policy: &SandboxPolicy, at: &str, findings: &mut Findings) {
         networks,
         egress,
         max_transfer,
+        images,
         defaults,
         max,
         max_timeout,
@@ -80,6 +81,22 @@ fn check_policy(policy: &SandboxPolicy, at: &str, findings: &mut Findings) {
             let message = format!("{} is listed twice; remove one of them", Quoted(&host_path.path));
             findings.refuse(format!("{field}.path"), message);
         }
+    }
+    findings.check_unique(&images.allowed, &format!("{at}.images.allowed"));
+    for (index, entry) in images.allowed.iter().enumerate() {
+        if let Err(error) = windlass_crds::image::check_allowed(entry) {
+            let message = format!(
+                "{} {error}; an entry is a registry, a folder of one, or an image without tag",
+                Quoted(entry)
+            );
+            findings.refuse(format!("{at}.images.allowed[{index}]"), message);
+        }
+    }
+    if let Some(path) = &images.auth_file
+        && path.split('/').any(|part| part == "..")
+    {
+        let message = format!("{} holds `..`; write the path without it", Quoted(path));
+        findings.refuse(format!("{at}.images.authFile"), message);
     }
     if *max_transfer == Some(Bytes::default()) {
         findings.refuse(

@@ -88,7 +88,7 @@ fn every_rule_of_jobs_names_the_field_and_the_fix() {
             "script: {source: a}\nsteps: [{name: a, command: [a]}]",
             "spec.script: stands beside spec.steps; make it one of the steps",
         ),
-        ("steps: [{name: a}]", "spec.steps[0]: does nothing; write a `command` or a `script`"),
+        ("steps: [{name: a}]", "spec.steps[0]: does nothing; write a `command`, a `script` or a `container`"),
         (
             "steps: [{name: a, command: [a], script: {source: b}}]",
             "spec.steps[0].script: stands beside spec.steps[0].command; write one of them, or make two steps",
@@ -253,7 +253,7 @@ fn every_rule_of_jobs_names_the_field_and_the_fix() {
         ),
         (
             "command: [a]\nsandbox: {runtime: docker, image: a b}",
-            "spec.sandbox.image: `a b` holds a space; write it as `registry/name:tag` or `name@digest`",
+            "spec.sandbox.image: `a b` has the part \"a b\"; parts are made of lower-case letters, digits, `.`, `_` and `-`",
         ),
         (
             "command: [a]\nsandbox: {resources: {cpu: 0}}",
@@ -389,7 +389,7 @@ fn everything_that_is_wrong_is_said_at_once_and_in_order() {
              `WINDLASS_`",
             "spec.sandbox.image: `a` cannot be used: the runtime `native` does not support images yet; remove the \
              image, or set `runtime` to `podman` or `docker`",
-            "spec.steps[0]: does nothing; write a `command` or a `script`",
+            "spec.steps[0]: does nothing; write a `command`, a `script` or a `container`",
             "spec.steps[1].command[0]: is empty; write the program to run",
             "spec.steps[1].name: `b` is also the name of spec.steps[0]; choose another",
             "spec.timeout: `0s` is out of range: write a length from 1s to 720h",

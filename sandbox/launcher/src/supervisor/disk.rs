@@ -22,7 +22,7 @@ const MAX_DESCRIPTORS: usize = 2048;
 
 /// What a walk has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Measure {
+pub enum Measure {
     /// All was seen, and is this many bytes: no more than the limit.
     Within(u64),
     /// More than the limit, or not measurable.
@@ -31,7 +31,7 @@ pub(super) enum Measure {
 
 /// A walk over a folder. Links are not followed.
 #[derive(Debug)]
-pub(super) struct Walk {
+pub struct Walk {
     levels: Vec<Dir>,
     bytes: u64,
     limit: u64,
@@ -40,14 +40,15 @@ pub(super) struct Walk {
 
 impl Walk {
     /// Starts a walk that ends once more than `limit` bytes were seen.
-    pub(super) fn start(path: &PathBuf, limit: u64) -> Self {
+    #[must_use]
+    pub fn start(path: &PathBuf, limit: u64) -> Self {
         let top = open_folder(CWD, path);
         let over = top.is_err();
         Self { levels: top.into_iter().collect(), bytes: 0, limit, over }
     }
 
     /// Goes on for a while; gives what was found once that is known.
-    pub(super) fn advance(&mut self) -> Option<Measure> {
+    pub fn advance(&mut self) -> Option<Measure> {
         for _ in 0..SLICE {
             if self.over || self.bytes > self.limit {
                 return Some(Measure::Over);
@@ -135,7 +136,8 @@ fn open_up(dir: impl AsFd) -> Result<(), Errno> {
 }
 
 /// Whether the file system of a folder has less than `room` bytes or no file left. What cannot be asked counts as full.
-pub(super) fn is_full(path: &Path, room: u64) -> bool {
+#[must_use]
+pub fn is_full(path: &Path, room: u64) -> bool {
     rustix::fs::statvfs(path).map_or(true, |space| {
         space.f_bavail.saturating_mul(space.f_frsize) < room || (space.f_files > 0 && space.f_favail == 0)
     })
@@ -143,7 +145,8 @@ pub(super) fn is_full(path: &Path, room: u64) -> bool {
 
 /// Bytes of the deleted files on the device of `path` that the process `init` and its descendants hold open: no walk
 /// sees them. What a process hides of itself, or holds only mapped, is not found; nor is what goes beyond the bounds.
-pub(super) fn deleted_bytes(init: Pid, path: &Path) -> u64 {
+#[must_use]
+pub fn deleted_bytes(init: Pid, path: &Path) -> u64 {
     let Ok(device) = rustix::fs::stat(path).map(|stat| stat.st_dev) else { return 0 };
     let (mut seen, mut bytes, mut left) = (BTreeSet::new(), 0, MAX_DESCRIPTORS);
     for process in family(init.as_raw_nonzero().get()) {

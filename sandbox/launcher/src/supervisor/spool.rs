@@ -14,9 +14,9 @@ struct Account {
     pending: Vec<u8>,
 }
 
-/// See the module.
+/// The output of one unit.
 #[derive(Debug)]
-pub(super) struct Spool {
+pub struct Spool {
     file: File,
     /// Length of the file's good part.
     length: u64,
@@ -32,7 +32,8 @@ pub(super) struct Spool {
 
 impl Spool {
     /// A spool that appends to the empty `file`.
-    pub(super) fn new(file: File, cap: u64) -> Self {
+    #[must_use]
+    pub fn new(file: File, cap: u64) -> Self {
         Self {
             file,
             length: 0,
@@ -45,7 +46,7 @@ impl Spool {
     }
 
     /// Takes bytes that were read from a stream.
-    pub(super) fn push(&mut self, stream: Stream, bytes: &[u8], time_ms: i64) {
+    pub fn push(&mut self, stream: Stream, bytes: &[u8], time_ms: i64) {
         let account = &mut self.accounts[slot(stream)];
         account.end.bytes += bytes.len() as u64;
         if account.end.truncated {
@@ -74,18 +75,20 @@ impl Spool {
     }
 
     /// Takes the end of a stream.
-    pub(super) fn close(&mut self, stream: Stream, time_ms: i64) {
+    pub fn close(&mut self, stream: Stream, time_ms: i64) {
         let pending = std::mem::take(&mut self.accounts[slot(stream)].pending);
         self.append(stream, &pending, time_ms);
     }
 
     /// What became of a stream.
-    pub(super) fn end(&self, stream: Stream) -> StreamEnd {
+    #[must_use]
+    pub fn end(&self, stream: Stream) -> StreamEnd {
         self.accounts[slot(stream)].end
     }
 
     /// Why the spool could not be written, if so.
-    pub(super) fn failure(&self) -> Option<&std::io::Error> {
+    #[must_use]
+    pub fn failure(&self) -> Option<&std::io::Error> {
         self.failure.as_ref()
     }
 

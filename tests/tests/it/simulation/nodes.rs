@@ -92,6 +92,7 @@ impl Node {
             workspaces: Arc::new(self.sandbox.clone()),
             plugins: Registry::built_in(),
             egress: Egress::system(None),
+            engines: windlass_agent::Engines::default(),
             settings: Settings {
                 labels: BTreeMap::new(),
                 concurrency: self.plan.slots,
