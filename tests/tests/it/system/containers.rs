@@ -1,0 +1,117 @@
+//! Jobs in containers, from the manifest to the result: placed where the engine is, with a reason for whatever goes wrong, and
+//! nothing left behind.
+
+use std::process::Command;
+use std::time::Duration;
+
+use windlass_test_engines::{IMAGE, socket};
+
+use super::fleet::{Fleet, Process, wait_for};
+
+const SOON: Duration = Duration::from_secs(90);
+
+/// An agent that finds one engine, and no other.
+fn agent_with(fleet: &Fleet, name: &str, engine: &str) -> Process {
+    let token = fleet.json(&["join-token", "create"]);
+    let token = token["token"].as_str().expect("the token is text").to_owned();
+    let socket = socket(engine).display().to_string();
+    let option = format!("--{engine}-socket");
+    let agent = fleet.run_agent(name, &["--join", &token, &option, &socket]);
+    fleet.wait_until_node_is_ready(name);
+    agent
+}
+
+fn manifest(name: &str, runtime: &str, image: &str, fields: &str, steps: &str) -> String {
+    format!(
+        "apiVersion: windlass.dev/v1alpha1\nkind: SandboxJob\nmetadata: {{name: {name}}}\nspec:\n{fields}  sandbox: {{runtime: \
+         {runtime}, image: '{image}'}}\n  steps:\n{steps}"
+    )
+}
+
+/// Containers of a job that an engine knows.
+fn containers(engine: &str, uid: &str) -> String {
+    let host = format!("unix://{}", socket(engine).display());
+    let mut list = Command::new(engine);
+    match engine {
+        "podman" => list.args(["--remote", "--url", &host]),
+        _ => list.args(["-H", &host]),
+    };
+    list.args(["ps", "-a", "-q", "--filter"]).arg(format!("label=dev.windlass.job={uid}"));
+    windlass_test_engines::run(&mut list).trim().to_owned()
+}
+
+#[test]
+fn a_job_in_containers_runs_where_its_engine_is_and_tells_what_went_wrong() {
+    let fleet = Fleet::start();
+    let _podman = agent_with(&fleet, "with-podman", "podman");
+    let _docker = agent_with(&fleet, "with-docker", "docker");
+    for engine in ["podman", "docker"] {
+        let name = format!("steps-{engine}");
+        let steps = "  - {name: write, script: {source: 'echo from-script > out; id -u; pwd'}}\n  \
+                     - {name: show, container: {entrypoint: [/bin/cat], args: [out]}}\n";
+        fleet.apply(&manifest(&name, engine, IMAGE, "", steps));
+        let job = fleet.wait_for_phase(&name, "Succeeded", SOON);
+        assert_eq!(job["status"]["node"], format!("with-{engine}"), "{job}");
+        let logs = fleet.text(&["logs", &name]);
+        assert!(logs.contains("from-script") && logs.contains("/workspace"), "{logs}");
+        assert!(!logs.lines().any(|line| line.trim() == "0"), "no step is root: {logs}");
+        assert_eq!(containers(engine, job["metadata"]["uid"].as_str().expect("it has one")), "");
+        // A program that fails, an image that is not there, and one that the node does not allow.
+        let failing = "  - {name: fail, command: [sh, -c, 'exit 9']}\n";
+        let cases = [
+            ("code", IMAGE, failing, "StepFailed", "exited with code 9"),
+            (
+                "missing",
+                "localhost/no-such-image:1",
+                failing,
+                "ImageNotFound",
+                "made there and never fetched",
+            ),
+            ("forbidden", "ghcr.io/a/b:1", failing, "PolicyRefused", "policy.sandbox.images.allowed"),
+        ];
+        for (case, image, steps, reason, word) in cases {
+            let name = format!("{case}-{engine}");
+            fleet.apply(&manifest(&name, engine, image, "", steps));
+            let job = fleet.wait_for_phase(&name, "Failed", SOON);
+            assert_eq!(job["status"]["reason"], reason, "{job}");
+            assert!(job["status"]["message"].as_str().unwrap_or_default().contains(word), "{job}");
+        }
+        // A job that is cancelled leaves no container.
+        let name = format!("cancel-{engine}");
+        let steps = "  - {name: wait, script: {source: 'echo up; sleep 600'}}\n";
+        fleet.apply(&manifest(&name, engine, IMAGE, "", steps));
+        let uid = fleet.job(&name)["metadata"]["uid"].as_str().expect("it has one").to_owned();
+        wait_for("the job runs", SOON, || (!containers(engine, &uid).is_empty()).then_some(()));
+        fleet.text(&["cancel", &name]);
+        fleet.wait_for_phase(&name, "Cancelled", SOON);
+        wait_for("its container is gone", SOON, || containers(engine, &uid).is_empty().then_some(()));
+    }
+}
+
+#[test]
+fn manifests_cannot_ask_for_privileges_or_host_namespaces() {
+    let fleet = Fleet::start();
+    for (field, value) in
+        [("privileged", "true"), ("hostNetwork", "true"), ("pid", "host"), ("capAdd", "[SYS_ADMIN]")]
+    {
+        for at in ["sandbox", "container"] {
+            let text = match at {
+                "sandbox" => format!("runtime: podman, image: x, {field}: {value}"),
+                _ => "runtime: podman, image: x".to_owned(),
+            };
+            let step = match at {
+                "sandbox" => "command: ['true']".to_owned(),
+                _ => format!("container: {{{field}: {value}}}"),
+            };
+            let manifest = format!(
+                "apiVersion: windlass.dev/v1alpha1\nkind: SandboxJob\nmetadata: {{name: a}}\nspec:\n  sandbox: {{{text}}}\n  \
+                 steps: [{{name: s, {step}}}]\n"
+            );
+            let file = fleet.path("refused.yaml");
+            std::fs::write(&file, manifest).expect("the manifest can be written");
+            let output = fleet.cli(&["apply", "-f", file.to_str().expect("the path is text")]);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success() && said.contains(field), "{at}.{field}: {said}");
+        }
+    }
+}
