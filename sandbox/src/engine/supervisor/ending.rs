@@ -137,6 +137,7 @@ impl Watch {
                 | EndReason::Signalled
                 | EndReason::Cancelled
                 | EndReason::PidsLimit
+                | EndReason::SeccompDenied
                 | EndReason::SetupFailed
                 | EndReason::SupervisorLost => None,
             };
