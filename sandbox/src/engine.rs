@@ -5,8 +5,8 @@
 //!                                               └─► docker (bollard)
 //! ```
 //!
-//! An [`Engine`] carries out and tells; it decides nothing. Policy is in [`plan`], the life of a unit in [`supervisor`], and
-//! what the agent sees in [`driver`]. See docs/adr/0015-container-engines.md.
+//! An `Engine` carries out and tells; it decides nothing. Policy is in `plan`, the life of a unit in `supervisor`, and
+//! what the agent sees in `driver`. See docs/adr/0015-container-engines.md.
 
 mod cgroup;
 pub(crate) mod docker;

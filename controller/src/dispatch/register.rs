@@ -68,6 +68,15 @@ impl Dispatch {
                 ));
             }
             RegisterOutcome::TokenInvalid => return Err(token_refused()),
+            RegisterOutcome::Departed { at } => {
+                return Err(ApiError::new(
+                    Code::Unauthenticated,
+                    format!(
+                        "this agent's node was deregistered at {at:.0}; to have it back, join it with a token made \
+                         since, from `windlass join-token create`"
+                    ),
+                ));
+            }
         };
         tracing::info!(node.name = %name, node.new = created, "node registered");
         Ok((self.bootstrap(&node), created))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::Api;
 use kube::api::DynamicObject;
 use windlass_crds::Span;
-use windlass_store::{DeleteOutcome, JobPatch, LiveAttempts, OriginKind, OriginRow};
+use windlass_store::{DeleteOutcome, JobPatch, OriginKind, OriginRow};
 
 use super::cluster::{Error, request};
 use super::object::Name;
@@ -150,7 +150,7 @@ async fn node(session: &Session, gone: &Gone) -> Result<Then, Error> {
         tracing::info!(node.name = %node.name, "a node that lives has lost its object; it is configured by default, and gets another one");
         return Ok(Then::Settled);
     }
-    match store.delete_node(now, &node.name, LiveAttempts::Refuse, None).await {
+    match store.forget_node(now, &node.name).await {
         // It has just begun to work.
         Err(windlass_store::Error::InUse { .. }) => Ok(Then::After(Duration::from_secs(1))),
         result => {

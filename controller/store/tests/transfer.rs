@@ -13,8 +13,8 @@ use windlass_store::transfer::{
     check_tables, newest_schema,
 };
 use windlass_store::{
-    ApiTokenRow, Beat, EventLevel, InputRow, NewEvent, NewReservation, NewRollout, Origin, OriginKind,
-    QueueSettings, RecordStore, RolloutStep, Store, StoreOptions, StoreUrl,
+    ApiTokenRow, Beat, EventLevel, InputRow, LiveAttempts, NewEvent, NewReservation, NewRollout, Origin,
+    OriginKind, QueueSettings, RecordStore, RolloutStep, Store, StoreOptions, StoreUrl,
 };
 use windlass_test_postgres::{Database, Server};
 
@@ -120,7 +120,8 @@ async fn fill(store: &Store) {
     let done = claimed(store, "n1", "done", at(0)).await;
     report(store, "n1", vec![log(&attempt(&done), 2, b"\x00\xff bytes")]).await;
     finish(store, &done, at(1)).await;
-    register(store, &["n2", "n3"]).await;
+    register(store, &["n2", "n3", "gone"]).await;
+    store.delete_node(at(1), "gone", LiveAttempts::Refuse, None).await.unwrap();
     let rollout = NewRollout {
         name: "r".into(),
         selector: "zone=a".into(),
@@ -177,11 +178,12 @@ async fn fill(store: &Store) {
 }
 
 /// What a restore leaves as it was, of what [`fill`] has made.
-const AS_IT_WAS: [&str; 21] = [
+const AS_IT_WAS: [&str; 22] = [
     "api_tokens",
     "body_removals",
     "capability_snapshots",
     "classes",
+    "departed_nodes",
     "events",
     "idempotency",
     "inputs",

@@ -58,6 +58,11 @@ pub enum RegisterOutcome {
     NeedsProof,
     /// A token is needed and there is none, or it is unknown, revoked, expired, used up or for something else.
     TokenInvalid,
+    /// The agent's node was deregistered, and the token is not newer than that.
+    Departed {
+        /// When.
+        at: Timestamp,
+    },
 }
 
 /// A configuration to declare.

@@ -7,6 +7,7 @@ use windlass_crds::protocol::AckStatus;
 
 use super::expect_version;
 use super::fleet::{self, hold_columns};
+use super::registration;
 use crate::engine::conn::Conn;
 use crate::engine::value::{Row, args, int, json, ms, truncated, word};
 use crate::engine::writer::Tx;
@@ -79,7 +80,7 @@ impl Store {
     }
 
     /// Forgets a node; yields it where it was there. Its key and its token work no more; it may register again only with
-    /// a token that admits new nodes. Attempts that are abandoned end with their leases.
+    /// a token that admits new nodes and was made since. Attempts that are abandoned end with their leases.
     ///
     /// # Errors
     /// [`Error::InUse`] while it holds attempts that are not to be abandoned; [`Error::Conflict`] when the node is not at
@@ -94,17 +95,24 @@ impl Store {
         let name = name.to_owned();
         self.write("delete_node", move |tx| {
             Box::pin(async move {
-                let Some(row) = get(&mut tx.conn, &name).await? else { return Ok(None) };
-                expect_version("node", &name, expected, row.resource_version)?;
-                if row.running > 0 && attempts == LiveAttempts::Refuse {
-                    let by = format!("{} running attempts", row.running);
-                    return Err(Error::InUse { object: "node", key: name, by });
+                let row = delete(tx, now, &name, attempts, expected).await?;
+                if let Some(row) = &row {
+                    registration::depart(tx, now, row).await?;
                 }
-                tx.conn.execute("DELETE FROM nodes WHERE name = $1", args![name.as_str()]).await?;
-                tracing::debug!(node.name = %name, node.deleted_at = ms(now), "a node was deleted");
-                tx.changed(Change::Node { name });
-                Ok(Some(row))
+                Ok(row)
             })
+        })
+        .await
+    }
+
+    /// Forgets a node as [`Store::delete_node`] does, but for a while: its agent may come back with a token that it has.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] while it holds attempts.
+    pub async fn forget_node(&self, now: Timestamp, name: &str) -> Result<Option<NodeRow>, Error> {
+        let name = name.to_owned();
+        self.write("forget_node", move |tx| {
+            Box::pin(async move { delete(tx, now, &name, LiveAttempts::Refuse, None).await })
         })
         .await
     }
@@ -260,6 +268,25 @@ impl Store {
         })
         .await
     }
+}
+
+async fn delete(
+    tx: &mut Tx,
+    now: Timestamp,
+    name: &str,
+    attempts: LiveAttempts,
+    expected: Option<i64>,
+) -> Result<Option<NodeRow>, Error> {
+    let Some(row) = get(&mut tx.conn, name).await? else { return Ok(None) };
+    expect_version("node", name, expected, row.resource_version)?;
+    if row.running > 0 && attempts == LiveAttempts::Refuse {
+        let by = format!("{} running attempts", row.running);
+        return Err(Error::InUse { object: "node", key: name.to_owned(), by });
+    }
+    tx.conn.execute("DELETE FROM nodes WHERE name = $1", args![name]).await?;
+    tracing::debug!(node.name = %name, node.deleted_at = ms(now), "a node was deleted");
+    tx.changed(Change::Node { name: name.to_owned() });
+    Ok(Some(row))
 }
 
 pub(crate) fn read(row: &Row) -> Result<NodeRow, Error> {

@@ -4,6 +4,7 @@
 //! | --------- | ---------------- | --------------------------- | --------------------------------- |
 //! | unknown   | key not proven   | any                         | `NeedsProof`                      |
 //! | unknown   | no key, or own   | admits new, or replaces it  | `Created`; the use is counted     |
+//! | unknown   | own, deregistered| older than that             | `Departed`                        |
 //! | unknown   | no key, or own   | none, or any other          | `TokenInvalid`                    |
 //! | known     | its own key      | any                         | `Known`; the token is not used    |
 //! | known     | any other, proven, or none | replaces it       | `Known` with the new key; counted |
@@ -76,6 +77,9 @@ async fn register(tx: &mut Tx, now: Timestamp, new: NodeRegistration) -> Result<
     match judge(before.as_ref(), &new) {
         Verdict::Refuse(outcome) => return Ok(*outcome),
         Verdict::Admit { redeem: Some(token) } => {
+            if let Some(at) = departed(tx, &token, &new).await? {
+                return Ok(RegisterOutcome::Departed { at });
+            }
             if !redeem(tx, now, &token, &new).await? {
                 return Ok(RegisterOutcome::TokenInvalid);
             }
@@ -138,6 +142,32 @@ async fn note(tx: &mut Tx, now: Timestamp, before: Option<&NodeRow>, after: &Nod
         fleet::note(tx, now, &after.name, NodeEventKind::Returned, message).await?;
     }
     Ok(())
+}
+
+/// When the agent's node was deregistered, where the token was there by then. Otherwise that is forgotten.
+async fn departed(tx: &mut Tx, token: &str, new: &NodeRegistration) -> Result<Option<Timestamp>, Error> {
+    let Some(key) = new.public_key.as_ref() else { return Ok(None) };
+    let sql = "
+        SELECT d.departed_at FROM departed_nodes AS d JOIN join_tokens AS t ON t.id = $2
+        WHERE d.public_key = $1 AND t.created_at <= d.departed_at";
+    if let Some(row) = tx.conn.row(sql, args![key.clone(), token]).await? {
+        return row.cells("departed_nodes").time("departed_at").map(Some);
+    }
+    tx.conn.execute("DELETE FROM departed_nodes WHERE public_key = $1", args![key.clone()]).await?;
+    Ok(None)
+}
+
+/// Remembers that the node of a key was deregistered, for as long as there is a token that was there by then.
+pub(crate) async fn depart(tx: &mut Tx, now: Timestamp, node: &NodeRow) -> Result<(), Error> {
+    let Some(key) = node.public_key.as_ref() else { return Ok(()) };
+    let sql = "
+        INSERT INTO departed_nodes (public_key, name, departed_at) VALUES ($1, $2, $3)
+        ON CONFLICT (public_key) DO UPDATE SET name = excluded.name, departed_at = excluded.departed_at";
+    tx.conn.execute(sql, args![key.clone(), node.name.as_str(), ms(now)]).await?;
+    let sql = "
+        DELETE FROM departed_nodes
+        WHERE NOT EXISTS (SELECT 1 FROM join_tokens AS t WHERE t.created_at <= departed_nodes.departed_at)";
+    tx.conn.execute(sql, args![]).await.map(drop)
 }
 
 /// Counts a use of a token, where it still has one and is for this node.

@@ -195,6 +195,7 @@ contract! {
         conditions_are_set_on_the_version_they_were_judged_on
         a_node_with_attempts_is_not_deleted
         a_deleted_node_needs_a_token_again
+        a_forgotten_node_may_come_back_with_the_token_it_has
         nodes_are_listed_with_what_they_hold
     }
     placement {

@@ -7,8 +7,8 @@ use windlass_crds::NodeConfigSpec;
 use windlass_crds::conditions::{Condition, ConditionStatus};
 use windlass_crds::protocol::{AckError, AckStatus};
 use windlass_store::{
-    Ack, Beat, CapabilityUpdate, Error, LiveAttempts, NewNodeConfig, NodeRegistration, NodeRow, Put,
-    RedeemedToken, RegisterOutcome, Store,
+    Ack, Beat, CapabilityUpdate, Error, JoinTokenRow, LiveAttempts, NewNodeConfig, NodeRegistration, NodeRow,
+    Put, RedeemedToken, RegisterOutcome, Store,
 };
 
 use crate::fixtures::{at, capability, claimed, finish, join_token, redeemed, register, registration};
@@ -353,8 +353,27 @@ pub(crate) async fn a_deleted_node_needs_a_token_again(store: Store) {
     register(&store, &["n"]).await;
     store.delete_node(at(1), "n", LiveAttempts::Refuse, None).await.unwrap();
     assert_eq!(try_register(&store, 2, without_token("n")).await, RegisterOutcome::TokenInvalid);
-    let again = NodeRegistration { token: Some(redeemed("token")), ..registration("n") };
-    assert!(matches!(try_register(&store, 2, again).await, RegisterOutcome::Created(_)));
+    // The agent still has the token that it joined with; it must not come back by itself.
+    assert_eq!(try_register(&store, 2, registration("n")).await, RegisterOutcome::Departed { at: at(1) });
+    let renamed = NodeRegistration { public_key: registration("n").public_key, ..registration("m") };
+    assert_eq!(try_register(&store, 2, renamed).await, RegisterOutcome::Departed { at: at(1) });
+    let newer = JoinTokenRow { created_at: at(2), ..join_token("newer") };
+    store.create_join_token(at(2), newer).await.unwrap();
+    let again = || NodeRegistration { token: Some(redeemed("newer")), ..registration("n") };
+    assert!(matches!(try_register(&store, 3, again()).await, RegisterOutcome::Created(_)));
+    store.delete_node(at(4), "n", LiveAttempts::Refuse, None).await.unwrap();
+    assert_eq!(try_register(&store, 5, again()).await, RegisterOutcome::Departed { at: at(4) });
+    let other = NodeRegistration { public_key: Some(b"another key".to_vec()), ..again() };
+    assert!(matches!(try_register(&store, 5, other).await, RegisterOutcome::Created(_)), "another agent may");
+}
+
+pub(crate) async fn a_forgotten_node_may_come_back_with_the_token_it_has(store: Store) {
+    register(&store, &["n"]).await;
+    assert_eq!(store.forget_node(at(1), "n").await.unwrap().unwrap().name, "n");
+    assert_eq!(store.forget_node(at(1), "n").await.unwrap(), None);
+    assert!(matches!(try_register(&store, 2, registration("n")).await, RegisterOutcome::Created(_)));
+    claimed(&store, "n", "job", at(3)).await;
+    assert_eq!(store.forget_node(at(4), "n").await.unwrap_err().kind(), "InUse");
 }
 
 pub(crate) async fn nodes_are_listed_with_what_they_hold(store: Store) {
