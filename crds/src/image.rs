@@ -190,7 +190,7 @@ mod tests {
             ("index.docker.io/a/b", "docker.io/a/b:latest".to_owned()),
             ("team/app", "docker.io/team/app:latest".to_owned()),
             ("localhost/app:1", "localhost/app:1".to_owned()),
-            ("ghcr.io/a/b/c:v1.2_x", "ghcr.io/a/b/c:v1.2_x".to_owned()),
+            ("registry.example/a/b/c:v1.2_x", "registry.example/a/b/c:v1.2_x".to_owned()),
             ("127.0.0.1:5000/a", "127.0.0.1:5000/a:latest".to_owned()),
             (&format!("debian@{digest}"), format!("docker.io/library/debian@{digest}")),
             (&format!("debian:12@{digest}"), format!("docker.io/library/debian:12@{digest}")),
@@ -212,8 +212,8 @@ mod tests {
             ("debian@md5:12", "digest"),
             ("a//b", "part \"\""),
             ("../etc/passwd", "registry \"..\""),
-            ("ghcr.io:port/a", "registry \"ghcr.io:port\""),
-            ("ghcr.io:0/a", "registry"),
+            ("registry.example:port/a", "registry \"registry.example:port\""),
+            ("registry.example:0/a", "registry"),
             ("-x/a", "part \"-x\""),
         ] {
             assert!(wrong(text).contains(expected), "{text}: {}", wrong(text));
@@ -222,14 +222,30 @@ mod tests {
 
     #[test]
     fn an_image_is_within_a_registry_a_folder_or_its_own_name() {
-        let image: ImageName = "ghcr.io/team/app:1".parse().unwrap();
+        let image: ImageName = "registry.example/team/app:1".parse().unwrap();
         let within = |allowed: &[&str]| image.is_within(allowed.iter().copied());
-        assert!(within(&["ghcr.io"]) && within(&["ghcr.io/team"]) && within(&["ghcr.io/team/app"]));
-        assert!(!within(&["ghcr.io/tea"]) && !within(&["ghcr"]) && !within(&[]) && !within(&["docker.io"]));
+        assert!(
+            within(&["registry.example"])
+                && within(&["registry.example/team"])
+                && within(&["registry.example/team/app"])
+        );
+        assert!(
+            !within(&["registry.example/tea"])
+                && !within(&["registry"])
+                && !within(&[])
+                && !within(&["docker.io"])
+        );
         assert!(!within(&ALLOWED_BY_DEFAULT));
-        check_allowed("ghcr.io/team").unwrap();
+        check_allowed("registry.example/team").unwrap();
         check_allowed("127.0.0.1:5000").unwrap();
-        for wrong in ["", "ghcr.io/", "ghcr.io/team:1", "GHCR.io", "https://ghcr.io", "ghcr.io/*"] {
+        for wrong in [
+            "",
+            "registry.example/",
+            "registry.example/team:1",
+            "REGISTRY.example",
+            "https://registry.example",
+            "registry.example/*",
+        ] {
             assert!(check_allowed(wrong).is_err(), "{wrong}");
         }
     }

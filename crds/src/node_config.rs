@@ -143,7 +143,7 @@ pub struct SandboxPolicy {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ImagePolicy {
-    /// Registries (`ghcr.io`), folders of registries (`ghcr.io/team`) and images (`ghcr.io/team/app`) that jobs may use, each
+    /// Registries (`registry.example`), folders of registries (`registry.example/team`) and images (`registry.example/team/app`) that jobs may use, each
     /// with everything below it. Names are meant in full: `debian` is `docker.io/library/debian`. Without it `docker.io`, and
     /// `localhost`, which is what was made on the node itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -30,7 +30,8 @@ impl StepPlugin for Script {
         let mut exit = runner.run(Program { command, script: Some(script.source.clone()) }).await?;
         if exit.code == Some(NOT_FOUND) && !exit.program_started {
             exit.message = Some(format!(
-                "the interpreter `{}` is not in the sandbox; install it on the node or name another",
+                "the interpreter `{}` is not in the sandbox; install it on the node, or in the image where there is one, or \
+                 name another as `interpreter`",
                 interpreter(script)
             ));
         }

@@ -16,6 +16,7 @@ mod drain;
 mod drain_pg;
 mod e2e;
 mod footprint;
+mod kube;
 mod notify;
 mod placement;
 mod postgres;
@@ -81,6 +82,7 @@ enum Row {
     /// With P13, which is about the same systems.
     P9,
     P11,
+    P14,
     R1,
     R5,
     S2,
@@ -93,7 +95,7 @@ type Measure = fn(&Bench, &mut Table);
 
 impl Row {
     /// All of them, and how each is measured.
-    const ALL: [(Self, Measure); 13] = [
+    const ALL: [(Self, Measure); 14] = [
         (Self::P1, sandbox::start),
         (Self::P2, sandbox::rate),
         (Self::P4, drain_pg::measure),
@@ -103,6 +105,7 @@ impl Row {
         (Self::P8, dispatch::measure),
         (Self::P9, e2e::measure),
         (Self::P11, placement::measure),
+        (Self::P14, kube::measure),
         (Self::R1, bloat::measure),
         (Self::R5, restart::measure),
         (Self::S2, sandbox::surface),

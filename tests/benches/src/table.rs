@@ -67,27 +67,10 @@ impl Table {
             (_, Err(reason)) => return self.failed(row, metric, &format!("{name}: {reason}")),
         };
         let ratio = ours / peer;
-        let (aim, hit) = match aim {
-            Aim::RatioAtLeast(least) => (format!("≥ {least} ×"), Some(ratio >= *least)),
-            Aim::RatioAtMost(most) => (format!("≤ {most} ×"), Some(ratio <= *most)),
-            Aim::AtMost(most) => (format!("≤ {most} {unit}"), Some(ours <= *most)),
-            Aim::AtLeast(least) => (format!("≥ {least} {unit}"), Some(ours >= *least)),
-            Aim::None => ("–".to_owned(), None),
-        };
-        let verdict = match hit {
-            Some(true) => "hit",
-            Some(false) => "MISSED",
-            None => "",
-        };
+        let (aim, verdict) = judged(*aim, *unit, ours, ratio);
         // A peer that takes nothing has no ratio.
         let ratio_text = if ratio.is_finite() { format!("{ratio:.2} ×") } else { "–".to_owned() };
-        let decimals = match unit {
-            Unit::PerSecond | Unit::Count => 0,
-            Unit::Milliseconds | Unit::Times => 2,
-            Unit::MiB => 1,
-            Unit::Percent => 3,
-        };
-        let [ours, peer] = [ours, peer].map(|value| format!("{value:.decimals$} {unit}"));
+        let [ours, peer] = [ours, peer].map(|value| shown(value, *unit));
         self.lines.push(line([row, metric, &ours, &peer, name, &ratio_text, &aim, verdict]));
         self.lines.extend(note.lines().map(|line| format!("       {line}")));
     }
@@ -110,6 +93,12 @@ impl Table {
         }
     }
 
+    /// Adds a line with a value that nobody else is measured beside.
+    pub(crate) fn alone(&mut self, row: &str, metric: &str, ours: f64, unit: Unit, aim: Aim) {
+        let (aim, verdict) = judged(aim, unit, ours, f64::NAN);
+        self.lines.push(line([row, metric, &shown(ours, unit), "–", "", "–", &aim, verdict]));
+    }
+
     /// Adds a remark to the line before.
     pub(crate) fn note(&mut self, note: &str) {
         self.lines.push(format!("       {note}"));
@@ -120,10 +109,39 @@ impl Table {
         !self.incomplete
     }
 
-    fn failed(&mut self, row: &str, metric: &str, reason: &str) {
+    /// Adds a line that says why there is no value.
+    pub(crate) fn failed(&mut self, row: &str, metric: &str, reason: &str) {
         self.lines.push(format!("{row:<4} {metric:<40} FAILED: {reason}"));
         self.incomplete = true;
     }
+}
+
+/// A value as it is printed.
+fn shown(value: f64, unit: Unit) -> String {
+    let decimals = match unit {
+        Unit::PerSecond => 0,
+        Unit::Milliseconds | Unit::Times | Unit::Count => 2,
+        Unit::MiB => 1,
+        Unit::Percent => 3,
+    };
+    format!("{value:.decimals$} {unit}").trim_end().to_owned()
+}
+
+/// What was asked for, and whether it is so.
+fn judged(aim: Aim, unit: Unit, ours: f64, ratio: f64) -> (String, &'static str) {
+    let (aim, hit) = match aim {
+        Aim::RatioAtLeast(least) => (format!("≥ {least} ×"), Some(ratio >= least)),
+        Aim::RatioAtMost(most) => (format!("≤ {most} ×"), Some(ratio <= most)),
+        Aim::AtMost(most) => (format!("≤ {most} {unit}"), Some(ours <= most)),
+        Aim::AtLeast(least) => (format!("≥ {least} {unit}"), Some(ours >= least)),
+        Aim::None => ("–".to_owned(), None),
+    };
+    let verdict = match hit {
+        Some(true) => "hit",
+        Some(false) => "MISSED",
+        None => "",
+    };
+    (aim.trim_end().to_owned(), verdict)
 }
 
 fn line([row, metric, ours, peer, name, ratio, aim, verdict]: [&str; 8]) -> String {

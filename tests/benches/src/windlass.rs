@@ -44,11 +44,16 @@ impl Windlass {
 
     /// `windlass controller` and `windlass agent`.
     pub(crate) fn fleet(bench: &Bench) -> anyhow::Result<Self> {
+        Self::fleet_with(bench, &[])
+    }
+
+    /// The same with more settings of the controller.
+    pub(crate) fn fleet_with(bench: &Bench, settings: &[&str]) -> anyhow::Result<Self> {
         let (folder, port) = (bench.folder("fleet")?, free_port()?);
         let state = folder.join("controller");
         let mut command = program(bench);
         command.arg("controller").arg("--state-dir").arg(&state);
-        command.arg("--listen").arg(format!("127.0.0.1:{port}"));
+        command.arg("--listen").arg(format!("127.0.0.1:{port}")).args(settings);
         let (controller, api) = listening(bench, &command, "controller", &folder, &state, port, Watch::Jobs)?;
         let mut command = program(bench);
         command.arg("agent").arg("--state-dir").arg(folder.join("agent"));

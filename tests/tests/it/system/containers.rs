@@ -47,7 +47,7 @@ fn a_job_in_containers_runs_where_its_engine_is_and_tells_what_went_wrong() {
     let _docker = agent_with(&fleet, "with-docker", "docker");
     for engine in ["podman", "docker"] {
         let name = format!("steps-{engine}");
-        let steps = "  - {name: write, script: {source: 'echo from-script > out; id -u; pwd'}}\n  \
+        let steps = "  - {name: write, script: {interpreter: sh, source: 'echo from-script > out; id -u; pwd'}}\n  \
                      - {name: show, container: {entrypoint: [/bin/cat], args: [out]}}\n";
         fleet.apply(&manifest(&name, engine, IMAGE, "", steps));
         let job = fleet.wait_for_phase(&name, "Succeeded", SOON);
@@ -67,7 +67,13 @@ fn a_job_in_containers_runs_where_its_engine_is_and_tells_what_went_wrong() {
                 "ImageNotFound",
                 "made there and never fetched",
             ),
-            ("forbidden", "ghcr.io/a/b:1", failing, "PolicyRefused", "policy.sandbox.images.allowed"),
+            (
+                "forbidden",
+                "registry.example/a/b:1",
+                failing,
+                "PolicyRefused",
+                "policy.sandbox.images.allowed",
+            ),
         ];
         for (case, image, steps, reason, word) in cases {
             let name = format!("{case}-{engine}");
@@ -78,7 +84,7 @@ fn a_job_in_containers_runs_where_its_engine_is_and_tells_what_went_wrong() {
         }
         // A job that is cancelled leaves no container.
         let name = format!("cancel-{engine}");
-        let steps = "  - {name: wait, script: {source: 'echo up; sleep 600'}}\n";
+        let steps = "  - {name: wait, script: {interpreter: sh, source: 'echo up; sleep 600'}}\n";
         fleet.apply(&manifest(&name, engine, IMAGE, "", steps));
         let uid = fleet.job(&name)["metadata"]["uid"].as_str().expect("it has one").to_owned();
         wait_for("the job runs", SOON, || (!containers(engine, &uid).is_empty()).then_some(()));

@@ -100,6 +100,10 @@ fn kills_in_the_middle(store: &[&str], kill_store: impl Fn()) {
     let mut fleet = Fleet::with(store);
     let nodes = node_names(10);
     let shared = Shared::with(&fleet, &nodes);
+    // A claim whose answer dies with its agent is given back when the lease ends, which is that of work that continues.
+    let manifests: Vec<String> =
+        nodes.iter().map(|node| shared.node(node, "  offlineGrace: 60s\n")).collect();
+    fleet.apply(&manifests.join("---\n"));
     let mut agents = agents(&fleet, &nodes);
     let job = |n: usize| shared.job(&format!("job-{n}"), "  offline: continue\n", "sleep 0.5");
     let manifests: Vec<String> = (1..=100).map(job).collect();
