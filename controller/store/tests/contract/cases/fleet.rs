@@ -132,7 +132,7 @@ pub(crate) async fn what_is_asked_of_an_unknown_node_is_refused(store: Store) {
 pub(crate) async fn a_node_that_goes_takes_its_cordon_and_history_with_it(store: Store) {
     register(&store, &["n"]).await;
     store.cordon_node(at(1), "n").await.unwrap();
-    store.delete_node(at(2), "n", LiveAttempts::Refuse, None).await.unwrap().unwrap();
+    store.forget_node(at(2), "n").await.unwrap().unwrap();
     assert_eq!(store.node_history("n").await.unwrap(), []);
     register(&store, &["n"]).await;
     assert_eq!(node(&store, "n").await.hold, None);
