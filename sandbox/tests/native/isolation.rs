@@ -149,9 +149,18 @@ print(*until_refused(20000, lambda count: libc.sigqueue(os.getpid(), int(queued)
 for kind in ("user", "pid", "net", "ipc", "uts", "time", "cgroup"):
     print(kind, open(f"/proc/sys/user/max_{kind}_namespaces").read().strip(), end=" ")
 "#;
-    let expected = "16 EMFILE\n16384 ENOSPC\n4096 EAGAIN\n\
-                    user 0 pid 0 net 0 ipc 0 uts 0 time 0 cgroup 1 ";
-    assert_eq!(fixture.python(program).await.ok(), expected);
+    let counted = fixture.python(program).await.ok();
+    let (instances, rest) = counted.split_once('\n').unwrap();
+    let (watches, rest) = rest.split_once(" ENOSPC\n").unwrap();
+    assert_eq!(instances, "16 EMFILE");
+    assert_eq!(rest, "4096 EAGAIN\nuser 0 pid 0 net 0 ipc 0 uts 0 time 0 cgroup 1 ");
+    // A host with little memory allows all its users fewer watches than one job may have, and others have some of them.
+    let host = fs::read_to_string("/proc/sys/fs/inotify/max_user_watches").unwrap();
+    let (watches, host): (u32, u32) = (watches.parse().unwrap(), host.trim().parse().unwrap());
+    assert!(
+        watches == 16384 || (host <= 16384 && watches <= host && watches > host / 2),
+        "{watches} of {host}"
+    );
 }
 
 #[tokio::test]
