@@ -29,7 +29,7 @@ FIRST ?= 0
 test-sim: ## Run 1,000 simulated fleets (SEEDS=n FIRST=seed for others); `make test` runs the first hundred.
 ifdef NEXTEST
 	WINDLASS_SIM_SEEDS=$(SEEDS) WINDLASS_SIM_FIRST=$(FIRST) \
-		cargo nextest run --profile sim -p windlass-tests --test it -E 'test(/^simulation::/)'
+		cargo nextest run --profile sim --workspace --test it -E 'package(windlass-tests) and test(/^simulation::/)'
 else
 	WINDLASS_SIM_SEEDS=$(SEEDS) WINDLASS_SIM_FIRST=$(FIRST) cargo test -p windlass-tests --test it simulation::
 endif
