@@ -56,8 +56,12 @@ async fn fifty_runs_leave_nothing() {
     for index in 1..=50 {
         run(index).await;
     }
-    let after = holdings(fixture.dir.path());
-    assert_eq!((after.0, after.1), (descriptors, mounts));
+    // Tests beside this one in the same process hold descriptors for a while, too.
+    eventually("the process to hold no more than before", || {
+        let after = holdings(fixture.dir.path());
+        after.0 <= descriptors && after.1 == mounts
+    })
+    .await;
     let mut cgroups = Vec::new();
     unit_cgroups(Path::new("/sys/fs/cgroup"), &name, &mut cgroups);
     assert_eq!(cgroups, Vec::<String>::new());
