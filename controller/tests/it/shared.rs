@@ -238,7 +238,7 @@ fn program_for_all() -> PathBuf {
     folder.path().join("windlass-controller")
 }
 
-/// Waits until a first start, or a later one, is complete; then stops the program in order.
+/// Waits until a first start, or a later one, is complete; then ends the program.
 fn wait_for_identity(state: &Path, child: &mut std::process::Child) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     let closed =

@@ -35,6 +35,8 @@ pub(crate) struct Scale {
     pub(crate) backlog: usize,
     /// How long bloat may gather, in ten windows.
     pub(crate) bloat: Duration,
+    /// Jobs that kubectl creates at once, a measurement each.
+    pub(crate) objects: &'static [usize],
 }
 
 impl Scale {
@@ -49,6 +51,7 @@ impl Scale {
         nodes: 1000,
         backlog: 100_000,
         bloat: Duration::from_secs(40),
+        objects: &[100],
     };
     /// As BENCH.md says.
     pub(crate) const FULL: Self = Self {
@@ -61,6 +64,7 @@ impl Scale {
         nodes: 5000,
         backlog: 1_000_000,
         bloat: Duration::from_secs(600),
+        objects: &[1000, 2000],
     };
 }
 
