@@ -170,6 +170,8 @@ async fn relevant(changes: &mut Receiver<Change>, node: &str, request: &ClaimReq
         let concerns = match changes.recv().await {
             Ok(Change::Queued) => request.max > 0,
             Ok(Change::Node { name }) => name == node,
+            // An attempt that the node has ended takes up its room here until its report is stored.
+            Ok(Change::Freed { node: freed }) => request.max > 0 && freed == node,
             Ok(Change::Job { uid }) => request.held.iter().any(|attempt| attempt.job == uid),
             Ok(Change::Records { .. } | Change::Event { .. } | Change::Template { .. }) => false,
             Ok(Change::Any) | Err(RecvError::Lagged(_)) => true,

@@ -362,7 +362,8 @@ impl Session {
                     self.queue.wake(Key::Object(Name { kind: ObjectKind::Template, namespace, name }));
                 }
                 Ok(Change::Any) | Err(RecvError::Lagged(_)) => self.wake_all().await,
-                Ok(Change::Queued | Change::Records { .. } | Change::Event { .. }) => {}
+                Ok(Change::Queued | Change::Freed { .. } | Change::Records { .. } | Change::Event { .. }) => {
+                }
                 Err(RecvError::Closed) => return,
             }
         }

@@ -42,6 +42,20 @@ async fn a_long_poll_answers_as_soon_as_there_is_work() {
 }
 
 #[tokio::test]
+async fn a_long_poll_answers_when_the_report_of_an_attempt_that_is_not_held_any_more_makes_room() {
+    let world = World::settled().await;
+    let agent = world.node("n1").await;
+    for name in ["a", "b", "c"] {
+        world.job(name, command()).await;
+    }
+    let work = agent.claim("r1", 8).await;
+    assert_eq!(work.len(), 2, "the node has two slots");
+    let records = [(1, started()), (2, terminal("succeeded", 2))];
+    let came = agent.poll_while("r2", agent.report(&work[0]["attempt"], &records)).await;
+    assert_eq!(came, "c");
+}
+
+#[tokio::test]
 async fn a_node_that_must_not_take_jobs_gets_none() {
     let world = World::settled().await;
     world.job("a", command()).await;

@@ -65,3 +65,16 @@ async fn nonsense_is_refused_with_the_field() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_node_that_waits_for_a_limited_queue_gets_its_next_job_when_one_ends_elsewhere() {
+    let world = World::settled().await;
+    world.put("/v1/queues/builds", json!({"concurrency": 1})).await;
+    world.job("a", of_queue("builds")).await;
+    world.job("b", of_queue("builds")).await;
+    let (busy, idle) = (world.node("n1").await, world.node("n2").await);
+    let attempt = busy.claim("r1", 1).await[0]["attempt"].clone();
+    let records = [(1, started()), (2, terminal("succeeded", 2))];
+    let came = idle.poll_while("r1", busy.report(&attempt, &records)).await;
+    assert_eq!(came, "b");
+}

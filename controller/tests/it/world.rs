@@ -261,6 +261,25 @@ impl Agent<'_> {
         self.call("POST", "claim", Some(body)).await
     }
 
+    /// Begins a long poll for one job while holding none, lets something happen once it has found nothing, and yields the name of
+    /// the job that came.
+    pub(crate) async fn poll_while<T>(&self, request: &str, happens: impl Future<Output = T>) -> Value {
+        self.world.clock.advance(Duration::from_secs(2));
+        let now = self.world.clock.now();
+        let body = json!({
+            "version": 1, "request_id": request, "boot_id": self.boot, "max": 1, "wait_seconds": 30, "held": [],
+        });
+        let (answer, _) = tokio::join!(self.call("POST", "claim", Some(body)), async {
+            let asked =
+                || async { self.world.store.get_node(&self.name).await.unwrap().unwrap().last_claim_at };
+            while asked().await != Some(now) {
+                tokio::task::yield_now().await;
+            }
+            happens.await
+        });
+        answer.body["assignments"][0]["name"].clone()
+    }
+
     pub(crate) async fn beat(&self, held: &[Value]) -> Answer {
         let left = vec![25; held.len()];
         let body =

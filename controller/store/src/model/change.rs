@@ -16,6 +16,11 @@ pub enum Change {
         /// The node's name.
         name: String,
     },
+    /// A node has more room: an attempt on it has ended, or waits for an answer.
+    Freed {
+        /// The node's name.
+        node: String,
+    },
     /// Records of a job arrived.
     Records {
         /// The job's uid.

@@ -494,6 +494,21 @@ const COUNT_RECORDS: &str = "
     UPDATE attempts SET received = e.received
     FROM e WHERE attempts.job_id = e.job_id AND attempts.epoch = e.epoch";
 
+const LIMITED_QUEUES: &str = "SELECT name FROM queues WHERE concurrency IS NOT NULL LIMIT 1";
+
+/// Whether an attempt holds less than before, so that there is room for another one.
+fn frees_room(transition: &Transition) -> bool {
+    match transition.set.phase {
+        JobPhase::PendingApproval | JobPhase::Claimed | JobPhase::Running => false,
+        JobPhase::Queued
+        | JobPhase::Waiting
+        | JobPhase::Succeeded
+        | JobPhase::Failed
+        | JobPhase::Cancelled
+        | JobPhase::TimedOut => true,
+    }
+}
+
 /// Carries out the transitions and counts what has arrived.
 async fn transit(
     tx: &mut Tx,
@@ -526,7 +541,7 @@ async fn transit(
     }
     let version = tx.draw_version();
     let changed = change_jobs(tx, now, version, rows, &first, attempts).await?;
-    let mut ended = 0;
+    let (mut ended, mut freed) = (0, false);
     let mut ends = Vec::with_capacity(changed.len() * UPDATE_ATTEMPTS.columns.len());
     for (uid, transition) in &first {
         if !changed.contains_key(*uid) {
@@ -541,11 +556,19 @@ async fn transit(
         if transition.set.phase == JobPhase::Queued {
             tx.changed(Change::Queued);
         }
+        if let Some(attempt) = attempts.get(&id).filter(|_| frees_room(transition)) {
+            tx.changed(Change::Freed { node: attempt.node.clone() });
+            freed = true;
+        }
         tx.changed(Change::Job { uid: (*uid).to_owned() });
     }
     if tx.conn.execute_batch(&UPDATE_ATTEMPTS, ends, args![]).await? != ended {
         // They were live when the batch began, in this very transaction.
         return Err(Error::Unavailable { operation: "apply", source: None });
+    }
+    if freed && tx.conn.row(LIMITED_QUEUES, args![]).await?.is_some() {
+        // Another node may have waited for the place in the queue.
+        tx.changed(Change::Queued);
     }
     // What came without the end of its attempt.
     let mut counted = Vec::new();

@@ -227,6 +227,7 @@ impl Network {
             let concerns = |change: &Change| match change {
                 Change::Queued => poll.wants_work,
                 Change::Node { name } => *name == poll.node,
+                Change::Freed { node } => poll.wants_work && *node == poll.node,
                 Change::Job { uid } => poll.held.contains(uid),
                 Change::Any => true,
                 Change::Records { .. } | Change::Event { .. } | Change::Template { .. } => false,

@@ -244,7 +244,11 @@ impl Oracle {
             .filter_map(|change| match change {
                 Change::Job { uid } | Change::Records { uid } => Some(uid.clone()),
                 Change::Any => unreachable!("a store in memory always says what has changed"),
-                Change::Queued | Change::Node { .. } | Change::Event { .. } | Change::Template { .. } => None,
+                Change::Queued
+                | Change::Node { .. }
+                | Change::Freed { .. }
+                | Change::Event { .. }
+                | Change::Template { .. } => None,
             })
             .collect();
         if uids.is_empty() {

@@ -52,7 +52,7 @@ fn payload(name: &Name, changes: &HashSet<Change>) -> String {
 fn rank(line: &str) -> u8 {
     match line.as_bytes().first() {
         Some(b'Q' | b'*') => 0,
-        Some(b'N') => 1,
+        Some(b'N' | b'F') => 1,
         Some(_) | None => 2,
     }
 }
@@ -63,6 +63,7 @@ fn line(change: &Change) -> String {
         Change::Queued => "Q".to_owned(),
         Change::Job { uid } => format!("J{uid}"),
         Change::Node { name } => format!("N{name}"),
+        Change::Freed { node } => format!("F{node}"),
         Change::Records { uid } => format!("R{uid}"),
         Change::Event { job: Some(uid) } => format!("E{uid}"),
         Change::Event { job: None } => "e".to_owned(),
@@ -87,6 +88,7 @@ fn read_line(line: &str) -> Option<Change> {
         'Q' => Change::Queued,
         'J' => Change::Job { uid: rest.to_owned() },
         'N' => Change::Node { name: rest.to_owned() },
+        'F' => Change::Freed { node: rest.to_owned() },
         'R' => Change::Records { uid: rest.to_owned() },
         'E' => Change::Event { job: Some(rest.to_owned()) },
         'e' => Change::Event { job: None },
@@ -108,6 +110,7 @@ mod tests {
             Change::Queued,
             Change::Job { uid: uid() },
             Change::Node { name: "n".to_owned() },
+            Change::Freed { node: "n".to_owned() },
             Change::Records { uid: uid() },
             Change::Event { job: Some(uid()) },
             Change::Event { job: None },
