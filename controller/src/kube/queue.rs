@@ -12,6 +12,9 @@ use tokio::time::Instant;
 const BURST: f64 = 10.0;
 /// How long it takes until it may cause one more.
 const REFILL: Duration = Duration::from_secs(6);
+/// How long a key waits after a write, so that what changes again at once is written once: a job of a few milliseconds needs no
+/// status for each.
+const QUIET: Duration = Duration::from_millis(250);
 /// How long a key waits after its first failure, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(120));
 
@@ -44,12 +47,13 @@ struct Inner<K> {
 struct Pace {
     tokens: f64,
     counted: Instant,
+    wrote: Option<Instant>,
     failures: u32,
 }
 
 impl Pace {
     fn full(now: Instant) -> Self {
-        Self { tokens: BURST, counted: now, failures: 0 }
+        Self { tokens: BURST, counted: now, wrote: None, failures: 0 }
     }
 
     fn refill(&mut self, now: Instant) {
@@ -61,7 +65,8 @@ impl Pace {
     /// The earliest time at which it may cause a write.
     fn earliest(&self) -> Instant {
         let lacks = (1.0 - self.tokens).max(0.0);
-        self.counted + REFILL.mul_f64(lacks)
+        let paced = self.counted + REFILL.mul_f64(lacks);
+        self.wrote.map_or(paced, |wrote| paced.max(wrote + QUIET))
     }
 }
 
@@ -108,15 +113,20 @@ impl<K: Clone + Ord + Hash> Queue<K> {
         let pace = inner.paces.entry(key.clone()).or_insert_with(|| Pace::full(now));
         pace.refill(now);
         pace.tokens -= f64::from(writes);
+        if writes > 0 {
+            pace.wrote = Some(now);
+        }
         match then {
             Then::Settled | Then::After(_) => pace.failures = 0,
             Then::Retry => pace.failures = pace.failures.saturating_add(1),
         }
-        let failures = pace.failures;
+        let (failures, earliest) = (pace.failures, pace.earliest());
         // A new one would say the same.
         if pace.tokens >= BURST && failures == 0 {
             inner.paces.remove(key);
         }
+        // It may have been woken while it was looked at, when its writes were not counted yet.
+        inner.postpone(key, earliest);
         match then {
             Then::Settled => {}
             Then::After(wait) => inner.schedule(key.clone(), wait),
@@ -126,7 +136,6 @@ impl<K: Clone + Ord + Hash> Queue<K> {
             }
         }
         drop(inner);
-        // It may have been woken while it was looked at.
         self.woken.notify_one();
     }
 
@@ -151,6 +160,15 @@ impl<K: Clone + Ord + Hash> Inner<K> {
         }
         self.times.insert(key.clone(), at);
         self.due.insert((at, key));
+    }
+
+    /// Makes a key that is due before a time due at that time.
+    fn postpone(&mut self, key: &K, earliest: Instant) {
+        if let Some(at) = self.times.get_mut(key).filter(|at| **at < earliest) {
+            self.due.remove(&(*at, key.clone()));
+            *at = earliest;
+            self.due.insert((earliest, key.clone()));
+        }
     }
 
     /// Takes a key that is due, or yields when one may be.
@@ -208,6 +226,23 @@ mod tests {
         assert!((28..=32).contains(&writes), "{writes} writes in two minutes");
         queue.wake("cold");
         assert_eq!(soon(&queue).await, Some("cold"), "others are not held up");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_soon_after_a_write_waits_a_little_and_is_looked_at_once() {
+        let queue = Queue::new();
+        queue.wake("a");
+        assert_eq!(queue.next().await, "a");
+        let before = Instant::now();
+        queue.wake("a");
+        queue.done(&"a", 1, Then::Settled, 0.0);
+        queue.wake("b");
+        assert_eq!(queue.next().await, "b");
+        queue.wake("a");
+        assert_eq!(queue.next().await, "a");
+        assert!(before.elapsed() >= QUIET);
+        queue.done(&"a", 0, Then::Settled, 0.0);
+        assert_eq!(soon(&queue).await, None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -132,6 +132,13 @@ impl World {
         of_it.map(|event| (text(event, "type"), text(event, "reason"), text(event, "note"))).collect()
     }
 
+    /// Waits until there is such an Event about an object: it is written after the status that it tells of.
+    pub(crate) fn wait_for_event(&self, name: &str, kind: &str, reason: &str) {
+        wait_for(&format!("an Event {reason} of {name}"), SOON, || {
+            self.events(name).iter().any(|(found, why, _)| found == kind && why == reason).then_some(())
+        });
+    }
+
     /// Status, reason and message of a condition of an object.
     pub(crate) fn condition(object: &Value, name: &str) -> Option<(String, String, String)> {
         let all = object["status"]["conditions"].as_array()?;
