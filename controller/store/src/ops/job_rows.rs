@@ -13,7 +13,8 @@ use crate::engine::value::{Cells, Row, args, json, ms};
 use crate::engine::writer::Tx;
 use crate::{Error, JobRow, Readable, Reserve};
 
-/// The columns of a job but its spec, of `jobs AS j` and `job_bodies AS b`.
+/// The columns of a job but its spec, of `jobs AS j` and `job_bodies AS b`. The live attempt is found by its key: the condition
+/// matches no partial index, or the database might go through everything that is live.
 macro_rules! narrow_columns {
     ($lease_name:literal) => {
         concat!("j.uid, j.id, j.place, j.namespace, j.name, j.spec_hash, j.queue, j.priority, j.class_id, \
@@ -22,7 +23,7 @@ macro_rules! narrow_columns {
          j.queued_at, j.not_before, j.started_at, j.finished_at, j.ttl_at, j.cancel_requested_at, j.exit_code, \
          j.node, j.reason, j.message, j.steps, j.unenforced, \
          (SELECT a.lease_until FROM attempts AS a \
-          WHERE a.job_id = j.id AND a.epoch = j.epoch AND a.ended_at IS NULL)", $lease_name, ", b.labels, b.annotations")
+          WHERE a.job_id = j.id AND a.epoch = j.epoch AND coalesce(a.ended_at, -1) = -1)", $lease_name, ", b.labels, b.annotations")
     };
 }
 

@@ -268,7 +268,8 @@ async fn beat(tx: &mut Tx, now: Timestamp, beats: Vec<Beat>) -> Result<Vec<BeatO
                 WHEN attempts.lease_until <= e.until OR e.node_until <= e.until THEN e.until
                 WHEN e.node_until < attempts.lease_until THEN e.node_until
                 ELSE attempts.lease_until END
-            FROM e WHERE attempts.job_id = e.job_id AND attempts.epoch = e.epoch AND attempts.ended_at IS NULL";
+            FROM e WHERE attempts.job_id = e.job_id AND attempts.epoch = e.epoch
+                AND coalesce(attempts.ended_at, -1) = -1";
         if tx.conn.execute(sql, args![json(&rows)]).await? != count {
             // They were live a statement ago in this very transaction.
             return Err(Error::Unavailable { operation: "beat", source: None });
@@ -316,27 +317,27 @@ async fn renewable<'b>(
     let rows: Vec<_> = held
         .iter()
         .enumerate()
-        .map(|(position, (node, attempt))| (position, node, attempt.job.as_str(), int(attempt.epoch)))
+        .map(|(position, (_, attempt))| (position, attempt.job.as_str(), int(attempt.epoch)))
         .collect();
+    // Whose attempt it is, and whether it is live, is no condition: the database would go through all that the node holds.
     let sql = "
         WITH e AS MATERIALIZED (
-            SELECT CAST(value->>0 AS BIGINT) AS position, value->>1 AS node, value->>2 AS uid,
-                CAST(value->>3 AS BIGINT) AS epoch
+            SELECT CAST(value->>0 AS BIGINT) AS position, value->>1 AS uid, CAST(value->>2 AS BIGINT) AS epoch
             FROM json_each($1))
-        SELECT e.position, a.job_id, a.offline, CASE WHEN j.cancel_requested_at IS NULL THEN 0 ELSE 1 END AS cancel
-        FROM e JOIN jobs AS j ON j.uid = e.uid
-        JOIN attempts AS a ON a.job_id = j.id AND a.epoch = e.epoch AND a.node = e.node AND a.ended_at IS NULL";
+        SELECT e.position, a.node, CASE WHEN a.ended_at IS NULL THEN 1 ELSE 0 END AS live, a.job_id, a.offline,
+            CASE WHEN j.cancel_requested_at IS NULL THEN 0 ELSE 1 END AS cancel
+        FROM e JOIN jobs AS j ON j.uid = e.uid JOIN attempts AS a ON a.job_id = j.id AND a.epoch = e.epoch";
     for row in tx.conn.rows(sql, args![json(&rows)]).await? {
         let mut cells = row.cells("attempts");
         let position: usize = cells.number("position")?;
+        let (node, is_live) = (cells.text("node")?, cells.flag("live")?);
+        let Some(key) = held.get(position).filter(|(of, _)| is_live && *of == node) else { continue };
         let found = Renewable {
             job_id: cells.int("job_id")?,
             offline: read_offline(&mut cells)?,
             cancel: cells.flag("cancel")?,
         };
-        if let Some(key) = held.get(position) {
-            live.insert(*key, found);
-        }
+        live.insert(*key, found);
     }
     Ok(live)
 }

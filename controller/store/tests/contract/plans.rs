@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use windlass_test_postgres::{Database, Server};
 
-use crate::fixtures::{at, claim, finish, job, on_server, register};
+use crate::cases::leasing::beat;
+use crate::fixtures::{at, attempt, claim, finish, job, on_server, register};
 
 /// How many jobs are claimed and completed before and after the tables have grown.
 const WORK: u32 = 20;
@@ -60,6 +61,35 @@ async fn what_creation_and_a_claim_read_does_not_grow_with_tables_that_were_neve
     let (read, scanned) = (after.1 - read, after.2 - scanned);
     assert!(read < u64::from(WORK) * 100, "{read} index entries were read for {WORK} jobs");
     assert_eq!(scanned, 0, "no table was scanned");
+    database.remove();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_claim_and_a_beat_read_does_not_grow_with_what_the_node_holds() {
+    const HELD: u32 = 400;
+    let database = Server::shared().database();
+    let store = on_server(&database.url()).await;
+    register(&store, &["n"]).await;
+    let jobs = (0..HELD).map(|n| job(&format!("held-{n}")).build()).collect();
+    store.create_jobs(at(0), jobs).await.unwrap();
+    let (_, before, _) = settled(&database, u64::from(HELD)).await;
+    let mut held = Vec::new();
+    for _ in 0..HELD / 100 {
+        held.extend(claim("n").max(100).run(&store, at(1)).await.iter().map(attempt));
+    }
+    assert_eq!(held.len(), HELD as usize);
+    let outcomes = store.beat(at(2), vec![beat("n", held)]).await.unwrap();
+    assert_eq!(outcomes[0].renewed.len(), HELD as usize);
+    // One more job, so that what the beat has read is told too.
+    job("last").create(&store, at(3)).await;
+    let (_, read, _) = settled(&database, u64::from(2 * HELD + 1)).await;
+    let by_index = database
+        .psql("SELECT indexrelname, idx_scan, idx_tup_read FROM pg_stat_user_indexes WHERE idx_tup_read > 0");
+    assert!(
+        read - before < u64::from(HELD) * 50,
+        "{} index entries were read for {HELD} jobs: {by_index}",
+        read - before
+    );
     database.remove();
 }
 

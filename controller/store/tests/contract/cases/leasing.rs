@@ -12,7 +12,7 @@ use crate::fixtures::{
     transit,
 };
 
-fn beat(node: &str, held: Vec<AttemptId>) -> Beat {
+pub(crate) fn beat(node: &str, held: Vec<AttemptId>) -> Beat {
     Beat {
         node: node.to_owned(),
         boot_id: format!("{node} boot 1"),
