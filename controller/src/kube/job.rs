@@ -15,7 +15,7 @@ use self::plan::{Action, Known, Plan, Snapshot, plan};
 use super::cluster::Error;
 use super::event::{self, Happening, event};
 use super::object::{Declared, JOB_ANNOTATION, Name, Seen, sentence};
-use super::queue::Then;
+use super::queue::{QUIET, Then};
 use super::session::{Key, Looked, Session};
 use super::status::{Accepted, Refusal, fit_job, settled};
 use crate::error::Code;
@@ -76,9 +76,11 @@ impl Look<'_> {
                 Action::Create => {
                     if let Ok(job) = &declared {
                         (held, accepted) = self.create(job).await?;
-                        if accepted != Accepted::Yes {
-                            again = Some(MISSING);
+                        if accepted == Accepted::Yes {
+                            // Much may have become of it by then.
+                            return Ok(Then::After(QUIET));
                         }
+                        again = Some(MISSING);
                     }
                 }
                 Action::DeleteObject => {

@@ -12,9 +12,9 @@ use tokio::time::Instant;
 const BURST: f64 = 10.0;
 /// How long it takes until it may cause one more.
 const REFILL: Duration = Duration::from_secs(6);
-/// How long a key waits after a write, so that what changes again at once is written once: a job of a few milliseconds needs no
-/// status for each.
-const QUIET: Duration = Duration::from_millis(250);
+/// How long a key waits after a change in the store, and after a write, so that what changes again at once is written once:
+/// most jobs are over before an API server has taken in that they run.
+pub(super) const QUIET: Duration = Duration::from_millis(250);
 /// How long a key waits after its first failure, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(120));
 
@@ -84,6 +84,12 @@ impl<K: Clone + Ord + Hash> Queue<K> {
     /// Lets a key be looked at as soon as its pace permits.
     pub(super) fn wake(&self, key: K) {
         self.lock().schedule(key, Duration::ZERO);
+        self.woken.notify_one();
+    }
+
+    /// Lets a key be looked at when what changes has had time to change again.
+    pub(super) fn wake_soon(&self, key: K) {
+        self.lock().schedule(key, QUIET);
         self.woken.notify_one();
     }
 
@@ -226,6 +232,23 @@ mod tests {
         assert!((28..=32).contains(&writes), "{writes} writes in two minutes");
         queue.wake("cold");
         assert_eq!(soon(&queue).await, Some("cold"), "others are not held up");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_again_and_again_is_looked_at_in_time_all_the_same() {
+        let queue = Queue::new();
+        let began = Instant::now();
+        let changes = async {
+            loop {
+                queue.wake_soon("a");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            key = queue.next() => assert_eq!(key, "a"),
+            () = changes => {}
+        }
+        assert!((QUIET..2 * QUIET).contains(&began.elapsed()), "{:?}", began.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -353,7 +353,7 @@ impl Session {
             match changes.recv().await {
                 Ok(Change::Job { uid }) => {
                     if let Some(key) = self.cache.concerned(&uid) {
-                        self.queue.wake(key);
+                        self.queue.wake_soon(key);
                     }
                 }
                 Ok(Change::Node { name }) => self.wake_node(name),

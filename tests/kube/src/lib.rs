@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -209,10 +209,18 @@ impl Cluster {
     /// # Panics
     /// Where it does not end.
     pub fn stop_api_server(&self) {
-        let pid = fs::read_to_string(self.folder.join("kube-apiserver.pid")).expect("it was started");
+        self.kill("kube-apiserver", self.ports.api);
+    }
+
+    fn kill(&self, name: &str, port: u16) {
+        let pid = fs::read_to_string(self.folder.join(format!("{name}.pid"))).expect("it was started");
         let pid = pid.trim().parse().expect("a process id is a number");
         send(pid, Signal::KILL);
-        wait_for("the API server to end", || !is_alive(pid));
+        wait_for(&format!("{name} to end"), || !is_alive(pid));
+        // Its last threads may end after the process counts as dead, and answer for the one that comes next.
+        wait_for(&format!("the port of {name} to be free"), || {
+            TcpListener::bind(("127.0.0.1", port)).is_ok()
+        });
     }
 
     /// Starts the API server that was stopped; it answers when this returns.
@@ -230,10 +238,7 @@ impl Cluster {
     /// Where it does not start again.
     pub fn lose_everything(&self) {
         self.stop_api_server();
-        let pid = fs::read_to_string(self.folder.join("etcd.pid")).expect("it was started");
-        let pid = pid.trim().parse().expect("a process id is a number");
-        send(pid, Signal::KILL);
-        wait_for("etcd to end", || !is_alive(pid));
+        self.kill("etcd", self.ports.etcd);
         fs::remove_dir_all(self.folder.join("data/etcd")).expect("it is ours");
         start_etcd(&self.folder, self.ports);
         self.start_api_server();

@@ -147,8 +147,14 @@ impl Oracle {
         self.state().controller.gone = Some(now);
     }
 
-    pub(crate) fn controller_jumped(&self, now: Timestamp) {
-        self.state().controller.jumped = Some(now);
+    /// The controller's clock is at `now` after a jump of so many seconds. When it was away is told by the new time.
+    pub(crate) fn controller_jumped(&self, now: Timestamp, seconds: i64) {
+        let presence = &mut self.state().controller;
+        presence.jumped = Some(now);
+        let by = SignedDuration::from_secs(seconds);
+        for (from, to) in &mut presence.away {
+            (*from, *to) = (*from + by, *to + by);
+        }
     }
 
     /// The controller has registered a run of an agent.

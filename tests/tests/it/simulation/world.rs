@@ -173,7 +173,7 @@ impl<'a> World<'a> {
             Trouble::ControllerWall { .. } if !network.controller.is_up() => {}
             Trouble::ControllerWall { seconds } => {
                 network.controller.jump(seconds);
-                network.oracle.controller_jumped(network.controller.wall_at(network.now_millis()));
+                network.oracle.controller_jumped(network.controller.wall_at(network.now_millis()), seconds);
             }
             Trouble::SlowStore { away } => network.slow_store(away),
         }
