@@ -96,6 +96,14 @@ pub struct ControllerArgs {
     #[arg(long, env = "WINDLASS_RESERVE_AFTER", default_value = "60s", value_name = "SPAN")]
     pub reserve_after: Span,
 
+    /// How long a node that is given its jobs (`dispatch: Push`) has to take one before it is asked for it again.
+    #[arg(long, env = "WINDLASS_PUSH_TIMEOUT", default_value = "30s", value_name = "SPAN")]
+    pub push_timeout: Span,
+
+    /// How long a token works by which the controller calls a node; at half of it another one is issued.
+    #[arg(long, env = "WINDLASS_WORKER_TOKEN_LIFE", default_value = "24h", value_name = "SPAN")]
+    pub worker_token_life: Span,
+
     /// The bridge to Kubernetes.
     #[command(flatten)]
     pub kube: KubeArgs,
@@ -158,6 +166,14 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Tokens would end before nodes could hear of the next one.
+    #[error(
+        "--worker-token-life {life} must be at least 2s: at half of it a node must have heard of the next token"
+    )]
+    TokenLife {
+        /// What was given.
+        life: Span,
+    },
     /// Not a URL that nodes can use.
     #[error("--advertise-url {url} must be https://HOST[:PORT] without a path")]
     AdvertiseUrl {
@@ -187,6 +203,8 @@ impl ControllerArgs {
             lease: Span::from_secs(25),
             offline_grace: Span::from_secs(15 * 60),
             reserve_after: Span::from_secs(60),
+            push_timeout: Span::from_secs(30),
+            worker_token_life: Span::from_secs(24 * 3600),
             kube: KubeArgs::default(),
         }
     }
@@ -195,6 +213,15 @@ impl ControllerArgs {
     pub(crate) fn store_url(&self) -> Result<StoreUrl, Error> {
         let file = self.store_password_file.as_deref();
         store_url(&self.state_dir, self.store.as_ref(), file, self.store_wait)
+    }
+
+    /// How long tokens work by which nodes are called.
+    pub(crate) fn worker_token_life(&self) -> Result<jiff::SignedDuration, Error> {
+        let life = self.worker_token_life;
+        if life < Span::from_secs(2) {
+            return Err(Error::TokenLife { life });
+        }
+        Ok(jiff::SignedDuration::try_from(life.get()).unwrap_or(jiff::SignedDuration::MAX))
     }
 
     /// The times of the agent protocol, if they make sense together.

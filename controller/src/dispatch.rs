@@ -7,13 +7,15 @@
 //! ```text
 //! claim     ──► fits (classes of the node's profile) ──► store.claim      ─┐
 //! heartbeat ──► coalesced per tick ──► store.beat                          ├─► attempts, leases
-//! report    ──► bodies ──► core::progress, core::life ──► store.apply     ─┘
+//! report    ──► bodies ──► core::progress, core::life ──► store.apply     ─┤
+//! push      ──► store.claim on the node's behalf ──► the node's Worker API ─┘
 //! ```
 
 mod claim;
 mod config;
 mod fits;
 mod heartbeat;
+mod push;
 mod register;
 mod report;
 
@@ -31,6 +33,7 @@ use crate::clock::{Clock, IdSource};
 use crate::error::{ApiError, Code};
 
 pub(crate) use claim::{is_closed, room, slots};
+pub use push::{CallError, MakeClient, Push, Target, WorkerClient, WorkerTokens};
 pub(crate) use report::transition;
 
 /// Times of the agent protocol.
@@ -68,6 +71,8 @@ pub struct DispatchParts {
     pub ids: Arc<dyn IdSource>,
     /// Makes and checks node tokens.
     pub tokens: NodeTokens,
+    /// Makes the tokens by which nodes are called.
+    pub worker_tokens: WorkerTokens,
     /// Times.
     pub leases: LeaseSettings,
     /// The URL under which nodes reach this controller, without a trailing slash.

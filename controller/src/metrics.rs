@@ -58,6 +58,23 @@ pub enum Closing {
     Stalled,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeliveryLabels {
+    outcome: &'static str,
+}
+
+/// What became of a job that was to be given to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::EnumIter)]
+#[strum(serialize_all = "snake_case")]
+pub enum Delivery {
+    /// The node has taken it.
+    Taken,
+    /// The node will not have it.
+    Refused,
+    /// It could not be given.
+    Failed,
+}
+
 /// The controller's metrics; cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
@@ -81,6 +98,7 @@ struct Inner {
     swept_bytes: Counter,
     swept_at: Gauge<f64, AtomicU64>,
     unreadable_logs: Counter,
+    deliveries: Family<DeliveryLabels, Counter>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -166,6 +184,15 @@ impl Metrics {
             "Pieces of output that somebody asked for and that could not be read.",
             unreadable_logs.clone(),
         );
+        let deliveries = Family::<DeliveryLabels, Counter>::default();
+        for outcome in Delivery::iter() {
+            drop(deliveries.get_or_create(&DeliveryLabels { outcome: outcome.into() }));
+        }
+        registry.register(
+            "push_deliveries",
+            "Jobs that were to be given to nodes with `dispatch: Push`: `taken`, `refused` by the node, `failed` to get there.",
+            deliveries.clone(),
+        );
         let inner = Inner {
             registry,
             requests,
@@ -183,6 +210,7 @@ impl Metrics {
             swept_bytes,
             swept_at,
             unreadable_logs,
+            deliveries,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -208,6 +236,11 @@ impl Metrics {
     /// Counts a connection that was closed here.
     pub fn closed(&self, reason: Closing) {
         self.inner.closed_connections.get_or_create(&ClosingLabels { reason: reason.into() }).inc();
+    }
+
+    /// Counts a job that was to be given to a node.
+    pub fn delivery(&self, outcome: Delivery) {
+        self.inner.deliveries.get_or_create(&DeliveryLabels { outcome: outcome.into() }).inc();
     }
 
     /// Says how many rows the sweeper cannot read.

@@ -19,7 +19,7 @@ use crate::args::{self, ControllerArgs};
 use crate::auth::NodeTokens;
 use crate::clock::{Clock, IdSource, RandomIds, SystemClock};
 use crate::connections::{self, Acceptor, Gate, Times, limit_http};
-use crate::dispatch::{Dispatch, DispatchParts};
+use crate::dispatch::{Dispatch, DispatchParts, Push, WorkerTokens};
 use crate::error::ApiError;
 use crate::kube;
 use crate::metrics::Metrics;
@@ -148,6 +148,7 @@ impl Controller {
             clock: clock.clone(),
             ids: ids.clone(),
             tokens,
+            worker_tokens: WorkerTokens::new(&authority.secret(), args.worker_token_life()?),
             leases,
             base_url: base_url.clone(),
             ca_pem: Some(authority.pem().to_owned()),
@@ -164,6 +165,8 @@ impl Controller {
             reserve_after: args.reserve_after.get(),
         };
         reconcile::start(&mut tasks, &stop, parts);
+        let push = Push::over_https(dispatch.clone(), metrics.clone(), args.push_timeout.get());
+        tasks.spawn(push.run(stop.clone()));
         if let Some(connection) = connection {
             let (store, bodies, clock, ids) = (store.clone(), bodies.clone(), clock.clone(), ids.clone());
             let parts = kube::Parts {

@@ -88,6 +88,12 @@ pub enum Error {
     Use(#[source] rustls::Error),
 }
 
+/// The SHA-256 of a certificate in PEM, in hexadecimal; `None` where it is none.
+pub(crate) fn fingerprint_of(pem: &str) -> Option<String> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+    Some(hex::encode(Sha256::digest(&der)))
+}
+
 /// The certificate authority.
 pub struct Authority {
     key: KeyPair,
@@ -201,6 +207,12 @@ impl Authority {
             Err(rustls::Error::InconsistentKeys(_)) => Err(Error::Pair { key: key_file, certificate: file }),
             Err(_) => Err(Error::Damaged { path: file }),
         }
+    }
+
+    /// A secret that follows from the authority's key and does not tell it: what is derived from it is the same in every
+    /// controller of this authority.
+    pub fn secret(&self) -> [u8; 32] {
+        Sha256::digest([&b"windlass authority secret v1\n"[..], &self.key.serialize_der()].concat()).into()
     }
 
     /// The authority's certificate in PEM.

@@ -68,6 +68,84 @@ pub struct NodeConfigSpec {
     /// What sandboxes on this node may be and do: the ceiling for every job.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sandbox: SandboxPolicy,
+
+    /// How jobs reach the node.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dispatch: DispatchMode,
+
+    /// The node's Worker API, by which others give it work over HTTPS. Without it there is none, unless `dispatch` is `Push`,
+    /// which needs one and then has it with the defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_api: Option<WorkerApi>,
+}
+
+/// How jobs reach a node.
+#[derive(
+    Serialize,
+    Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Default,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::Display,
+)]
+pub enum DispatchMode {
+    /// The node asks the controller for them, which works from behind NAT and firewalls.
+    #[default]
+    Pull,
+    /// The controller calls the node's Worker API. The node does not ask by itself.
+    Push,
+}
+
+/// A node's Worker API.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WorkerApi {
+    /// Where it listens, as `ADDRESS:PORT`; port 0 takes a free one. Default `0.0.0.0:12090`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub listen: Option<String>,
+
+    /// Where the controller and others reach it, such as `https://node-1.example:12090`. Without it the address of the node
+    /// that leads to the controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^https://"))]
+    pub url: Option<String>,
+
+    /// The largest request; larger ones are answered with 413. Default and maximum 10 MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_request: Option<crate::quantity::Bytes>,
+
+    /// A file on the node with a token, one line of 32 to 512 characters, for callers other than the controller. It is read
+    /// anew for each call. Only the agent's user should be able to read it. Without it only the controller may call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096), regex(pattern = r"^/"))]
+    pub token_file: Option<String>,
+}
+
+impl WorkerApi {
+    /// Where a Worker API listens that does not say.
+    pub const LISTEN: &str = "0.0.0.0:12090";
+
+    /// Where it listens.
+    pub fn address(&self) -> &str {
+        self.listen.as_deref().unwrap_or(Self::LISTEN)
+    }
+}
+
+impl NodeConfigSpec {
+    /// The Worker API that the node is to have.
+    pub fn worker_api(&self) -> Option<WorkerApi> {
+        match (self.dispatch, &self.worker_api) {
+            (_, Some(declared)) => Some(declared.clone()),
+            (DispatchMode::Push, None) => Some(WorkerApi::default()),
+            (DispatchMode::Pull, None) => None,
+        }
+    }
 }
 
 /// What sandboxes on a node may be and do.
@@ -331,6 +409,10 @@ pub struct NodeConfigStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostSummary>,
 
+    /// How jobs reach the node, where it has a Worker API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dispatch: Option<DispatchStatus>,
+
     /// Labels in force: the agent's own with those of the spec over them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -338,6 +420,33 @@ pub struct NodeConfigStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+}
+
+/// How jobs reach a node that has a Worker API.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DispatchStatus {
+    /// The way in force.
+    #[serde(default)]
+    pub mode: DispatchMode,
+    /// Where the Worker API is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The SHA-256 of the Worker API's certificate, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
+    /// When the token was issued by which the controller calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_issued_at: Option<Timestamp>,
+    /// When the node last took a job that it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivered_at: Option<Timestamp>,
+    /// Why the last job could not be given to it, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// When that was first so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_since: Option<Timestamp>,
 }
 
 /// What a host is and can do, in short.

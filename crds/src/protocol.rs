@@ -21,6 +21,7 @@ mod claim;
 mod config;
 mod problem;
 mod report;
+pub mod worker_api;
 
 pub use bootstrap::{
     Bootstrap, BootstrapAuth, Endpoints, NodeProof, Orchestrator, RegisterRequest, Trust,
@@ -28,7 +29,7 @@ pub use bootstrap::{
 };
 pub use capability::{
     AgentCapability, CapabilityReport, Compute, ContainerRuntime, EngineCapability, Gpu, GpuDevice,
-    NodeIdentity, Platform, SandboxCapability,
+    NodeIdentity, Platform, SandboxCapability, TlsCapability, WorkerApiCapability,
 };
 pub use claim::{
     Assignment, AttemptId, ClaimRequest, ClaimResponse, HeartbeatRequest, HeartbeatResponse, Order, Renewal,
@@ -36,7 +37,7 @@ pub use claim::{
 };
 pub use config::{
     AckError, AckStatus, ConfigAck, ConfigEndpoints, ConfigOrchestrator, Configuration, Constraints,
-    ImageRules, NodeSettings, Policy, ResourceLimits, SandboxRules, parse_config_version,
+    ImageRules, NodeSettings, Policy, ResourceLimits, SandboxRules, WorkerApiSettings, parse_config_version,
 };
 pub use problem::{FieldError, Problem};
 pub use report::{

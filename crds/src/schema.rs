@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 pub use kind::Kind;
 use shape::{Field, Form, Shape};
 
+use crate::protocol::worker_api::openapi;
 use crate::{
     API_VERSION, JobTemplate, JobTemplateSpec, JobTemplateStatus, NodeConfig, NodeConfigSpec,
     NodeConfigStatus, SandboxJob, SandboxJobSpec, SandboxJobStatus,
@@ -79,6 +80,8 @@ pub fn generated_files() -> Result<Vec<(String, String)>, Error> {
             serde_json::to_string_pretty(&schema_for(kind)).map_err(|source| Error::Json { kind, source })?;
         files.push((format!("schemas/{}.json", kind.plural()), json + "\n"));
     }
+    let worker_api = serde_json::to_string_pretty(&openapi()).map_err(Error::WorkerApi)?;
+    files.push(("worker-api.json".to_owned(), worker_api + "\n"));
     Ok(files)
 }
 
@@ -103,6 +106,9 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
+    /// The OpenAPI document of the Worker API cannot be written.
+    #[error("write the OpenAPI document of the Worker API")]
+    WorkerApi(#[source] serde_json::Error),
 }
 
 impl Error {
@@ -111,6 +117,7 @@ impl Error {
         match self {
             Self::Yaml { .. } => "yaml",
             Self::Json { .. } => "json",
+            Self::WorkerApi(_) => "worker_api",
         }
     }
 }

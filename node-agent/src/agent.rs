@@ -4,6 +4,7 @@
 //!                    ┌── registration ──► session ──► everybody
 //!                    ├── config sync ───► configuration in force ──► slots, rules
 //!  controller ◄──────┼── claims ──────► dispatcher ──► one task per attempt ──► driver
+//!                    │    Worker API ───────┘
 //!                    ├── lease keeper ◄─► held attempts ◄──┘      │
 //!                    └── sender ◄──── outbox ◄── writer ◄─────────┘
 //! ```
@@ -42,6 +43,8 @@ use crate::registration::Registration;
 use crate::session::SessionHandle;
 use crate::status::AgentStatus;
 use crate::watch;
+use crate::worker_api::runs::Runs;
+use crate::worker_api::{self, Intake, WorkerApi};
 
 /// How long attempts may take to stop when the agent is told to cancel them: TERM, the grace of 5 s, KILL, and time to
 /// write it down.
@@ -113,6 +116,7 @@ impl Running {
             plugins,
             egress,
             engines,
+            worker_api: api_host,
             settings,
         } = parts;
         let identity = Arc::new(identity);
@@ -141,6 +145,10 @@ impl Running {
             host_boot: clock.host_boot(),
         };
         let (ledger, outbox) = (Arc::new(ledger), Arc::new(outbox));
+        let unreported = outbox.unreported_ends();
+        let is_open = |id: &AttemptId| found.entries.contains_key(id) || unreported.contains(id);
+        let runs = Runs::open(Arc::clone(&fs), clock.now(), is_open).await.map_err(Error::Results)?;
+        runs.tidy(clock.now()).await;
 
         let session = SessionHandle::new();
         let held = HeldAttempts::default();
@@ -161,7 +169,23 @@ impl Running {
             step_kinds: plugins.kinds().into_iter().map(str::to_owned).collect(),
             sandbox: capability.clone(),
         };
-        let capabilities = Arc::new(Capabilities::new(facts, host, Arc::clone(&clock)));
+        let intake = Intake {
+            clock: Arc::clone(&clock),
+            ledger: Arc::clone(&ledger),
+            held: held.clone(),
+            readiness: readiness.clone(),
+            in_force: in_force.clone(),
+            sandbox: capability.clone(),
+            slots: slots.subscribe(),
+            draining: draining.subscribe(),
+            claimed: claimed_sender.clone(),
+            hurry: Arc::clone(&hurry),
+            runs: runs.clone(),
+            admission: tokio::sync::Mutex::new(()),
+        };
+        let worker_api = WorkerApi::new(api_host, intake);
+        let served = worker_api.served();
+        let capabilities = Arc::new(Capabilities::new(facts, host, Arc::clone(&clock), served));
         let inputs = InputCache::new(
             settings.inputs.clone(),
             settings.input_cache_bytes,
@@ -188,6 +212,7 @@ impl Running {
             egress,
             engines,
             hurry: Arc::clone(&hurry),
+            runs: runs.clone(),
         });
         let config_sync = ConfigSync {
             node: node.clone(),
@@ -198,6 +223,7 @@ impl Running {
             fs: Arc::clone(&fs),
             sandbox: capability,
             in_force,
+            worker_api,
             state: config_state,
             newest: newest.subscribe(),
         };
@@ -262,14 +288,15 @@ impl Running {
             readiness,
             slots: slots.subscribe(),
             draining: draining.subscribe(),
+            config: config_sync.state.subscribe(),
             claimed: claimed_sender,
             hurry: Arc::clone(&hurry),
             least_free_bytes: settings.least_free_bytes,
         };
-        for attempt in outbox.unreported_ends() {
+        for attempt in unreported {
             held.ending(&attempt);
         }
-        let sender = Sender { outbox: Arc::clone(&outbox), client, session, ids, held: held.clone() };
+        let sender = Sender { outbox: Arc::clone(&outbox), client, session, ids, held: held.clone(), runs };
 
         let mut running = Self { tasks: JoinSet::new(), executor, held, claimed, draining, attempts: 0 };
         running.spawn_for_ever("agent.outbox", write(writer, outbox));
@@ -337,6 +364,10 @@ impl Running {
         };
         // The lease was renewed since the entry was made, if it was written where the supervisors read it.
         let lease_until = home.as_ref().map_or(entry.lease_until, |home| home.lease_until);
+        if entry.pushed {
+            let (task, request) = (worker_api::task(&entry.assignment), worker_api::named(&entry.assignment));
+            self.executor.runs.began(&attempt, task, request);
+        }
         let control = self.held.insert(attempt, Duration::ZERO, lease_until);
         self.spawn_attempt(entry, control, Recovered { progress, home, units, rebooted });
     }

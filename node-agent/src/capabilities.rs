@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use sha2::Digest as _;
 use tokio::sync::Notify;
-use windlass_crds::protocol::{AgentCapability, CapabilityReport, NodeIdentity, SandboxCapability, VERSION};
+use windlass_crds::protocol::{
+    AgentCapability, CapabilityReport, NodeIdentity, SandboxCapability, TlsCapability, VERSION,
+    WorkerApiCapability,
+};
 
 pub use self::host::{HostFacts, HostProbe, SystemHost};
 use crate::backoff::Backoff;
@@ -16,6 +19,7 @@ use crate::client::ControllerClient;
 use crate::clock::Clock;
 use crate::ids::IdSource;
 use crate::session::SessionHandle;
+use crate::watch;
 
 /// Between looks at the host: hardware and free space change slowly, and a look costs a few file reads.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -30,6 +34,14 @@ pub(crate) struct Capabilities {
     /// The hash of the report that the controller has.
     delivered: Mutex<Option<String>>,
     wanted: Notify,
+    served: watch::Receiver<Option<Served>>,
+}
+
+/// The Worker API, while it is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Served {
+    pub(crate) api: WorkerApiCapability,
+    pub(crate) tls: TlsCapability,
 }
 
 /// What is known of the node from its settings.
@@ -42,7 +54,12 @@ pub(crate) struct NodeFacts {
 }
 
 impl Capabilities {
-    pub(crate) fn new(facts: NodeFacts, host: Arc<dyn HostProbe>, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(
+        facts: NodeFacts,
+        host: Arc<dyn HostProbe>,
+        clock: Arc<dyn Clock>,
+        served: watch::Receiver<Option<Served>>,
+    ) -> Self {
         let NodeFacts { name, labels, boot_id, step_kinds, sandbox } = facts;
         let agent = AgentCapability { version: env!("CARGO_PKG_VERSION").to_owned(), boot_id, step_kinds };
         Self {
@@ -53,6 +70,7 @@ impl Capabilities {
             clock,
             delivered: Mutex::new(None),
             wanted: Notify::new(),
+            served,
         }
     }
 
@@ -64,6 +82,7 @@ impl Capabilities {
     /// Looks at the host.
     pub(crate) async fn report(&self) -> CapabilityReport {
         let HostFacts { platform, compute, gpu } = self.host.look().await;
+        let (worker_api, tls) = self.served.borrow().clone().map(|served| (served.api, served.tls)).unzip();
         CapabilityReport {
             version: VERSION,
             reported_at: self.clock.now(),
@@ -74,6 +93,8 @@ impl Capabilities {
             gpu,
             sandbox: Some(self.sandbox.clone()),
             agent: Some(self.agent.clone()),
+            worker_api,
+            tls,
         }
     }
 
@@ -140,11 +161,14 @@ impl Capabilities {
         session: &SessionHandle,
         ids: &dyn IdSource,
     ) -> std::convert::Infallible {
+        let mut served = self.served.clone();
         loop {
-            // Both arms may be dropped at any time: a permit of `notified` is lost only when the arm has won.
+            // All arms may be dropped at any time: a permit of `notified` is lost only when the arm has won.
             tokio::select! {
                 biased;
                 () = self.wanted.notified() => {}
+                // Its sender lives as long as the configuration's task.
+                Ok(()) = served.changed() => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
             self.deliver(client, session, ids).await;

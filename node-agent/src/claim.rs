@@ -1,7 +1,7 @@
 //! Claims: the long poll that brings work and orders.
 //!
 //! There is always one poll under way, also when the node is full, drains or is not ready; it then asks for orders
-//! only. When a slot becomes free during such a poll, it is dropped and asked anew.
+//! only, as a node does that is given its work by its Worker API. When a slot becomes free during such a poll, it is dropped and asked anew.
 //!
 //! *Request ids*: a poll that may have been granted something and whose answer did not arrive is asked again with the
 //! same id, so that the same assignments come. A poll that asked for nothing leaves nothing behind, and a new id is
@@ -15,11 +15,13 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
+use windlass_crds::node_config::DispatchMode;
 use windlass_crds::protocol::{Assignment, AttemptId, ClaimRequest, ClaimResponse, Unreadable, VERSION};
 
 use crate::backoff::Backoff;
 use crate::client::{self, ControllerClient};
 use crate::clock::Clock;
+use crate::config_sync::ConfigState;
 use crate::fs::AgentFs;
 use crate::heartbeat::Superseded;
 use crate::held::{Control, HeldAttempts};
@@ -66,6 +68,8 @@ pub(crate) struct Claims {
     pub(crate) readiness: Readiness,
     pub(crate) slots: watch::Receiver<u32>,
     pub(crate) draining: watch::Receiver<bool>,
+    /// Says whether this node asks for work at all.
+    pub(crate) config: watch::Receiver<ConfigState>,
     pub(crate) claimed: mpsc::Sender<Claimed>,
     /// Tells the lease keeper to beat now.
     pub(crate) hurry: Arc<Notify>,
@@ -155,6 +159,11 @@ impl Claims {
         if *self.draining.borrow() || self.readiness.not_ready().is_some() {
             return 0;
         }
+        match self.config.borrow().dispatch {
+            DispatchMode::Pull => {}
+            // It is given work by its Worker API; the poll goes on for orders.
+            DispatchMode::Push => return 0,
+        }
         let held = u32::try_from(*self.held.count().borrow()).unwrap_or(u32::MAX);
         self.slots.borrow().saturating_sub(held)
     }
@@ -165,6 +174,7 @@ impl Claims {
         let mut count = self.held.count();
         let mut slots = self.slots.clone();
         let mut draining = self.draining.clone();
+        let mut config = self.config.clone();
         let mut readiness = self.readiness.changes();
         while (max == 0) == (self.room() == 0) {
             // Cancel-safe: all only look. Their senders live as long as the agent.
@@ -173,6 +183,7 @@ impl Claims {
                 looked = count.changed() => looked,
                 looked = slots.changed() => looked,
                 looked = draining.changed() => looked,
+                looked = config.changed() => looked,
                 looked = readiness.changed() => looked,
             };
             if looked.is_err() {
@@ -205,7 +216,8 @@ impl Claims {
         let host_boot = self.clock.host_boot();
         let took = assignments.into_iter().map(|assignment| {
             let lease_until = first_sent_at + Duration::from_secs(assignment.lease_seconds);
-            let entry = ledger::Entry { assignment, lease_until, host_boot: host_boot.clone() };
+            let entry =
+                ledger::Entry { assignment, lease_until, host_boot: host_boot.clone(), pushed: false };
             async move {
                 if draining {
                     let message = "the agent is draining and takes no more work".to_owned();

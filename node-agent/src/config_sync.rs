@@ -1,7 +1,7 @@
 //! The node's configuration: fetched, checked against the host, kept on disk, put in force, acknowledged.
 //!
 //! ```text
-//! long poll ──► read ──► check against the host ──► keep on disk ──► swap ──► ack applied
+//! long poll ──► read ──► check against the host ──► open Worker API ──► keep on disk ──► swap ──► ack applied
 //!                 └──────────────┴── ack failed with the reason; what was in force stays, over restarts too
 //! ```
 //!
@@ -19,6 +19,7 @@ use crate::watch;
 use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
 use tokio::time::Instant;
+use windlass_crds::node_config::DispatchMode;
 use windlass_crds::protocol::{
     AckError, AckStatus, ConfigAck, Configuration, ResourceLimits, SandboxCapability, VERSION,
     parse_config_version,
@@ -31,6 +32,7 @@ use crate::clock::Clock;
 use crate::fs::AgentFs;
 use crate::ids::IdSource;
 use crate::session::SessionHandle;
+use crate::worker_api::WorkerApi;
 
 const PATH: &str = "config/last-good.json";
 /// How long the controller may hold a poll; below the 60 s after which middleboxes drop silent connections.
@@ -101,6 +103,8 @@ pub(crate) struct ConfigState {
     pub(crate) version: Option<u64>,
     /// How many attempts run at once, where it says.
     pub(crate) concurrency: Option<u32>,
+    /// How jobs reach the node.
+    pub(crate) dispatch: DispatchMode,
     /// Why nothing is in force, where that is so.
     pub(crate) failure: Option<String>,
 }
@@ -115,6 +119,7 @@ pub(crate) struct ConfigSync {
     pub(crate) fs: Arc<dyn AgentFs>,
     pub(crate) sandbox: SandboxCapability,
     pub(crate) in_force: InForce,
+    pub(crate) worker_api: WorkerApi,
     pub(crate) state: watch::Sender<ConfigState>,
     /// The newest version by the last heartbeat, which ends a poll that has missed it.
     pub(crate) newest: watch::Receiver<u64>,
@@ -132,6 +137,11 @@ impl ConfigSync {
         match read.map(|configuration| (parse_config_version(&configuration.config_version), configuration)) {
             Ok((Some(number), configuration)) => {
                 tracing::info!(config.version = number, "last good configuration in force");
+                match self.worker_api.prepare(&configuration).await {
+                    Ok(change) => self.worker_api.settle(change, &configuration).await,
+                    // It is tried again with the first answer of the controller.
+                    Err(error) => tracing::warn!(error = error.message, "the Worker API is not served"),
+                }
                 self.put_in_force(number, configuration);
             }
             Ok((None, _)) => tracing::warn!("the last good configuration has no version and is not used"),
@@ -143,11 +153,12 @@ impl ConfigSync {
     }
 
     fn put_in_force(&self, number: u64, configuration: Configuration) {
-        let concurrency = configuration.node.concurrency;
+        let (concurrency, dispatch) = (configuration.node.concurrency, configuration.node.dispatch);
         self.in_force.set(Applied { number, configuration });
         self.state.send_modify(|state| {
             state.version = Some(number);
             state.concurrency = concurrency;
+            state.dispatch = dispatch;
             state.failure = None;
         });
     }
@@ -290,7 +301,9 @@ impl ConfigSync {
                     applied.number
                 ),
             }),
-            Some(applied) if applied.is(payload) => Ok(()),
+            Some(applied) if applied.is(payload) && self.worker_api.is_as(&applied.configuration).await => {
+                Ok(())
+            }
             Some(_) | None => self.apply(number, payload).await,
         }
     }
@@ -314,14 +327,20 @@ impl ConfigSync {
     async fn apply(&self, number: u64, payload: &serde_json::Value) -> Result<(), AckError> {
         let configuration = read(payload)?;
         check(&configuration, &self.node, &self.sandbox, &|path| path.exists())?;
+        let change = self.worker_api.prepare(&configuration).await?;
         let content = serde_json::to_vec(&configuration)
             .expect("a configuration has only string keys and becomes JSON");
-        self.fs.replace(PATH, content).await.map_err(|error| AckError {
-            error_type: "NotKept".to_owned(),
-            message: format!(
-                "the configuration cannot be written to the node's state folder ({error}); make room or repair it"
-            ),
-        })?;
+        if let Err(error) = self.fs.replace(PATH, content).await {
+            self.worker_api.take_back(change).await;
+            return Err(AckError {
+                error_type: "NotKept".to_owned(),
+                message: format!(
+                    "the configuration cannot be written to the node's state folder ({error}); make room or repair it"
+                ),
+            });
+        }
+        // Before it can be acknowledged: who hears of it may call at once.
+        self.worker_api.settle(change, &configuration).await;
         self.put_in_force(number, configuration);
         Ok(())
     }

@@ -11,7 +11,7 @@
 //! durable in the outbox, so after a crash every step is found as ended (by its record), running or ended (by its
 //! unit, which is taken up), or not begun. After the host was booted again an attempt that had started is lost.
 //! Exactly one terminal record is written, after which nothing of the attempt runs. All output is in the outbox before
-//! it.
+//! it. Of an attempt that came by the Worker API the result is kept too, before its entry in the ledger goes.
 //!
 //! *Time*: the supervisor of a unit watches step timeout and lease; this task watches the lease too, stops units when
 //! told, and judges by the unit's own record of how it ended.
@@ -32,10 +32,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use windlass_crds::protocol::{
-    Assignment, AttemptId, RecordBody, SandboxCapability, SandboxRules, StepEnded, TerminalPhase,
+    Assignment, AttemptId, RecordBody, SandboxCapability, SandboxRules, StepEnded, Terminal, TerminalPhase,
 };
 use windlass_crds::sandbox_job::Step;
 use windlass_sandbox::driver::UnitPhase;
@@ -45,7 +46,7 @@ use windlass_sandbox::{DiskQuota, Driver, Error as SandboxError, Mount, UnitId};
 use self::egress::Egress;
 use self::inputs::InputCache;
 use self::step::StepRun;
-use self::verdict::{Verdict, describe, plugin_reason, sandbox_verdict, terminal_record};
+use self::verdict::{Verdict, describe, plugin_reason, sandbox_verdict, terminal};
 pub(crate) use self::verdict::{refusal_record, release_record};
 use crate::backoff::Backoff;
 use crate::client::ControllerClient;
@@ -59,6 +60,7 @@ use crate::outbox::{NewRecord, Outbox, Progress};
 use crate::plugins::Registry;
 use crate::session::SessionHandle;
 use crate::watch;
+use crate::worker_api::runs::{End, Runs};
 use crate::workspaces::{Content, Home, Placement, Workspaces};
 
 /// How long a job may take that does not say.
@@ -92,6 +94,8 @@ pub(crate) struct ExecutorParts {
     pub(crate) engines: Engines,
     /// Asks the lease keeper for a heartbeat now.
     pub(crate) hurry: Arc<Notify>,
+    /// Where results are kept of attempts that came by the Worker API.
+    pub(crate) runs: Runs,
 }
 
 /// What was found of an attempt after a restart.
@@ -118,6 +122,8 @@ pub(crate) struct AttemptTask {
     job_timeout: Duration,
     /// When the attempt started, on `CLOCK_BOOTTIME`; `None` before it has.
     started: Option<Duration>,
+    /// The same by the wall clock.
+    started_at: Option<Timestamp>,
     mounts: Vec<Mount>,
     /// The rule of the node, as it is now, that keeps further steps of a taken up attempt from being started.
     refusal: Option<policy::Refusal>,
@@ -141,6 +147,7 @@ impl AttemptTask {
             let ago = Duration::try_from(parts.clock.now().duration_since(at)).unwrap_or_default();
             parts.clock.boottime().saturating_sub(ago)
         });
+        let recovered_started_at = recovered.progress.started_at;
         let mut task = Self {
             parts,
             entry,
@@ -150,6 +157,7 @@ impl AttemptTask {
             rules: SandboxRules::default(),
             job_timeout: JOB_TIMEOUT,
             started,
+            started_at: recovered_started_at,
             mounts: Vec::new(),
             refusal: None,
             pending: Vec::new(),
@@ -162,7 +170,9 @@ impl AttemptTask {
     /// Executes the attempt, or what a restart left of it, to its end. Returns when nothing of it is left.
     pub(crate) async fn run(mut self) -> AttemptId {
         let attempt = self.entry.assignment.attempt.clone();
-        if self.recovered.progress.terminal.is_none() {
+        let ended = if let Some(terminal) = self.recovered.progress.terminal.take() {
+            terminal
+        } else {
             let verdict = match self.execute().await {
                 Ok(verdict) | Err(verdict) => verdict,
             };
@@ -172,16 +182,29 @@ impl AttemptTask {
                 message = verdict.message.as_deref().unwrap_or_default(),
                 "attempt ended"
             );
-            let terminal = terminal_record(verdict, self.parts.clock.now());
-            self.pending.push(terminal);
+            let terminal = terminal(verdict);
+            let at = self.parts.clock.now();
+            self.pending.push(NewRecord { at, body: RecordBody::Terminal(terminal.clone()), mark: None });
             // Before it can be sent, so that its acknowledgement finds the note.
             self.parts.held.ending(&attempt);
             self.commit().await;
-        }
+            terminal
+        };
         self.parts.held.ended(&attempt);
+        if self.entry.pushed {
+            self.keep_result(ended).await;
+        }
         self.clean_up().await;
         self.parts.held.remove(&attempt);
         attempt
+    }
+
+    /// Keeps how the attempt ended for the one who gave it to this node.
+    async fn keep_result(&self, ended: Terminal) {
+        let Terminal { phase, reason, message, exit_code, last_sequence: _ } = ended;
+        let (started_at, ended_at) = (self.started_at, self.parts.clock.now());
+        let end = End { phase, reason, message, exit_code, started_at, ended_at };
+        self.parts.runs.ended(self.attempt(), end).await;
     }
 
     const fn assignment(&self) -> &Assignment {

@@ -88,9 +88,12 @@ impl HeldAttempts {
         self.inner.count.send_replace(table.held.len());
     }
 
-    /// Notes an attempt whose terminal record is about to be written, or was written in an earlier run and not sent.
+    /// Notes an attempt whose terminal record is about to be written, or was written in an earlier run and not sent. No
+    /// controller hears of a bare run.
     pub(crate) fn ending(&self, attempt: &AttemptId) {
-        self.table().unreported.insert(attempt.clone());
+        if !attempt.is_bare() {
+            self.table().unreported.insert(attempt.clone());
+        }
     }
 
     /// Marks an attempt whose terminal record is durable.
@@ -214,11 +217,12 @@ impl HeldAttempts {
     }
 
     /// The attempts whose leases are to be renewed, each with the seconds from `now` until it would be stopped for want of
-    /// that, rounded up. What has ended needs no time.
+    /// that, rounded up. What has ended needs no time. A bare run has its lease of nobody.
     pub(crate) fn to_renew(&self, now: Duration) -> Vec<(AttemptId, u64)> {
         let table = self.table();
         let ended = table.unreported.iter().map(|attempt| (attempt, 0));
-        let live = table.held.iter().filter(|(_, held)| !held.ended).map(|(attempt, held)| {
+        let of_controller = table.held.iter().filter(|(attempt, held)| !held.ended && !attempt.is_bare());
+        let live = of_controller.map(|(attempt, held)| {
             let left = held.known_until.saturating_sub(now);
             (attempt, left.as_secs() + u64::from(left.subsec_nanos() > 0))
         });
@@ -229,7 +233,10 @@ impl HeldAttempts {
     /// The attempts about which an order would be news.
     pub(crate) fn to_be_ordered(&self) -> Vec<AttemptId> {
         let table = self.table();
-        let live = table.held.iter().filter(|(_, held)| !held.ended && held.control.borrow().stop.is_none());
+        let is_news = |attempt: &AttemptId, held: &Held| {
+            !held.ended && !attempt.is_bare() && held.control.borrow().stop.is_none()
+        };
+        let live = table.held.iter().filter(|(attempt, held)| is_news(attempt, held));
         live.map(|(attempt, _)| attempt.clone()).collect()
     }
 
@@ -291,6 +298,21 @@ mod tests {
         *disk.lock().unwrap() = false;
         held.renew(&renewal("a", 25), secs(120));
         assert_eq!(held.to_renew(Duration::from_millis(120_500)), [(id("a"), 25)]);
+    }
+
+    #[test]
+    fn no_controller_hears_of_a_bare_run() {
+        let held = HeldAttempts::default();
+        let bare = AttemptId { job: "a".to_owned(), epoch: 0 };
+        let control = held.insert(bare.clone(), secs(100), secs(4000));
+        assert_eq!(held.to_renew(secs(100)), []);
+        assert_eq!(held.to_be_ordered(), []);
+        held.stop_all(StopCause::AgentStopped);
+        assert_eq!(control.borrow().stop, Some(StopCause::AgentStopped));
+        held.ending(&bare);
+        held.ended(&bare);
+        assert_eq!(held.to_renew(secs(100)), []);
+        assert_eq!(*held.count().borrow(), 1, "it takes up a slot all the same");
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub(crate) struct Entry {
     pub(crate) lease_until: Duration,
     /// The run of the host in which the attempt was taken on.
     pub(crate) host_boot: String,
+    /// It came by the Worker API, which keeps its result.
+    #[serde(default)]
+    pub(crate) pushed: bool,
 }
 
 /// Why the ledger could not be read or written.
@@ -192,6 +195,7 @@ mod tests {
             assignment: assignment(job, epoch, &["true"]),
             lease_until: Duration::from_secs(25),
             host_boot: "boot".to_owned(),
+            pushed: false,
         }
     }
 

@@ -38,6 +38,7 @@ mod status;
 pub mod testing;
 mod token;
 mod watch;
+mod worker_api;
 mod workspaces;
 
 pub use agent::{Agent, AgentParts, Error, KeeperHost, Settings, Stop};
@@ -61,6 +62,7 @@ pub use start::{Error as StartError, RunningAgent};
 pub use status::AgentStatus;
 pub use token::{Error as TokenError, JoinToken};
 pub use windlass_sandbox::engine::Engines;
+pub use worker_api::{ApiHost, Door, TlsHost};
 pub use workspaces::{Content, Home, HostWorkspaces, LeaseWriter, Placement, Workspaces};
 
 /// An error and its causes as one line.

@@ -17,6 +17,8 @@
 //! once it is durable. A record is dropped only when the controller has answered for it. Acknowledgements come in any
 //! order. A torn end of the journal is cut with a warning.
 //!
+//! Of a bare run of the Worker API the journal is an account alone: nothing of it is sent.
+//!
 //! *Flow control*: [`Outbox::room`] waits while more than [`ROOM_BYTES`] are unsent; output then stays in the spools of
 //! the sandbox. When the disk is full, appending waits (and [`Outbox::stalled`] says why) until it is not.
 
@@ -172,7 +174,9 @@ impl Outbox {
         state.numbered = state.progress.iter().map(|(id, p)| (id.clone(), p.last_sequence)).collect();
         state.segments = replayed.segments.iter().map(|number| (*number, 0)).collect();
         for (segment, record, bytes) in replayed.unsent {
-            state.add_unsent(segment, record, bytes);
+            if !record.attempt.is_bare() {
+                state.add_unsent(segment, record, bytes);
+            }
         }
         let (backlog, stalled) = (watch::Sender::new(state.backlog()), watch::Sender::new(None));
         let outbox = Self {
@@ -386,7 +390,9 @@ impl State {
             self.progress.entry(record.attempt.clone()).or_default().fold(&record, mark.as_ref());
             // `bytes` counted it when it was queued.
             self.bytes -= size;
-            self.add_unsent(segment, record, size);
+            if !record.attempt.is_bare() {
+                self.add_unsent(segment, record, size);
+            }
         }
     }
 

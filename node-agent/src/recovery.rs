@@ -87,6 +87,7 @@ mod tests {
             assignment: assignment(job, 1, &["true"]),
             lease_until: Duration::ZERO,
             host_boot: host_boot.to_owned(),
+            pushed: false,
         };
         (id(job), entry)
     }

@@ -33,6 +33,7 @@ use crate::plugins::Registry;
 use crate::registration::{self, JoinSecret, OnRegistered};
 use crate::status::AgentStatus;
 use crate::token::{self, JoinToken};
+use crate::worker_api::TlsHost;
 use crate::workspaces::HostWorkspaces;
 
 /// Why an agent cannot start.
@@ -199,6 +200,8 @@ impl Agent {
 
         let Contact { url, authority: _, join } = contact;
         let egress = Egress::system(url.host_str().map(str::to_owned));
+        let worker_api =
+            TlsHost::new(state.join("worker-api"), identity.name().to_owned(), hostname, url.clone());
         let on_registered = keep_enrolment(identity_dir, url, join.as_ref(), Arc::clone(&client));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new().map_err(Error::Clock)?);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -226,6 +229,7 @@ impl Agent {
             plugins: Registry::built_in(),
             egress,
             engines,
+            worker_api: Some(Arc::new(worker_api)),
             settings,
         });
         let status = agent.status();
@@ -256,7 +260,7 @@ fn state_dir(given: Option<&Path>) -> Result<PathBuf, Error> {
     let path = path.canonicalize().map_err(failed("resolve folder"))?;
     let mode = std::fs::Permissions::from_mode(0o711);
     std::fs::set_permissions(&path, mode).map_err(failed("set permissions of folder"))?;
-    for private in ["ledger", "outbox", "config", "inputs", "leases"] {
+    for private in ["ledger", "outbox", "config", "inputs", "leases", "results"] {
         identity::make_private_folder(&path.join(private))?;
     }
     Ok(path)

@@ -73,11 +73,13 @@ pub fn configuration(node: &str, version: u64) -> Configuration {
             base_url: "https://controller".to_owned(),
             endpoints: ConfigEndpoints {
                 node_report_url: "https://controller/v1/nodes/capability".to_owned(),
+                worker_api_target_url: None,
             },
         },
         node: NodeSettings::default(),
         policy: Policy::default(),
         constraints: Constraints::default(),
+        worker_api: None,
     }
 }
 
@@ -97,6 +99,7 @@ pub fn assignment(job: &str, epoch: u64, command: &[&str]) -> Assignment {
         offline: OfflinePolicy::Stop,
         lease_seconds: 25,
         claimed_at: Timestamp::UNIX_EPOCH,
+        task_id: None,
     }
 }
 

@@ -8,6 +8,7 @@
 //! - [`life`]: what follows when an attempt ends;
 //! - [`progress`]: how the records of an attempt change the job's picture;
 //! - [`drain`]: how a node is emptied;
+//! - [`push`]: whether a node can be given jobs by calling it;
 //! - [`reservation`]: room that is kept for jobs that others pass over;
 //! - [`rollout`]: how a change is rolled out over nodes;
 //! - [`node`]: the conditions of a node;
@@ -18,6 +19,7 @@ pub mod life;
 pub mod node;
 pub mod placement;
 pub mod progress;
+pub mod push;
 pub mod requirement;
 pub mod reservation;
 pub mod rollout;

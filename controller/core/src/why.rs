@@ -52,6 +52,8 @@ pub struct NodeView<'a> {
     pub hold: Option<HoldPhase>,
     /// Whether any configuration is in force on it.
     pub configured: bool,
+    /// Why it cannot be given jobs, where it is to be given them.
+    pub unreachable: Option<&'a str>,
     /// The queues that it serves; empty for all.
     pub queues: &'a [String],
     /// How many attempts it can hold.
@@ -195,6 +197,12 @@ pub enum Obstacle {
     /// No configuration is in force on it.
     #[error("the node has not applied its configuration yet")]
     Unconfigured,
+    /// The controller cannot call it.
+    #[error("the controller cannot give it jobs: {message}")]
+    Unreachable {
+        /// Why.
+        message: String,
+    },
     /// It holds as many attempts as it can.
     #[error("all {slots} slots are taken")]
     Full {
@@ -240,6 +248,7 @@ impl Obstacle {
             Self::Held { hold } => (*hold).into(),
             Self::Unschedulable => "Unschedulable",
             Self::Unconfigured => "Unconfigured",
+            Self::Unreachable { .. } => "Unreachable",
             Self::Full { .. } => "Full",
             Self::Busy { .. } => "Busy",
             Self::Kept { .. } => "Kept",
@@ -258,6 +267,7 @@ impl Obstacle {
             | Self::Held { .. }
             | Self::Unschedulable
             | Self::Unconfigured
+            | Self::Unreachable { .. }
             | Self::Kept { .. } => None,
         }
     }
@@ -272,6 +282,7 @@ impl Obstacle {
             | Self::Held { .. }
             | Self::Unschedulable
             | Self::Unconfigured
+            | Self::Unreachable { .. }
             | Self::Full { .. }
             | Self::Busy { .. }
             | Self::Kept { .. } => false,
@@ -333,6 +344,9 @@ pub fn obstacle(job: &JobView<'_>, node: &NodeView<'_>) -> Option<Obstacle> {
     }
     if !node.configured {
         return Some(Obstacle::Unconfigured);
+    }
+    if let Some(message) = node.unreachable {
+        return Some(Obstacle::Unreachable { message: message.to_owned() });
     }
     shortage(job.room, node, offer.capacity).or_else(|| {
         let kept = node.kept.filter(|kept| job.rank.is_none_or(|rank| rank > kept.rank))?;

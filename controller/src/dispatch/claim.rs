@@ -13,14 +13,23 @@ use windlass_core::requirement::Room;
 use windlass_crds::protocol::{self, Assignment, AttemptId, ClaimRequest, ClaimResponse, Order};
 use windlass_store::{Change, ClaimSpec, ClaimedJob, NodeRow, Overdue, Reserve};
 
+use super::push::is_pushed;
 use super::{Dispatch, check_version};
-use crate::error::ApiError;
+use crate::error::{ApiError, Code};
 
 /// The longest long poll; below the 60 s after which many middleboxes drop a silent connection.
 const MAX_WAIT: Duration = Duration::from_secs(50);
 
 /// The most assignments in one answer.
 const MAX_BATCH: u32 = 256;
+
+/// Who asks for jobs.
+#[derive(Clone, Copy)]
+struct Asker<'a> {
+    boot_id: &'a str,
+    request_id: &'a str,
+    on_behalf: bool,
+}
 
 impl Dispatch {
     /// Work and orders for a node, waiting for them at most as long as the request says.
@@ -61,22 +70,41 @@ impl Dispatch {
         let node = node.ok_or_else(|| ApiError::not_found("node", name))?;
         self.check_boot(&node, &request.boot_id).await?;
         let orders = self.orders(&node, &request.held).await?;
-        let assignments = self.assign(&node, request).await?;
+        let asker = Asker { boot_id: &request.boot_id, request_id: &request.request_id, on_behalf: false };
+        // A node that is given its jobs asks for none; one that has not heard of that yet gets none.
+        let max = if is_pushed(&node) { 0 } else { request.max };
+        let assignments = self.assign(&node, asker, max).await?;
         let unreadable = Vec::new();
         Ok(ClaimResponse { version: protocol::VERSION, assignments, orders, stopping: false, unreadable })
     }
 
-    async fn assign(&self, node: &NodeRow, request: &ClaimRequest) -> Result<Vec<Assignment>, ApiError> {
+    /// Claims jobs for a node that does not ask itself, at most `max`. Nothing is heard of the node by that.
+    pub(crate) async fn claim_on_behalf(
+        &self,
+        node: &NodeRow,
+        max: u32,
+    ) -> Result<Vec<Assignment>, ApiError> {
+        let Some(boot_id) = &node.boot_id else { return Ok(Vec::new()) };
+        let request_id = self.parts.ids.uid(self.now());
+        let asker = Asker { boot_id, request_id: &request_id, on_behalf: true };
+        match self.assign(node, asker, max).await {
+            // The agent has been started again since the node was looked at.
+            Err(error) if error.code == Code::Fenced => Ok(Vec::new()),
+            result => result,
+        }
+    }
+
+    async fn assign(&self, node: &NodeRow, asker: Asker<'_>, max: u32) -> Result<Vec<Assignment>, ApiError> {
         let Some(capability) = &node.capability else { return Ok(Vec::new()) };
         let offer = Offer::new(&node.name, capability, &node.spec);
         // A node that must not take jobs still shows that its claim channel is alive.
-        let max = if is_closed(node) { 0 } else { request.max.min(MAX_BATCH) };
+        let max = if is_closed(node) { 0 } else { max.min(MAX_BATCH) };
         let classes = self.fitting(&offer).await?;
         let leases = &self.parts.leases;
         let spec = ClaimSpec {
             node: &node.name,
-            boot_id: &request.boot_id,
-            request_id: &request.request_id,
+            boot_id: asker.boot_id,
+            request_id: asker.request_id,
             max,
             classes: &classes,
             queues: &node.spec.queues,
@@ -87,8 +115,13 @@ impl Dispatch {
                 gpus: offer.capacity.gpus,
             },
             lease: leases.lease,
-            lease_continue: node.spec.offline_grace.map_or(leases.grace, windlass_crds::Span::get),
+            // The first heartbeat of a node that has got the job brings the long one.
+            lease_continue: match asker.on_behalf {
+                true => leases.lease,
+                false => node.spec.offline_grace.map_or(leases.grace, windlass_crds::Span::get),
+            },
             node_offline_default: node.spec.offline,
+            on_behalf: asker.on_behalf,
         };
         let claimed = self.parts.store.claim(self.now(), spec).await?;
         Ok(claimed.into_iter().map(|claimed| self.assignment(claimed)).collect())
@@ -111,6 +144,7 @@ impl Dispatch {
             offline,
             lease_seconds: lease.as_secs(),
             claimed_at: self.now(),
+            task_id: None,
         }
     }
 

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
-use windlass_crds::node_config::NodeConfigSpec;
+use windlass_crds::node_config::{NodeConfigSpec, WorkerApi};
 use windlass_crds::protocol::{
     self, ConfigAck, ConfigEndpoints, ConfigOrchestrator, Configuration, Constraints, ImageRules,
-    NodeSettings, Policy, ResourceLimits, SandboxRules, parse_config_version,
+    NodeSettings, Policy, ResourceLimits, SandboxRules, WorkerApiSettings, parse_config_version,
 };
 use windlass_crds::sandbox_job::Resources;
 use windlass_store::{Ack, NodeRow};
 
+use super::push::{Push, is_pushed};
 use super::register::check_slug;
 use super::{Dispatch, check_version};
 use crate::error::{ApiError, Code};
@@ -28,6 +29,7 @@ impl Dispatch {
         loop {
             let node = self.parts.store.get_node(name).await?;
             let node = node.ok_or_else(|| ApiError::not_found("node", name))?;
+            let node = Push::with_token(self, node).await?;
             if node.config_version > after {
                 return Ok(Some(self.payload(&node)));
             }
@@ -55,6 +57,7 @@ impl Dispatch {
 
     fn payload(&self, node: &NodeRow) -> Configuration {
         let base_url = self.parts.base_url.clone();
+        let worker_api = node.spec.worker_api();
         Configuration {
             version: protocol::VERSION,
             config_version: node.config_version.to_string(),
@@ -62,10 +65,17 @@ impl Dispatch {
             node_slug: node.name.clone(),
             node_uid: Some(node.uid.clone()),
             orchestrator: ConfigOrchestrator {
-                endpoints: ConfigEndpoints { node_report_url: format!("{base_url}/v1/nodes/capability") },
+                endpoints: ConfigEndpoints {
+                    node_report_url: format!("{base_url}/v1/nodes/capability"),
+                    worker_api_target_url: worker_api.as_ref().and_then(|api| api.url.clone()),
+                },
                 base_url,
             },
-            node: NodeSettings { labels: node.spec.labels.clone(), concurrency: node.spec.concurrency },
+            node: NodeSettings {
+                labels: node.spec.labels.clone(),
+                concurrency: node.spec.concurrency,
+                dispatch: node.spec.dispatch,
+            },
             policy: Policy { sandbox: rules(&node.spec) },
             constraints: Constraints {
                 max_job_timeout_seconds: node
@@ -73,7 +83,20 @@ impl Dispatch {
                     .sandbox
                     .max_timeout
                     .map(|span| span.millis().div_ceil(1000)),
+                max_request_bytes: worker_api.as_ref().and_then(|api| Some(api.max_request?.get())),
             },
+            worker_api: worker_api.map(|api| self.worker_api(node, &api)),
+        }
+    }
+
+    /// The node's Worker API, with the token by which the controller calls it.
+    fn worker_api(&self, node: &NodeRow, api: &WorkerApi) -> WorkerApiSettings {
+        let token = self.parts.worker_tokens.newest(node).filter(|_| is_pushed(node));
+        WorkerApiSettings {
+            listen: api.address().to_owned(),
+            orchestrator_bearer_token_expires_at: token.as_ref().map(|token| token.expires_at),
+            orchestrator_bearer_token: token.map(|token| token.text),
+            token_file: api.token_file.clone(),
         }
     }
 

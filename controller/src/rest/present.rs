@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use windlass_core::placement::Offer;
 use windlass_crds::conditions::{Condition, ConditionStatus};
 use windlass_crds::job_template::JobTemplate;
-use windlass_crds::node_config::{AtDeadline, HostSummary, NodeHold};
+use windlass_crds::node_config::{AtDeadline, DispatchMode, DispatchStatus, HostSummary, NodeHold};
 use windlass_crds::protocol::CapabilityReport;
 use windlass_crds::sandbox_job::{StepPhase, StepStatus};
 use windlass_crds::{
@@ -18,6 +18,7 @@ use windlass_crds::{
 use windlass_store::{AttemptRow, EventRow, JobRow, NodeRow, Overdue, TemplateRow};
 
 use crate::reconcile::hold_phase;
+use crate::tls;
 
 /// A job as a manifest with its status.
 pub(crate) fn job(row: &JobRow) -> SandboxJob {
@@ -119,6 +120,7 @@ pub(crate) fn node(row: &NodeRow) -> NodeConfig {
         running_jobs: row.running,
         slots: slots(row),
         host: row.capability.as_ref().map(host),
+        dispatch: dispatch(row),
         labels,
         observed_generation: Some(row.generation),
     };
@@ -150,6 +152,29 @@ fn hold(row: &windlass_store::NodeHold) -> NodeHold {
         }),
         drained_at: row.drain.and_then(|drain| drain.drained_at),
     }
+}
+
+/// How jobs reach a node, where it has a Worker API or should have one.
+fn dispatch(row: &NodeRow) -> Option<DispatchStatus> {
+    let report = row.capability.as_ref();
+    let url = report.and_then(|report| report.worker_api.as_ref()).map(|api| api.base_url.clone());
+    let mode = row.spec.dispatch;
+    if url.is_none() && mode == DispatchMode::Pull {
+        return None;
+    }
+    let certificate = report
+        .and_then(|report| report.tls.as_ref()?.worker_api_server_cert_pem.as_deref())
+        .and_then(tls::fingerprint_of);
+    let push = row.push.as_ref().filter(|_| mode == DispatchMode::Push);
+    Some(DispatchStatus {
+        mode,
+        url,
+        certificate,
+        token_issued_at: push.map(|push| push.issued_at),
+        delivered_at: push.and_then(|push| push.delivered_at),
+        error: push.and_then(|push| push.error.clone()),
+        error_since: push.and_then(|push| push.error_since),
+    })
 }
 
 /// How many attempts a node can hold.

@@ -188,6 +188,7 @@ impl Bench {
             lease: Duration::from_secs(25),
             lease_continue: Duration::from_secs(900),
             node_offline_default: OfflinePolicy::Stop,
+            on_behalf: false,
         };
         Ok(self.store.claim(now(), spec).await?)
     }

@@ -9,6 +9,7 @@ mod job;
 mod node;
 mod origin;
 mod placement;
+mod push;
 mod queue;
 mod readable;
 mod report;
@@ -36,6 +37,7 @@ pub use node::{
 };
 pub use origin::{Binding, Origin, OriginKind, OriginOutcome, OriginRow};
 pub use placement::{HolderRow, NodeUsage, QueuePosition};
+pub use push::PushRow;
 pub use queue::{QueueSettings, QueueSettingsRow};
 pub use readable::Readable;
 pub use report::{

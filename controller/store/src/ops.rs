@@ -14,6 +14,7 @@ mod lookup;
 mod nodes;
 mod origins;
 mod placement;
+mod push;
 mod queues;
 mod registration;
 mod reportable;

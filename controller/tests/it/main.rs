@@ -17,6 +17,7 @@ mod inputs;
 mod jobs;
 mod nodes;
 mod origins;
+mod push;
 mod queues;
 mod rollouts;
 mod shared;

@@ -14,7 +14,7 @@ use tower::ServiceExt as _;
 use windlass_controller::auth::{NodeTokens, secret_hash};
 use windlass_controller::bodies::Bodies;
 use windlass_controller::clock::{Clock, ManualClock, RandomIds};
-use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings};
+use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings, WorkerTokens};
 use windlass_controller::metrics::Metrics;
 use windlass_controller::reconcile::{Nodes, Orphans, Reservations, Rollouts, Sweeper};
 use windlass_controller::rest::{AppParts, router};
@@ -28,6 +28,7 @@ pub(crate) struct World {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) store: Store,
     pub(crate) bodies: Bodies,
+    pub(crate) dispatch: Dispatch,
     pub(crate) sweeper: Sweeper,
     pub(crate) orphans: Orphans,
     pub(crate) nodes: Nodes,
@@ -85,6 +86,7 @@ impl World {
             clock: clock.clone(),
             ids: ids.clone(),
             tokens: NodeTokens::new(b"test"),
+            worker_tokens: WorkerTokens::new(b"test", jiff::SignedDuration::from_hours(24)),
             leases: LeaseSettings::default(),
             base_url: "https://controller.test".into(),
             ca_pem: None,
@@ -101,7 +103,7 @@ impl World {
         let app = AppParts {
             store: store.clone(),
             bodies: bodies.clone(),
-            dispatch,
+            dispatch: dispatch.clone(),
             clock: clock.clone(),
             ids,
             metrics,
@@ -114,6 +116,7 @@ impl World {
             clock,
             store,
             bodies,
+            dispatch,
             sweeper,
             orphans,
             nodes,

@@ -20,6 +20,8 @@ pub const MAX_TEXT: usize = 4096;
 pub const MAX_WORD: usize = 253;
 /// The most bytes of a secret, a key, a signature or a hash.
 pub const MAX_SECRET: usize = 512;
+/// The most bytes of a certificate in PEM.
+pub const MAX_CERTIFICATE: usize = 16 << 10;
 /// The most items of a list of words: features, runtimes, kinds of steps.
 pub const MAX_WORDS: usize = 64;
 /// The most labels of a node; as many as a manifest may have.
@@ -129,6 +131,8 @@ impl Bounded for CapabilityReport {
             gpu,
             sandbox,
             agent,
+            worker_api,
+            tls,
         } = self;
         let mut findings = Findings::new(at);
         let NodeIdentity { node_slug, name, labels } = node;
@@ -172,6 +176,18 @@ impl Bounded for CapabilityReport {
             findings.word("agent.version", &agent.version);
             findings.word("agent.boot_id", &agent.boot_id);
             findings.words("agent.step_kinds", &agent.step_kinds);
+        }
+        if let Some(worker_api) = worker_api {
+            findings.limited("worker_api.base_url", &worker_api.base_url, MAX_SECRET);
+        }
+        if let Some(tls) = tls {
+            findings.optional("tls.trust_material_status", tls.trust_material_status.as_ref());
+            if let Some(length) = tls.worker_api_server_cert_pem.as_ref().map(String::len)
+                && length > MAX_CERTIFICATE
+            {
+                let message = format!("has {length} bytes; at most {MAX_CERTIFICATE} are accepted");
+                findings.refuse("tls.worker_api_server_cert_pem", message);
+            }
         }
         findings.errors
     }

@@ -31,6 +31,30 @@ pub struct CapabilityReport {
     /// The agent itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentCapability>,
+    /// The node's Worker API, where it is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_api: Option<WorkerApiCapability>,
+    /// Whom to trust to be the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsCapability>,
+}
+
+/// A Worker API that is served.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct WorkerApiCapability {
+    /// Where it is reached, as `https://HOST:PORT`.
+    pub base_url: String,
+}
+
+/// Whom to trust to be the node.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct TlsCapability {
+    /// `ok`, `missing` or `invalid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_material_status: Option<String>,
+    /// The certificate of the Worker API, in PEM. It, and no other, proves the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_api_server_cert_pem: Option<String>,
 }
 
 /// Who reports.

@@ -16,6 +16,13 @@ pub struct AttemptId {
     pub epoch: u64,
 }
 
+impl AttemptId {
+    /// Whether the run belongs to a caller of the node's Worker API and no controller knows of it.
+    pub const fn is_bare(&self) -> bool {
+        self.epoch == super::worker_api::BARE_EPOCH
+    }
+}
+
 impl std::fmt::Display for AttemptId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.job, self.epoch)
@@ -125,6 +132,9 @@ pub struct Assignment {
     pub lease_seconds: u64,
     /// When the attempt was made.
     pub claimed_at: Timestamp,
+    /// The task that the job belongs to, where that is not the job itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_id: Option<String>,
 }
 
 /// What to do with an attempt that the node holds.

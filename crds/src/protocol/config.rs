@@ -31,6 +31,36 @@ pub struct Configuration {
     /// Upper bounds.
     #[serde(default)]
     pub constraints: Constraints,
+    /// The node's Worker API; without it there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_api: Option<WorkerApiSettings>,
+}
+
+/// A node's Worker API.
+#[derive(Serialize, Deserialize, Clone, PartialEq, Eq, JsonSchema)]
+pub struct WorkerApiSettings {
+    /// Where it listens, as `ADDRESS:PORT`.
+    pub listen: String,
+    /// The token that the controller calls with; without one the controller does not call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orchestrator_bearer_token: Option<String>,
+    /// When that token stops working.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orchestrator_bearer_token_expires_at: Option<Timestamp>,
+    /// A file on the node with the token of other callers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<String>,
+}
+
+impl std::fmt::Debug for WorkerApiSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WorkerApiSettings")
+            .field("listen", &self.listen)
+            .field("orchestrator_bearer_token", &self.orchestrator_bearer_token.as_ref().map(|_| "…"))
+            .field("orchestrator_bearer_token_expires_at", &self.orchestrator_bearer_token_expires_at)
+            .field("token_file", &self.token_file)
+            .finish()
+    }
 }
 
 /// Reads the number in a configuration's version.
@@ -52,6 +82,9 @@ pub struct ConfigOrchestrator {
 pub struct ConfigEndpoints {
     /// Where capability reports go.
     pub node_report_url: String,
+    /// Where the controller and others reach the node's Worker API; without it the agent finds out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_api_target_url: Option<String>,
 }
 
 /// Settings of the node as a whole.
@@ -63,6 +96,9 @@ pub struct NodeSettings {
     /// How many attempts run at once; without it the agent's own setting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
+    /// How jobs reach the node. One that is called does not ask for jobs itself.
+    #[serde(default, skip_serializing_if = "crate::sandbox_job::is_default")]
+    pub dispatch: crate::node_config::DispatchMode,
 }
 
 /// What sandboxes may be and do.
@@ -163,6 +199,9 @@ pub struct Constraints {
     /// The longest time of an attempt in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_job_timeout_seconds: Option<u64>,
+    /// The largest request to the Worker API in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_request_bytes: Option<u64>,
 }
 
 /// What became of a configuration on the node.

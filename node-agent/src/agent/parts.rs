@@ -18,6 +18,7 @@ use crate::identity::Identity;
 use crate::ids::IdSource;
 use crate::plugins::Registry;
 use crate::registration::{self, JoinSecret, OnRegistered};
+use crate::worker_api::ApiHost;
 use crate::workspaces::Workspaces;
 use crate::{ledger, outbox};
 
@@ -91,6 +92,8 @@ pub struct AgentParts {
     pub egress: Egress,
     /// The container engines of the host, for their images.
     pub engines: Engines,
+    /// What serves the Worker API; without it a configuration that asks for one cannot be applied.
+    pub worker_api: Option<Arc<dyn ApiHost>>,
     /// The rest.
     pub settings: Settings,
 }
@@ -116,6 +119,9 @@ pub enum Error {
     /// The sandbox does not tell what runs.
     #[error("the sandbox does not tell what runs on this host")]
     Inventory(#[source] windlass_sandbox::Error),
+    /// The results of the Worker API cannot be read.
+    #[error("cannot read the results of the Worker API")]
+    Results(#[source] std::io::Error),
     /// The lease keeper's thread cannot be made.
     #[error("the lease keeper's thread cannot be made")]
     KeeperThread(#[source] std::io::Error),
@@ -137,6 +143,7 @@ impl Error {
             Self::Outbox(error) => error.kind(),
             Self::Configuration(error) => error.kind(),
             Self::Inventory(_) => "inventory",
+            Self::Results(_) => "results",
             Self::KeeperThread(_) => "keeper_thread",
             Self::KeeperPanicked => "keeper_panicked",
             Self::Panicked(_) => "panicked",

@@ -15,6 +15,7 @@ use windlass_crds::protocol::{
 use windlass_crds::sandbox_job::{Input, Network, Step, Upload};
 use windlass_sandbox::{Driver as _, LimitName};
 
+use self::worker_api::FakeHost;
 use super::*;
 use crate::clock::Clock as _;
 use crate::executor::egress::Egress;
@@ -42,6 +43,8 @@ struct World {
     inputs: tempfile::TempDir,
     concurrency: u32,
     join: Option<(&'static str, bool)>,
+    /// What serves the Worker API.
+    api: Option<FakeHost>,
 }
 
 /// An agent that runs.
@@ -63,6 +66,7 @@ impl World {
             inputs: tempfile::tempdir().unwrap(),
             concurrency: 4,
             join: Some(("secret", false)),
+            api: None,
         }
     }
 
@@ -84,6 +88,7 @@ impl World {
             plugins: Registry::built_in(),
             egress: Egress::system(None),
             engines: windlass_sandbox::engine::Engines::default(),
+            worker_api: self.api.clone().map(|api| Arc::new(api) as Arc<dyn crate::ApiHost>),
             settings: Settings {
                 labels: BTreeMap::new(),
                 concurrency: self.concurrency,
@@ -840,6 +845,7 @@ async fn after_a_reboot_what_ran_is_lost_and_what_had_not_started_is_given_back(
         assignment: assignment("b", 1, &["true"]),
         lease_until: world.clock.boottime() + secs(25),
         host_boot: "boot-1".to_owned(),
+        pushed: false,
     };
     world.fs.create_new("ledger/b-1.json", serde_json::to_vec(&entry).unwrap()).await.unwrap();
     let run = world.start();
@@ -864,6 +870,7 @@ async fn an_attempt_that_was_noted_and_not_begun_goes_on_when_its_lease_is_renew
             assignment: assignment("a", 1, &["true"]),
             lease_until: world.clock.boottime(),
             host_boot: world.clock.host_boot(),
+            pushed: false,
         };
         world.fs.create_new("ledger/a-1.json", serde_json::to_vec(&entry).unwrap()).await.unwrap();
         let run = world.start();
@@ -1161,3 +1168,5 @@ async fn a_default_limit_that_is_not_enforced_is_reported_and_a_named_one_fails_
     named.spec.sandbox.unenforced = vec![memory];
     assert_eq!(world.run_job(named).await.phase, TerminalPhase::Succeeded);
 }
+
+mod worker_api;

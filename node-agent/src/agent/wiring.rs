@@ -74,7 +74,8 @@ impl Wiring {
     }
 
     pub(super) fn pass_on(&self) {
-        let ConfigState { fetched: _, version, concurrency, failure } = self.config.borrow().clone();
+        let ConfigState { fetched: _, version, concurrency, dispatch: _, failure } =
+            self.config.borrow().clone();
         let no_configuration = || failure.unwrap_or_else(|| "no configuration is in force yet".to_owned());
         self.readiness.set(Part::Configuration, version.is_none().then(no_configuration));
         self.readiness.set(Part::Outbox, self.stalled.borrow().clone());

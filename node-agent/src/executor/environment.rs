@@ -20,7 +20,7 @@ pub(crate) fn environment(assignment: &Assignment, step: &Step) -> BTreeMap<Stri
         .collect();
     let ours = [
         ("JOB_ID", assignment.attempt.job.clone()),
-        ("TASK_ID", assignment.attempt.job.clone()),
+        ("TASK_ID", crate::worker_api::task(assignment)),
         ("JOB_NAME", assignment.name.clone()),
         ("ATTEMPT", assignment.number.to_string()),
         ("WORKSPACE_DIR", WORKSPACE.to_owned()),

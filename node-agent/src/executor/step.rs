@@ -8,6 +8,7 @@ use crate::watch;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::time::Instant;
+use windlass_crds::protocol::worker_api::Truncated;
 use windlass_crds::protocol::{AttemptId, LogBody, RecordBody, StepEnded, Stream};
 use windlass_crds::sandbox_job::{ContainerUser, Limit as JobLimit, Network as JobNetwork, Step, StepUsage};
 use windlass_sandbox::driver::{KillProof, UnitPhase};
@@ -28,6 +29,7 @@ use crate::held::{Control, StopCause};
 use crate::names::unit_id;
 use crate::outbox::{NewRecord, Outbox, StepProgress};
 use crate::plugins::{self, Program, StepRunner};
+use crate::worker_api::runs::Collector;
 use crate::workspaces::{Home, script_path};
 
 /// Time between TERM and KILL when a job is cancelled or a step takes too long.
@@ -112,6 +114,9 @@ impl<'a> StepRun<'a> {
         }
         let exit = self.supervise().await?;
         self.note_end(&exit);
+        if self.task.entry.pushed {
+            self.keep_output(&exit).await;
+        }
         Ok(exit)
     }
 
@@ -141,6 +146,7 @@ impl<'a> StepRun<'a> {
         let prepared = driver.prepare(&spec).await.map_err(|error| sandbox_verdict(&error, started))?;
         if !started {
             self.task.started = Some(self.task.parts.clock.boottime());
+            self.task.started_at = Some(self.task.parts.clock.now());
             self.record_started(prepared);
         }
         if self.before.started_at.is_none() {
@@ -291,6 +297,30 @@ impl<'a> StepRun<'a> {
             }
             error => sandbox_verdict(&error, true),
         })
+    }
+
+    /// Keeps what the unit has written, up to what a response of the Worker API carries.
+    async fn keep_output(&self, exit: &Exit) {
+        let mut collector = Collector::default();
+        let mut source = self.task.parts.driver.output(&self.unit, 0);
+        let mut discarded = Truncated { stdout: exit.stdout.truncated, stderr: exit.stderr.truncated };
+        loop {
+            match source.next().await {
+                Ok(Some(chunk)) => {
+                    if !collector.take(stream_word(chunk.stream), &chunk.bytes) {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(unit = %self.unit, error = %crate::error_chain(&error), "output of a step cannot be read again");
+                    discarded = Truncated { stdout: true, stderr: true };
+                    break;
+                }
+            }
+        }
+        let output = collector.finish(discarded);
+        self.task.parts.runs.keep_output(self.task.attempt(), self.index, output).await;
     }
 
     /// The proxy of a step with a restricted network.

@@ -45,12 +45,15 @@ pub(crate) fn refusal_record(message: String, at: Timestamp) -> NewRecord {
     terminal_record(Verdict::failed("UnsupportedSpec", message), at)
 }
 
-/// The terminal record of an attempt.
-pub(super) fn terminal_record(verdict: Verdict, at: Timestamp) -> NewRecord {
+/// What a verdict says in the terminal record of an attempt. The outbox fills in the last sequence when it numbers the
+/// record.
+pub(super) fn terminal(verdict: Verdict) -> Terminal {
     let Verdict { phase, reason, message, exit_code } = verdict;
-    // The outbox fills in the last sequence when it numbers the record.
-    let terminal = Terminal { phase, reason: reason.to_owned(), message, exit_code, last_sequence: 0 };
-    NewRecord { at, body: RecordBody::Terminal(terminal), mark: None }
+    Terminal { phase, reason: reason.to_owned(), message, exit_code, last_sequence: 0 }
+}
+
+fn terminal_record(verdict: Verdict, at: Timestamp) -> NewRecord {
+    NewRecord { at, body: RecordBody::Terminal(terminal(verdict)), mark: None }
 }
 
 /// How an attempt ends that the sandbox does not serve.

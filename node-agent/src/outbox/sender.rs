@@ -13,6 +13,7 @@ use crate::client::{self, ControllerClient};
 use crate::held::HeldAttempts;
 use crate::ids::IdSource;
 use crate::session::SessionHandle;
+use crate::worker_api::runs::Runs;
 
 /// Records of a batch, at most: what the controller writes in one transaction without holding up others.
 const BATCH_RECORDS: usize = 256;
@@ -26,6 +27,8 @@ pub(crate) struct Sender {
     pub(crate) session: SessionHandle,
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) held: HeldAttempts,
+    /// Told of ends that the controller has stored.
+    pub(crate) runs: Runs,
 }
 
 impl Sender {
@@ -100,6 +103,7 @@ impl Sender {
         let Acknowledged { count, ended, free } = self.outbox.acknowledge(answered);
         for attempt in ended {
             self.held.reported(&attempt);
+            self.runs.stored(&attempt).await;
         }
         remove_segments(&*self.outbox.fs, free).await;
         count

@@ -95,8 +95,24 @@ fn send(
         session: session(),
         ids: Arc::new(SeededIds::new(1)),
         held: crate::held::HeldAttempts::default(),
+        runs: crate::worker_api::runs::Runs::empty(Arc::new(MemoryFs::default())),
     };
     tokio::spawn(sender.run())
+}
+
+#[tokio::test]
+async fn of_a_bare_run_there_is_an_account_and_nothing_to_send() {
+    let fs = Arc::new(MemoryFs::default());
+    let bare = AttemptId { job: "bare".to_owned(), epoch: 0 };
+    for _ in 0..2 {
+        let open = open(fs.clone()).await;
+        open.outbox.append(&bare, vec![step(0)]).await;
+        assert_eq!(sequences(&open.outbox), []);
+        assert_eq!(open.outbox.backlog().borrow().records, 0);
+    }
+    let open = open(fs.clone()).await;
+    assert_eq!(open.outbox.progress()[&bare].last_sequence, 2);
+    assert_eq!(sequences(&open.outbox), []);
 }
 
 #[tokio::test]

@@ -87,6 +87,7 @@ fn job(uid: &str, scripts: &[(&str, &str)]) -> Assignment {
         offline: OfflinePolicy::Stop,
         lease_seconds: 25,
         claimed_at: jiff::Timestamp::UNIX_EPOCH,
+        task_id: None,
     }
 }
 
@@ -125,7 +126,7 @@ async fn a_node_joins_with_a_token_and_runs_scripts_in_the_sandbox() {
 
     controller.change(|state| state.queue.push_back(job("b", &[("no-such-interpreter", "x")])));
     let terminal = controller.terminal("b").await;
-    assert_eq!((terminal.phase, terminal.exit_code), (TerminalPhase::Failed, Some(127)));
+    assert_eq!((terminal.phase, terminal.exit_code), (TerminalPhase::Failed, Some(127)), "{terminal:?}");
     assert!(terminal.message.unwrap().contains("interpreter `no-such-interpreter`"));
 
     let log = agent.drained().await;

@@ -31,6 +31,8 @@ fn request(psk: Option<&str>) -> RegisterRequest {
             gpu: None,
             sandbox: None,
             agent: Some(AgentCapability { boot_id: "boot".to_owned(), ..AgentCapability::default() }),
+            worker_api: None,
+            tls: None,
         },
         proof: Some(identity.prove("boot", now)),
     }

@@ -84,6 +84,8 @@ impl Work {
             gpu: None,
             sandbox: None,
             agent: None,
+            worker_api: None,
+            tls: None,
         };
         let registration = NodeRegistration {
             name: node.to_owned(),
@@ -152,6 +154,7 @@ impl Work {
             lease: Duration::from_secs(25),
             lease_continue: Duration::from_secs(900),
             node_offline_default: OfflinePolicy::Stop,
+            on_behalf: false,
         };
         Ok(self.store.claim(self.now, spec).await?)
     }

@@ -25,7 +25,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("windlass-controller", &["sqlx"]),
     ("windlass-launcher", &["tokio", "reqwest"]),
     ("windlass-sandbox", &["sqlx", "axum", "reqwest", "kube"]),
-    ("windlass-agent", &["sqlx", "axum"]),
+    ("windlass-agent", &["sqlx"]),
 ];
 
 fn metadata() -> Value {

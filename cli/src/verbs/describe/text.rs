@@ -225,6 +225,15 @@ impl Text {
             )),
         );
         self.field("Agent", status.agent_version.as_ref());
+        if let Some(dispatch) = &status.dispatch {
+            self.field("Dispatch", Some(dispatch.mode.to_string()));
+            self.field("Worker API", Some(dispatch.url.as_deref().unwrap_or("not served")));
+            self.field("Certificate", dispatch.certificate.as_ref());
+            self.time("Token issued", dispatch.token_issued_at);
+            self.time("Delivered", dispatch.delivered_at);
+            self.field("Dispatch error", dispatch.error.as_ref());
+            self.time("Error since", dispatch.error_since);
+        }
         if let Some(host) = &status.host {
             self.field("System", Some(format!("{} {} (kernel {})", host.os, host.arch, host.kernel)));
             self.field("Cpus", Some(host.cpus.to_string()));

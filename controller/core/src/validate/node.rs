@@ -1,11 +1,14 @@
 //! The rules for configurations of nodes.
 
+use std::net::{Ipv6Addr, SocketAddr};
+
 use windlass_crds::NodeConfig;
 use windlass_crds::manifest::{check_labels, check_metadata, check_spec};
-use windlass_crds::names::Quoted;
-use windlass_crds::node_config::{NodeConfigSpec, SandboxPolicy};
+use windlass_crds::names::{self, Quoted};
+use windlass_crds::node_config::{NodeConfigSpec, SandboxPolicy, WorkerApi};
 use windlass_crds::protocol::FieldError;
 use windlass_crds::protocol::bounds::reserved_label;
+use windlass_crds::protocol::worker_api::MAX_REQUEST;
 use windlass_crds::quantity::Bytes;
 use windlass_crds::schema::Kind;
 
@@ -13,6 +16,9 @@ use super::findings::{Findings, under};
 use super::job::check_resources;
 use super::paths::check_host_path;
 use super::{MAX_TIMEOUT, MIN_TIMEOUT};
+
+/// The least that the largest request to a Worker API may be: a whole job of a few steps.
+const MIN_REQUEST: u64 = 64 << 10;
 
 pub(super) fn check(node: &NodeConfig) -> Vec<FieldError> {
     let mut findings = Findings::new(check_spec(Kind::NodeConfig, &node.spec));
@@ -29,6 +35,8 @@ pub(super) fn check(node: &NodeConfig) -> Vec<FieldError> {
         offline: _,
         offline_grace,
         sandbox,
+        dispatch: _,
+        worker_api,
     } = &node.spec;
     findings.extend(check_labels(labels, "spec.labels"));
     for key in labels.keys() {
@@ -39,6 +47,9 @@ pub(super) fn check(node: &NodeConfig) -> Vec<FieldError> {
     findings.check_unique(queues, "spec.queues");
     findings.check_span("spec.offlineGrace", *offline_grace, MIN_TIMEOUT, MAX_TIMEOUT);
     check_policy(sandbox, "spec.sandbox", &mut findings);
+    if let Some(api) = worker_api {
+        check_worker_api(api, "spec.workerApi", &mut findings);
+    }
     findings.finish()
 }
 
@@ -107,6 +118,53 @@ fn check_policy(policy: &SandboxPolicy, at: &str, findings: &mut Findings) {
     if *output_cap == Some(Bytes::default()) {
         findings.refuse(format!("{at}.outputCap"), "`0` would keep no output; raise it or remove the field");
     }
+}
+
+fn check_worker_api(api: &WorkerApi, at: &str, findings: &mut Findings) {
+    let WorkerApi { listen, url, max_request, token_file } = api;
+    if let Some(text) = listen
+        && text.parse::<SocketAddr>().is_err()
+    {
+        let message =
+            format!("{} is not ADDRESS:PORT, such as `0.0.0.0:12090` or `[::]:12090`", Quoted(text));
+        findings.refuse(format!("{at}.listen"), message);
+    }
+    if let Some(text) = url
+        && !is_origin(text)
+    {
+        let message = format!(
+            "{} is not https://HOST[:PORT] without a path, a user or a query, such as `https://node-1.example:12090`",
+            Quoted(text)
+        );
+        findings.refuse(format!("{at}.url"), message);
+    }
+    if let Some(most) = max_request.map(Bytes::get)
+        && !(MIN_REQUEST..=MAX_REQUEST).contains(&most)
+    {
+        let message = format!("{most} bytes are too few or too many; give 64Ki to 10Mi");
+        findings.refuse(format!("{at}.maxRequest"), message);
+    }
+    if let Some(path) = token_file
+        && path.split('/').any(|part| part == "..")
+    {
+        let message = format!("{} holds `..`; write the path without it", Quoted(path));
+        findings.refuse(format!("{at}.tokenFile"), message);
+    }
+}
+
+/// Whether a text is `https://` and a host, with a port or without, and nothing else.
+fn is_origin(text: &str) -> bool {
+    let Some(rest) = text.strip_prefix("https://") else { return false };
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    if let Some((address, port)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        return address.parse::<Ipv6Addr>().is_ok() && (port.is_empty() || is_port(port.strip_prefix(':')));
+    }
+    let (host, port) = rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port)));
+    names::check_subdomain(host).is_ok() && (port.is_none() || is_port(port))
+}
+
+fn is_port(text: Option<&str>) -> bool {
+    text.is_some_and(|text| text.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 /// Checks words of commands: those that would match nothing or everything are mistakes.

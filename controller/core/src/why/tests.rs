@@ -40,6 +40,7 @@ fn node(offer: &Offer) -> NodeView<'_> {
         unschedulable: false,
         hold: None,
         configured: true,
+        unreachable: None,
         queues: &[],
         slots: 2,
         used: Used::default(),
@@ -80,7 +81,7 @@ fn the_first_reason_of_a_node_is_named() {
         slots,
         room: Room { cpu_millis, memory_bytes: gib << 30, gpus: 0 },
     };
-    let rows: [(NodeView<'_>, Option<(&str, &str)>); 13] = [
+    let rows: [(NodeView<'_>, Option<(&str, &str)>); 14] = [
         (NodeView { conditions: &healthy, ..free }, None),
         (NodeView { offer: None, ..free }, Some(("NotRegistered", "the node has not registered yet"))),
         (
@@ -110,6 +111,10 @@ fn the_first_reason_of_a_node_is_named() {
         (
             NodeView { configured: false, ..free },
             Some(("Unconfigured", "the node has not applied its configuration yet")),
+        ),
+        (
+            NodeView { unreachable: Some("connection refused"), used: busy(2, 4000, 0), ..free },
+            Some(("Unreachable", "the controller cannot give it jobs: connection refused")),
         ),
         (NodeView { used: busy(2, 4000, 0), ..free }, Some(("Full", "all 2 slots are taken"))),
         (

@@ -99,6 +99,8 @@ struct NodeParts<'a> {
     row: &'a NodeRow,
     offer: Option<Offer>,
     used: Used,
+    /// Why it cannot be given jobs, where it is to be given them.
+    unreachable: Option<String>,
     /// The job that it keeps room for, as `namespace/name`, its place in line and the room.
     kept: Option<(String, i64, Room)>,
 }
@@ -120,18 +122,20 @@ impl<'a> Views<'a> {
             row,
             offer: row.capability.as_ref().map(|capability| Offer::new(&row.name, capability, &row.spec)),
             used: usage.get(&row.name).copied().unwrap_or_default(),
+            unreachable: app.dispatch.why_unreachable(row),
             kept: kept.get(row.name.as_str()).cloned(),
         };
         Ok(Self(nodes.iter().map(parts).collect()))
     }
 
     fn iter(&self) -> impl Iterator<Item = NodeView<'_>> {
-        self.0.iter().map(|NodeParts { row, offer, used, kept }| NodeView {
+        self.0.iter().map(|NodeParts { row, offer, used, unreachable, kept }| NodeView {
             offer: offer.as_ref(),
             conditions: &row.conditions,
             unschedulable: row.spec.unschedulable,
             hold: row.hold.as_ref().map(hold_phase),
             configured: row.applied_version.is_some(),
+            unreachable: unreachable.as_deref(),
             queues: &row.spec.queues,
             slots: present::slots(row),
             used: *used,

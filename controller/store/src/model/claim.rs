@@ -46,6 +46,8 @@ pub struct ClaimSpec<'a> {
     pub lease_continue: Duration,
     /// The policy of jobs that say nothing.
     pub node_offline_default: OfflinePolicy,
+    /// Whether somebody else asks for the node, so that nothing is heard of it by that.
+    pub on_behalf: bool,
 }
 
 /// A job that is now the node's.

@@ -111,6 +111,10 @@ pub enum NodeEventKind {
     Fenced,
     /// A roll-out has changed its configuration, or is done with it.
     Rollout,
+    /// The controller cannot give it a job.
+    Unreached,
+    /// The controller can give it jobs again.
+    Reached,
 }
 
 /// Something to be noted about a node.

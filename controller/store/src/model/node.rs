@@ -7,7 +7,7 @@ use windlass_crds::NodeConfigSpec;
 use windlass_crds::conditions::Condition;
 use windlass_crds::protocol::{AckError, AckStatus, CapabilityReport};
 
-use super::NodeHold;
+use super::{NodeHold, PushRow};
 
 /// A node that wants to register.
 #[derive(Clone, Debug, PartialEq)]
@@ -200,4 +200,6 @@ pub struct NodeRow {
     pub running: u32,
     /// What an operator has asked by a command; lasts until it is lifted.
     pub hold: Option<NodeHold>,
+    /// What calls to it need, where it is given its jobs or was.
+    pub push: Option<PushRow>,
 }

@@ -162,6 +162,7 @@ struct Claim {
     lease: Duration,
     lease_continue: Duration,
     default: OfflinePolicy,
+    on_behalf: bool,
 }
 
 /// What a node has free.
@@ -273,6 +274,7 @@ impl Claim {
             lease,
             lease_continue,
             node_offline_default,
+            on_behalf,
         } = spec;
         let mut classes = classes.to_vec();
         if !classes.is_sorted() {
@@ -291,6 +293,7 @@ impl Claim {
             lease,
             lease_continue,
             default: node_offline_default,
+            on_behalf,
         }
     }
 
@@ -391,7 +394,8 @@ impl Claim {
             gpus: cells.number("gpus")?,
         };
         let next_due = cells.opt_time("next_due")?;
-        if cells.opt_int("last_claim")?.is_none_or(|last| last.abs_diff(ms(self.now)) >= LIVENESS) {
+        let last_claim = cells.opt_int("last_claim")?;
+        if !self.on_behalf && last_claim.is_none_or(|last| last.abs_diff(ms(self.now)) >= LIVENESS) {
             let sql = "UPDATE node_liveness SET last_claim_at = $2, last_seen_at = $2 WHERE name = $1";
             tx.conn.execute(sql, args![self.node.as_str(), ms(self.now)]).await?;
         }

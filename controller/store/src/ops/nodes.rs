@@ -7,6 +7,7 @@ use windlass_crds::protocol::AckStatus;
 
 use super::expect_version;
 use super::fleet::{self, hold_columns};
+use super::push::{self, push_columns};
 use super::registration;
 use crate::engine::conn::Conn;
 use crate::engine::value::{Row, args, int, json, ms, truncated, word};
@@ -36,8 +37,11 @@ macro_rules! select_node {
         concat!(
             node_columns!(),
             hold_columns!(),
+            ", ",
+            push_columns!(),
             " FROM nodes AS n JOIN node_liveness AS l ON l.name = n.name",
-            " LEFT JOIN node_holds AS h ON h.node = n.name"
+            " LEFT JOIN node_holds AS h ON h.node = n.name",
+            " LEFT JOIN node_push AS p ON p.node = n.name"
         )
     };
 }
@@ -320,6 +324,7 @@ pub(crate) fn read(row: &Row) -> Result<NodeRow, Error> {
         not_ready: cells.opt_text("not_ready")?,
         running: cells.number("running")?,
         hold: fleet::read_hold(&mut cells)?,
+        push: push::read_push(&mut cells)?,
     })
 }
 
@@ -417,6 +422,10 @@ pub(crate) async fn put_config(
     let args =
         args![name.as_str(), json(&spec), json(&labels), json(&annotations), i64::from(respecified), version];
     tx.conn.execute(sql, args).await?;
+    if before.as_ref().is_some_and(|row| row.spec.dispatch != spec.dispatch) {
+        // A token of before is in no configuration since, so none is in force.
+        tx.conn.execute("DELETE FROM node_push WHERE node = $1", args![name.as_str()]).await?;
+    }
     let row = require(tx, &name).await?;
     if respecified || before.is_none() {
         let message = format!("version {} waits for the node", row.config_version);

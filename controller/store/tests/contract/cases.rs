@@ -10,6 +10,7 @@ pub(crate) mod listing;
 pub(crate) mod nodes;
 pub(crate) mod origins;
 pub(crate) mod placement;
+pub(crate) mod pushing;
 pub(crate) mod queues;
 pub(crate) mod reporting;
 pub(crate) mod reserving;

@@ -169,6 +169,8 @@ pub(crate) fn capability(node: &str) -> CapabilityReport {
         gpu: None,
         sandbox: None,
         agent: None,
+        worker_api: None,
+        tls: None,
     }
 }
 
@@ -234,6 +236,7 @@ pub(crate) struct ClaimBuilder {
     slots: u32,
     capacity: Reserve,
     default: OfflinePolicy,
+    on_behalf: bool,
 }
 
 pub(crate) fn claim(node: &str) -> ClaimBuilder {
@@ -248,6 +251,7 @@ pub(crate) fn claim(node: &str) -> ClaimBuilder {
         slots: 1_000_000,
         capacity: Reserve { cpu_millis: 1 << 40, memory_bytes: 1 << 50, gpus: 1000 },
         default: OfflinePolicy::Stop,
+        on_behalf: false,
     }
 }
 
@@ -274,6 +278,12 @@ impl ClaimBuilder {
 
     pub(crate) fn queues(mut self, queues: &[&str]) -> Self {
         self.queues = queues.iter().map(|queue| (*queue).to_owned()).collect();
+        self
+    }
+
+    /// Somebody else asks for the node.
+    pub(crate) fn on_behalf(mut self) -> Self {
+        self.on_behalf = true;
         self
     }
 
@@ -313,6 +323,7 @@ impl ClaimBuilder {
             lease: LEASE,
             lease_continue: LONG_LEASE,
             node_offline_default: self.default,
+            on_behalf: self.on_behalf,
         };
         store.claim(now, spec).await
     }

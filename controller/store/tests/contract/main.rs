@@ -217,6 +217,13 @@ contract! {
         the_history_keeps_only_the_last_of_it
         a_note_that_repeats_the_last_one_is_not_kept
     }
+    pushing {
+        a_token_has_a_number_and_comes_with_a_newer_configuration
+        a_token_of_a_node_that_has_answered_makes_a_newer_configuration
+        a_roll_out_takes_a_newer_token_for_its_own_version
+        how_calls_go_is_written_when_it_changes
+        nothing_is_heard_of_a_node_by_a_claim_on_its_behalf
+    }
     queues {
         a_job_that_has_waited_long_enough_is_not_overtaken
         a_lost_job_keeps_its_place_and_one_that_is_opened_again_waits_anew

@@ -19,7 +19,7 @@ use tower::ServiceExt as _;
 use windlass_controller::auth::{NodeTokens, secret_hash};
 use windlass_controller::bodies::Bodies;
 use windlass_controller::clock::{Clock as _, ManualClock, RandomIds};
-use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings};
+use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings, WorkerTokens};
 use windlass_controller::metrics::Metrics;
 use windlass_controller::reconcile::{Reservations, Sweeper};
 use windlass_controller::rest::{AppParts, router};
@@ -93,6 +93,7 @@ impl Controller {
                 clock: clock.clone(),
                 ids: ids.clone(),
                 tokens: NodeTokens::new(b"simulation"),
+                worker_tokens: WorkerTokens::new(b"simulation", jiff::SignedDuration::from_hours(24)),
                 leases: LeaseSettings::default(),
                 base_url: "https://controller".into(),
                 ca_pem: None,

@@ -93,6 +93,7 @@ impl Node {
             plugins: Registry::built_in(),
             egress: Egress::system(None),
             engines: windlass_agent::Engines::default(),
+            worker_api: None,
             settings: Settings {
                 labels: BTreeMap::new(),
                 concurrency: self.plan.slots,
