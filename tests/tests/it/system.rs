@@ -7,5 +7,6 @@ pub(crate) mod fleet;
 mod kills;
 mod network;
 mod once;
+mod push;
 mod shared;
 mod verbs;

@@ -7,6 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use windlass_store::transfer::{self, Cell, Snapshot};
 
+use super::orchestrator;
 use super::runner::Known;
 use super::world::{Http, World, boot, capability};
 use crate::system::fleet::wait_for;
@@ -151,6 +152,46 @@ steps! {
         let step = &world.answer["steps"][0];
         let found = (step["exitCode"].as_i64(), step["stdout"].as_str().map(str::trim_end));
         assert_eq!(found, (Some(number(values[1])), Some(values[2])), "{}", world.answer);
+    },
+
+    "node \"{}\" is declared to be given its work" => |world, values| orchestrator::declare(world, values[0]),
+    "the answer holds a token for the Worker API that expires" => |world, _| {
+        let api = &world.answer["worker_api"];
+        let found = (api["orchestrator_bearer_token"].as_str(), api["orchestrator_bearer_token_expires_at"].as_str());
+        assert!(matches!(found, (Some(token), Some(_)) if token.len() > 40), "{}", world.answer);
+    },
+    "a real node \"{}\" that is given its work" => |world, values| orchestrator::real_node(world, values[0]),
+    "the agent of node \"{}\" was given the job" => |world, values| {
+        let log = std::fs::read_to_string(world.fleet().path(&format!("{}.log", values[0]))).expect("it has a log");
+        assert!(log.contains("job taken on by the Worker API"), "{log}");
+    },
+    "an orchestrator has node \"{}\" run \"{}\"" => |world, values| {
+        orchestrator::run(world, values[0], values[1], &json!({}));
+    },
+    "an orchestrator has node \"{}\" run \"{}\" with the network policy \"{}\"" => |world, values| {
+        orchestrator::run(world, values[0], values[1], &json!({"network_policy": values[2]}));
+    },
+    "an orchestrator has node \"{}\" run a job that sets \"{}\" to \"{}\"" => |world, values| {
+        orchestrator::run(world, values[0], "true", &json!({"env": {values[1]: values[2]}}));
+    },
+    "an orchestrator sends node \"{}\" a request of {} MiB" => |world, values| {
+        let large = "x".repeat(number::<usize>(values[1]) << 20);
+        orchestrator::run(world, values[0], "true", &json!({"env": {"LARGE": large}}));
+    },
+    "somebody with the token \"{}\" has node \"{}\" run \"{}\"" => |world, values| {
+        orchestrator::run_with(world, values[1], Some(values[0]), values[2], &json!({}));
+    },
+    "the run is \"{}\" with the exit code {} and the output \"{}\"" => |world, values| {
+        let answer = &world.answer;
+        let found = (answer["status"].as_str(), answer["exit_code"].as_i64(), answer["stdout"].as_str().map(str::trim_end));
+        assert_eq!(found, (Some(values[0]), Some(number(values[1])), Some(values[2])), "{answer}");
+    },
+    "the run has written its task, its job and \"{}\"" => |world, values| {
+        let answer = &world.answer;
+        let text = |field: &str| answer[field].as_str().unwrap_or_default();
+        let expected = format!("{} {} {}\n", text("task_id"), text("job_id"), values[0]);
+        assert_eq!(text("stdout"), expected, "{answer}");
+        assert_ne!(text("task_id"), text("job_id"));
     },
 
     "{} runs" => |world, values| {

@@ -31,6 +31,8 @@ pub(super) struct World {
     fleet: Option<Fleet>,
     database: Option<Database<'static>>,
     http: Option<Http>,
+    /// How often an orchestrator has had a node run something.
+    pub(super) orders: u32,
     pub(super) by_hand: BTreeMap<String, ByHand>,
     /// Status and body of the last answer.
     pub(super) status: u16,
