@@ -10,6 +10,7 @@ pub mod conditions;
 pub mod duration;
 pub mod egress;
 pub mod explain;
+pub mod host_image;
 pub mod image;
 pub mod job_template;
 pub mod manifest;
@@ -24,6 +25,7 @@ pub mod schema;
 
 pub use duration::Span;
 pub use egress::EgressRule;
+pub use host_image::{HostImage, HostImageKind};
 pub use image::ImageName;
 pub use job_template::{JobTemplate, JobTemplateSpec, JobTemplateStatus};
 pub use node_config::{NodeConfig, NodeConfigSpec, NodeConfigStatus};

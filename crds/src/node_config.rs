@@ -228,6 +228,12 @@ pub struct ImagePolicy {
     #[schemars(length(max = 256), inner(length(min = 1, max = 512)))]
     pub allowed: Vec<String>,
 
+    /// Folders of the node whose archives, layouts and root folders jobs with the runtime `native` may use as images; without it
+    /// none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 4096), regex(pattern = r"^/")))]
+    pub folders: Vec<String>,
+
     /// Refuses images that are not named by their digest (`name@sha256:…`), which alone says what will run.
     #[serde(default, skip_serializing_if = "is_default")]
     pub require_digest: bool,

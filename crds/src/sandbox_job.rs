@@ -340,7 +340,9 @@ pub struct SandboxSpec {
     #[serde(default)]
     pub runtime: Runtime,
 
-    /// The container image that the steps see as their system; `native` without one shows the node's own `/usr`.
+    /// The container image that the steps see as their system. The runtimes `podman` and `docker` take one by name; `native` takes
+    /// one that lies on the node (`docker-archive:/path`, `oci-archive:/path`, `oci:/folder` or `rootfs:/folder`, then `:name`
+    /// where there are several, and `@sha256:…`), in a folder that the node allows, and without one shows the node's own `/usr`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,
@@ -590,7 +592,7 @@ pub struct Step {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub script: Option<Script>,
 
-    /// The program of a container image. The job's `sandbox.runtime` must be `podman` or `docker`.
+    /// The program of a container image. With the runtime `native` that is an image that lies on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<ContainerStep>,
 
@@ -614,7 +616,8 @@ pub struct Step {
 }
 
 /// The program of a container image. It sees the workspace, scratch space in `/tmp`, `/var/tmp`, `/run` and its home folder, and
-/// the image, which it cannot change. It runs as the job's own user, not as the image's.
+/// the image, which it cannot change. It runs as the job's own user, which has no rights of root, whatever the image says; with the
+/// runtime `native` under the number that the image names. Its working directory is that of the image, else `/workspace`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ContainerStep {
@@ -633,12 +636,13 @@ pub struct ContainerStep {
     #[schemars(length(max = 1024), inner(length(max = 131_072)))]
     pub args: Vec<String>,
 
-    /// Who the program is inside: `Job`, a user without rights who owns the workspace, or `Root`, which only an engine
-    /// that works without root can give, where root inside is the agent's own user outside.
+    /// Who the program is inside: `Job`, a user without rights who owns the workspace, or `Root`, which outside is that same
+    /// user. An engine that works with root cannot give it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub user: ContainerUser,
 
-    /// Whether the image's files can be changed by nobody. What is written to them with `false` is gone after the step.
+    /// Whether the image's files can be changed by nobody. What is written to them with `false` is gone after the step. With the
+    /// runtime `native` they never can.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub read_only_root: bool,
 

@@ -117,6 +117,7 @@ impl Running {
             egress,
             engines,
             worker_api: api_host,
+            images,
             settings,
         } = parts;
         let identity = Arc::new(identity);
@@ -211,6 +212,7 @@ impl Running {
             plugins,
             egress,
             engines,
+            images,
             hurry: Arc::clone(&hurry),
             runs: runs.clone(),
         });

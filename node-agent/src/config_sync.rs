@@ -495,6 +495,25 @@ pub(crate) fn check(
             );
         }
     }
+    for folder in &rules.images.folders {
+        if !windlass_crds::host_image::is_plain_path(folder) {
+            return fail(
+                "InvalidValue",
+                format!(
+                    "policy.sandbox.images.folders: `{folder}` must be absolute and without `..` and `:`"
+                ),
+            );
+        }
+        if !exists(Path::new(folder)) {
+            return fail(
+                "ImageFolderMissing",
+                format!(
+                    "policy.sandbox.images.folders: `{folder}` does not exist on this host; make it or take it out of the \
+                     NodeConfig"
+                ),
+            );
+        }
+    }
     if configuration.constraints.max_job_timeout_seconds == Some(0) {
         return fail(
             "InvalidValue",
@@ -526,7 +545,7 @@ mod tests {
     #[test]
     fn what_the_host_cannot_do_is_refused_with_field_value_and_fix() {
         type Change = fn(&mut Configuration);
-        let cases: [(&str, &str, Change); 9] = [
+        let cases: [(&str, &str, Change); 11] = [
             ("WrongNode", "node_slug", |c| c.node_slug = "other".to_owned()),
             ("InvalidValue", "node.concurrency: 0", |c| c.node.concurrency = Some(0)),
             ("RuntimeUnavailable", "policy.sandbox.runtimes: `podman`", |c| {
@@ -539,6 +558,12 @@ mod tests {
                 c.policy.sandbox.max.disk_bytes = Some(5);
             }),
             ("InvalidValue", "policy.sandbox.max.pids: 0", |c| c.policy.sandbox.max.pids = Some(0)),
+            ("ImageFolderMissing", "`/nowhere/images`", |c| {
+                c.policy.sandbox.images.folders = vec!["/nowhere/images".to_owned()];
+            }),
+            ("InvalidValue", "policy.sandbox.images.folders: `images`", |c| {
+                c.policy.sandbox.images.folders = vec!["images".to_owned()];
+            }),
             ("HostPathMissing", "`/nowhere`", |c| {
                 c.policy.sandbox.host_paths = vec![HostPath { path: "/nowhere".to_owned(), read_only: true }];
             }),

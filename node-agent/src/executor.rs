@@ -25,6 +25,7 @@ pub(crate) mod limits;
 pub(crate) mod output;
 pub(crate) mod policy;
 mod step;
+mod system;
 mod verdict;
 
 use std::collections::BTreeMap;
@@ -41,7 +42,7 @@ use windlass_crds::protocol::{
 use windlass_crds::sandbox_job::Step;
 use windlass_sandbox::driver::UnitPhase;
 use windlass_sandbox::engine::{Engines, Image};
-use windlass_sandbox::{DiskQuota, Driver, Error as SandboxError, Mount, UnitId};
+use windlass_sandbox::{DiskQuota, Driver, Error as SandboxError, Images, Mount, UnitId};
 
 use self::egress::Egress;
 use self::inputs::InputCache;
@@ -92,6 +93,7 @@ pub(crate) struct ExecutorParts {
     pub(crate) plugins: Registry,
     pub(crate) egress: Egress,
     pub(crate) engines: Engines,
+    pub(crate) images: Option<Images>,
     /// Asks the lease keeper for a heartbeat now.
     pub(crate) hurry: Arc<Notify>,
     /// Where results are kept of attempts that came by the Worker API.
@@ -131,6 +133,8 @@ pub(crate) struct AttemptTask {
     pending: Vec<NewRecord>,
     /// The images that are known to be on the node, by their full names.
     images: BTreeMap<String, Image>,
+    /// The ids of the images that native steps have seen as their system, by what the job calls them.
+    systems: BTreeMap<String, String>,
 }
 
 impl AttemptTask {
@@ -162,6 +166,7 @@ impl AttemptTask {
             refusal: None,
             pending: Vec::new(),
             images: BTreeMap::new(),
+            systems: BTreeMap::new(),
         };
         task.take_rules();
         task

@@ -195,6 +195,7 @@ impl Agent {
             (EngineKind::Docker, args.docker_socket.clone()),
         ];
         let engines = engines::open(&state, &native.config().launcher, sockets, &mut sandbox).await;
+        let images = native.images().clone();
         let workspaces =
             HostWorkspaces::open_state(&state, native.identities().clone()).map_err(Error::Sandbox)?;
 
@@ -230,6 +231,7 @@ impl Agent {
             egress,
             engines,
             worker_api: Some(Arc::new(worker_api)),
+            images: Some(images),
             settings,
         });
         let status = agent.status();

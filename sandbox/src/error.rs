@@ -20,6 +20,8 @@ pub enum ImageProblem {
     Unavailable,
     /// The credentials on the node cannot be used.
     Credentials,
+    /// It is there, and nothing that could run here: of another kind, for other hosts, too large, or made to do harm.
+    Unusable,
 }
 
 /// What can go wrong in a driver.

@@ -15,12 +15,14 @@ pub mod engine;
 mod error;
 mod features;
 mod identity;
+pub mod image;
 mod lease;
 mod native;
 mod output;
 mod policy;
 pub mod seccomp;
 pub mod spec;
+mod tarball;
 mod workspace;
 
 pub use cgroup::CgroupVersion;
@@ -32,10 +34,12 @@ pub use drivers::Drivers;
 pub use error::{Error, ImageProblem};
 pub use features::Features;
 pub use identity::{DEFAULT_UIDS, Identities, Identity};
+pub use image::{Images, LocalImage};
 pub use lease::{Deadline, Lease};
 pub use native::{Native, SandboxConfig};
 pub use spec::{
-    Container, Entrypoint, Limit, LimitName, LimitSource, Limits, Mount, Network, UnitId, UnitSpec,
+    Container, Entrypoint, Limit, LimitName, LimitSource, Limits, Mount, Network, SystemRoot, UnitId,
+    UnitSpec,
 };
 pub use workspace::{Archive, ArchiveLimits, DiskMeans, DiskQuota, Unpacked, Workspace};
 

@@ -5,7 +5,7 @@
 //!  wait / inventory / signal / output read and write the unit's folder only, so they work after a restart too
 //! ```
 //!
-//! State folder: `lock` · `units/<id>/` · `identities/`. One process at a time uses it.
+//! State folder: `lock` · `units/<id>/` · `identities/` · `images/`. One process at a time uses it.
 
 pub(crate) mod burial;
 pub(crate) mod watch;
@@ -37,6 +37,7 @@ use crate::driver::{
 use crate::error::Error;
 use crate::features::Features;
 use crate::identity::{DEFAULT_UIDS, Identities, Identity};
+use crate::image::{ImageLimits, Images, JOB};
 use crate::output::SpoolReader;
 use crate::policy::{self, Enforcement, Host, Place};
 use crate::seccomp;
@@ -66,6 +67,8 @@ pub struct SandboxConfig {
     pub uid_range: std::ops::RangeInclusive<u32>,
     /// The program to start as launcher. Its `main` begins with `windlass_launcher::run_if_requested`.
     pub launcher: PathBuf,
+    /// How large images may be, and how many are kept.
+    pub images: ImageLimits,
 }
 
 impl SandboxConfig {
@@ -77,6 +80,7 @@ impl SandboxConfig {
             cgroup_parent: None,
             uid_range: DEFAULT_UIDS,
             launcher: PathBuf::from("/proc/self/exe"),
+            images: ImageLimits::default(),
         }
     }
 }
@@ -109,6 +113,7 @@ struct Inner {
     cgroups: CgroupHost,
     host: Host,
     identities: Identities,
+    images: Images,
     watcher: Watcher,
 }
 
@@ -161,6 +166,12 @@ impl Native {
     #[must_use]
     pub fn identities(&self) -> &Identities {
         &self.0.identities
+    }
+
+    /// The images that units can have as their system.
+    #[must_use]
+    pub fn images(&self) -> &Images {
+        &self.0.images
     }
 
     /// What this driver can do on this host.
@@ -425,6 +436,7 @@ impl Inner {
         };
         let cgroups = CgroupHost::discover(config.cgroup_parent.as_deref(), state);
         let identities = Identities::open(state.join("identities"), config.uid_range.clone())?;
+        let images = Images::open(state.join("images"), units.clone(), config.images)?;
         Ok(Self {
             units,
             _lock: lock,
@@ -435,6 +447,7 @@ impl Inner {
             cgroups,
             host,
             identities,
+            images,
             watcher: Watcher::start(),
             config,
         })
@@ -465,7 +478,7 @@ impl Inner {
         }
         let made = self.cgroups.create(&spec.id, wanted).and_then(|cgroups| {
             let launch = policy::plan(&spec, &self.host, Enforcement { cgroups, tasks, disk })?;
-            let isolation = self.isolation(spec.network, wanted, tasks, disk);
+            let isolation = self.isolation(&spec, wanted, tasks, disk);
             let prepared = Prepared { unenforced, isolation };
             self.note_spare(&spec.id, &launch);
             let planned = Planned { spec: spec.clone(), prepared, launch };
@@ -510,6 +523,12 @@ impl Inner {
         if !spec.workspace.is_dir() {
             let problem = format!("{} is not a folder", spec.workspace.display());
             return Err(Error::InvalidSpec { field: "workspace", problem });
+        }
+        if let Some(system) = &spec.system
+            && let Some(place) = system.scratch.iter().find(|place| !system.image.has_folder(place))
+        {
+            let problem = format!("{place} is not a folder of the image; name one that it has");
+            return Err(Error::InvalidSpec { field: "scratch", problem });
         }
         crate::lease::Lease::open(&spec.lease_file)?.read()?;
         Ok(())
@@ -557,7 +576,7 @@ impl Inner {
     /// What isolates a unit, in words.
     fn isolation(
         &self,
-        network: Network,
+        spec: &UnitSpec,
         wanted: Wanted,
         tasks: Option<u64>,
         disk: Option<DiskMeans>,
@@ -566,10 +585,11 @@ impl Inner {
             ["user", "mount", "pid", "ipc", "uts"].map(|name| format!("{name} namespace")).to_vec();
         let version = self.cgroups.version();
         let optional = [
-            (network != Network::Open, "net namespace".to_owned()),
-            (network == Network::Restricted, "egress proxy".to_owned()),
+            (spec.network != Network::Open, "net namespace".to_owned()),
+            (spec.network == Network::Restricted, "egress proxy".to_owned()),
             (self.host.cgroup_namespace, "cgroup namespace".to_owned()),
             (self.host.time_namespace, "time namespace".to_owned()),
+            (spec.system.is_some(), "image as its system".to_owned()),
             (true, "no capabilities".to_owned()),
             (true, "no_new_privs".to_owned()),
             (true, "seccomp".to_owned()),
@@ -648,7 +668,7 @@ impl Inner {
             return Ok(());
         }
         launcher.spare = None;
-        let base = policy::base(&self.host, self.identities.choose_next()?, Network::None);
+        let base = policy::base(&self.host, self.identities.choose_next()?, (JOB, JOB), Network::None);
         launcher.spares += 1;
         let number = NonZeroU64::new(launcher.spares).expect("it was counted up a line ago");
         let failed = |source| Error::Launcher { operation: "make a spare", source };

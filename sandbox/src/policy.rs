@@ -1,6 +1,8 @@
 //! From specification to plan: which steps make the sandbox of a unit on this host. Pure: everything it needs to know of
 //! the host is in [`Host`].
 
+mod system;
+
 use windlass_launcher::plan::{
     Base, Cgroups, DeniedCall, Disk, DiskKeeper, Filter, IdMap, LaunchPlan, Own, Resource, Step, Text,
     VERSION,
@@ -9,12 +11,11 @@ use windlass_launcher::plan::{
 use crate::egress;
 use crate::error::Error;
 use crate::identity::Identity;
+use crate::image::JOB;
 use crate::seccomp;
-use crate::spec::{Network, UnitSpec};
+use crate::spec::{Network, SystemRoot, UnitSpec};
 use crate::workspace::DiskMeans;
 
-/// The job's user and group inside.
-const JOB: u32 = 1000;
 /// Where programs are looked for if the environment does not say.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The job's private home folder.
@@ -156,7 +157,11 @@ const MASKED: &[&str] = &[
 /// [`Error::InvalidSpec`] for what no plan can be made of.
 pub(crate) fn plan(spec: &UnitSpec, host: &Host, enforcement: Enforcement) -> Result<LaunchPlan, Error> {
     let environment = environment(spec);
-    let programs = programs(spec, &environment)?;
+    let command = match &spec.system {
+        Some(system) => system.command(&spec.command),
+        None => spec.command.clone(),
+    };
+    let programs = programs(&command, &environment)?;
     let steps = steps(spec, host, &enforcement)?;
     let Enforcement { cgroups, tasks: _, disk } = enforcement;
     let keeper = match disk {
@@ -168,11 +173,11 @@ pub(crate) fn plan(spec: &UnitSpec, host: &Host, enforcement: Enforcement) -> Re
     };
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Ok(LaunchPlan {
-        base: base(host, spec.identity, spec.network),
+        base: base(host, spec.identity, inside_ids(spec), spec.network),
         own: Own {
             steps,
             programs: texts("command", programs)?,
-            arguments: texts("command", spec.command.clone())?,
+            arguments: texts("command", command)?,
             environment: texts(
                 "env",
                 environment.iter().map(|(name, value)| format!("{name}={value}")).collect(),
@@ -191,9 +196,25 @@ pub(crate) fn plan(spec: &UnitSpec, host: &Host, enforcement: Enforcement) -> Re
     })
 }
 
-/// The environment with the defaults added.
+/// User and group inside.
+fn inside_ids(spec: &UnitSpec) -> (u32, u32) {
+    match &spec.system {
+        Some(system) if system.root => (0, 0),
+        Some(system) => (system.image.account.uid, system.image.account.gid),
+        None => (JOB, JOB),
+    }
+}
+
+/// The environment with that of the image and the defaults added.
 fn environment(spec: &UnitSpec) -> std::collections::BTreeMap<String, String> {
     let mut environment = spec.env.clone();
+    let of_image = spec.system.iter().flat_map(|system| &system.image.config.env);
+    for (name, value) in of_image.filter_map(|entry| entry.split_once('=')) {
+        // The home folder of the image can only be read.
+        if name != "HOME" {
+            environment.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+        }
+    }
     for (name, value) in [("PATH", DEFAULT_PATH), ("HOME", HOME), ("USER", "job"), ("LANG", "C.UTF-8")] {
         environment.entry(name.to_owned()).or_insert_with(|| value.to_owned());
     }
@@ -207,10 +228,10 @@ fn environment(spec: &UnitSpec) -> std::collections::BTreeMap<String, String> {
 
 /// Paths to try for the program, as a shell would.
 fn programs(
-    spec: &UnitSpec,
+    command: &[String],
     environment: &std::collections::BTreeMap<String, String>,
 ) -> Result<Vec<String>, Error> {
-    let Some(name) = spec.command.first() else {
+    let Some(name) = command.first() else {
         return Err(Error::InvalidSpec { field: "command", problem: "must name a program".to_owned() });
     };
     if name.contains('/') {
@@ -244,14 +265,14 @@ fn host_path(field: &'static str, path: &std::path::Path) -> Result<Text, Error>
     text(field, path)
 }
 
-/// What all units of an identity begin with. A restricted network begins as none does: what differs is the unit's own.
-pub(crate) fn base(host: &Host, identity: Identity, network: Network) -> Base {
+/// What all units of an identity begin with, also those that see an image as their system. A restricted network begins as none does: what differs is the unit's own.
+pub(crate) fn base(host: &Host, identity: Identity, (uid, gid): (u32, u32), network: Network) -> Base {
     let fixed = |value: &str| Text::new(value).expect("a constant without NUL");
     let host_network = match network {
         Network::None | Network::Restricted => false,
         Network::Open => true,
     };
-    let mut steps = vec![Step::AssumeIdentity { uid: JOB, gid: JOB }, Step::DieWithSupervisor];
+    let mut steps = vec![Step::AssumeIdentity { uid, gid }, Step::DieWithSupervisor];
     if !host_network {
         steps.push(Step::RaiseLoopback);
     }
@@ -300,7 +321,7 @@ pub(crate) fn base(host: &Host, identity: Identity, network: Network) -> Base {
         version: VERSION,
         steps,
         host_network,
-        identity: IdMap { host_uid: identity.uid, host_gid: identity.gid, uid: JOB, gid: JOB },
+        identity: IdMap { host_uid: identity.uid, host_gid: identity.gid, uid, gid },
         time_namespace: host.time_namespace,
         oom_score_adj: OOM_SCORE_ADJ,
     }
@@ -331,13 +352,22 @@ fn steps(spec: &UnitSpec, host: &Host, enforcement: &Enforcement) -> Result<Vec<
     }
     let scratch = spec.limits.scratch_bytes.max(1 << 20);
     steps.push(Step::SizeRoot { bytes: scratch, files: scratch / BYTES_A_FILE });
-    steps.push(Step::EnterRoot);
+    match &spec.system {
+        None => steps.push(Step::EnterRoot),
+        Some(system) => system::lay_out(&mut steps, system)?,
+    }
 
     // What the job brings. Attached from inside, so that no link of a workspace can lead to the host.
     let workspace = host_path("workspace", &spec.workspace)?;
     steps.push(Step::Attach { source: workspace, target: fixed(WORKSPACE), read_only: false });
     for mount in &spec.mounts {
         let target = inside(&mount.target);
+        if spec.system.is_some() && !target.starts_with(&format!("{WORKSPACE}/")) {
+            return Err(Error::InvalidSpec {
+                field: "mounts",
+                problem: format!("{target} is not below {WORKSPACE}; other places belong to the image"),
+            });
+        }
         if target.trim_end_matches('/') == WORKSPACE {
             return Err(Error::InvalidSpec {
                 field: "mounts",
@@ -426,17 +456,25 @@ fn name_files(hostname: &str) -> [(&'static str, String); 2] {
     ]
 }
 
+/// Where the host's programs are.
+fn code_of_host(host: &Host) -> impl Iterator<Item = String> {
+    let is_code = |path: &str| !path.starts_with("/etc/");
+    let code = host.system.iter().filter(move |(path, place)| *place == Place::Present && is_code(path));
+    code.map(|(path, _)| (*path).to_owned())
+}
+
 /// The Landlock step: writing and executing only where the mounts are meant for it.
 fn landlock(spec: &UnitSpec, host: &Host, abi: u32) -> Result<Step, Error> {
     let mut write: Vec<String> = ["/dev", HOME, "/run", "/tmp", WORKSPACE].map(str::to_owned).to_vec();
     let mut execute: Vec<String> = [HOME, "/run", "/tmp", WORKSPACE].map(str::to_owned).to_vec();
-    let is_code = |path: &str| !path.starts_with("/etc/");
-    execute.extend(
-        host.system
-            .iter()
-            .filter(|(path, place)| *place == Place::Present && is_code(path))
-            .map(|(path, _)| (*path).to_owned()),
-    );
+    match &spec.system {
+        None => execute.extend(code_of_host(host)),
+        Some(SystemRoot { image, scratch, .. }) => {
+            let own = scratch.iter().cloned().chain(["/var/tmp".to_owned()]);
+            write.extend(own.clone());
+            execute.extend(own.chain(image.programs.iter().cloned()));
+        }
+    }
     for mount in &spec.mounts {
         let target = inside(&mount.target);
         if !mount.read_only {
@@ -454,7 +492,8 @@ fn landlock(spec: &UnitSpec, host: &Host, abi: u32) -> Result<Step, Error> {
 mod tests {
     use super::*;
     use crate::identity::Identity;
-    use crate::spec::{Limit, Mount, UnitId};
+    use crate::image::{Account, ImageConfig, SystemImage};
+    use crate::spec::{Entrypoint, Limit, Mount, UnitId};
 
     fn spec() -> UnitSpec {
         let identity = Identity { uid: 1_900_000_007, gid: 1_900_000_007 };
@@ -510,6 +549,75 @@ mod tests {
         insta::assert_debug_snapshot!("rest", LaunchPlan { base, own, ..plan });
     }
 
+    fn system() -> SystemRoot {
+        let account = Account {
+            uid: 1000,
+            gid: 1000,
+            passwd: Some("root:x:0:0::/:/bin/sh\n".to_owned()),
+            group: Some("job:x:1000:\n".to_owned()),
+        };
+        let config = ImageConfig {
+            entrypoint: vec!["/bin/app".to_owned()],
+            command: vec!["--help".to_owned()],
+            env: vec!["PATH=/image/bin".to_owned(), "A=image".to_owned(), "HOME=/root".to_owned()],
+            ..ImageConfig::default()
+        };
+        let dir = "/state/images/1/root".into();
+        let programs = vec!["/bin".to_owned(), "/etc".to_owned()];
+        SystemRoot::new(SystemImage { id: "sha256:1".to_owned(), dir, config, account, programs })
+    }
+
+    #[test]
+    fn a_system_of_ones_own_takes_the_same_spare_and_has_the_small_root_laid_over_it() {
+        let mut spec = spec();
+        spec.env.clear();
+        spec.system = Some(SystemRoot { scratch: vec!["/var/cache".to_owned()], ..system() });
+        let plan = plan(&spec, &host(), Enforcement::default()).unwrap();
+        assert_eq!(plan.base, base(&host(), spec.identity, (JOB, JOB), Network::None));
+        let steps: Vec<String> = plan.own.steps.iter().map(ToString::to_string).collect();
+        insta::assert_snapshot!("system", steps.join("\n"));
+        let environment: Vec<&str> = plan.own.environment.iter().map(Text::as_str).collect();
+        assert!(
+            environment.contains(&"PATH=/image/bin") && environment.contains(&"A=image"),
+            "{environment:?}"
+        );
+        assert!(environment.contains(&"HOME=/home/job"), "{environment:?}");
+        assert_eq!(plan.own.programs[0].as_str(), "/image/bin/make");
+    }
+
+    #[test]
+    fn who_a_program_is_in_a_system_is_said_by_the_image_or_is_root_by_the_jobs_wish() {
+        let ids = |system: SystemRoot| {
+            let spec = UnitSpec { system: Some(system), ..spec() };
+            let identity = plan(&spec, &host(), Enforcement::default()).unwrap().base.identity;
+            (identity.uid, identity.gid, identity.host_uid)
+        };
+        let mut app = system();
+        (app.image.account.uid, app.image.account.gid) = (200, 0);
+        assert_eq!(ids(app.clone()), (200, 0, 1_900_000_007));
+        assert_eq!(ids(SystemRoot { root: true, ..app }), (0, 0, 1_900_000_007));
+    }
+
+    #[test]
+    fn what_runs_is_put_together_as_engines_do() {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let run =
+            |entrypoint, command: &[&str]| SystemRoot { entrypoint, ..system() }.command(&words(command));
+        assert_eq!(run(Entrypoint::Image, &[]), ["/bin/app", "--help"]);
+        assert_eq!(run(Entrypoint::Image, &["-v"]), ["/bin/app", "-v"]);
+        assert_eq!(run(Entrypoint::Given(words(&["sh", "-c"])), &["x"]), ["sh", "-c", "x"]);
+        assert_eq!(run(Entrypoint::Given(words(&["sh"])), &[]), ["sh"]);
+        assert_eq!(run(Entrypoint::Replaced, &["true"]), ["true"]);
+    }
+
+    #[test]
+    fn mounts_of_a_system_stay_below_the_workspace() {
+        let mut spec = UnitSpec { system: Some(system()), ..spec() };
+        spec.mounts[0].target = "/etc/x".into();
+        let error = plan(&spec, &host(), Enforcement::default()).unwrap_err();
+        assert!(error.to_string().contains("/etc/x is not below /workspace"), "{error}");
+    }
+
     #[test]
     fn mounts_cannot_cover_the_workspace() {
         let mut spec = spec();
@@ -535,9 +643,9 @@ mod tests {
             other.base,
             plan(&spec(), &host(), Enforcement { tasks: Some(64), ..Enforcement::default() }).unwrap().base
         );
-        assert_eq!(other.base, base(&host(), spec().identity, Network::None));
+        assert_eq!(other.base, base(&host(), spec().identity, (JOB, JOB), Network::None));
         let identity = Identity { uid: 1_900_000_008, gid: 1_900_000_008 };
-        assert_ne!(other.base, base(&host(), identity, Network::None));
+        assert_ne!(other.base, base(&host(), identity, (JOB, JOB), Network::None));
     }
 
     /// What of a plan one network has and another has not.
@@ -557,7 +665,7 @@ mod tests {
     fn a_restricted_network_is_none_with_a_socket_and_takes_the_same_spare() {
         let spec = UnitSpec { network: Network::Restricted, ..spec() };
         let plan = plan(&spec, &host(), Enforcement::default()).unwrap();
-        assert_eq!(plan.base, base(&host(), spec.identity, Network::None));
+        assert_eq!(plan.base, base(&host(), spec.identity, (JOB, JOB), Network::None));
         let (more, less) = difference(Network::Restricted, &host());
         assert_eq!(more, ["listen on 127.0.0.1:3128 for those outside"]);
         assert_eq!(less, Vec::<String>::new());

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::EngineKind;
 use crate::error::Error;
 use crate::identity::Identity;
+use crate::image::SystemImage;
 
 /// Longest unit id: it becomes one folder name and one cgroup name.
 const MAX_ID: usize = 100;
@@ -254,6 +255,41 @@ impl Container {
     }
 }
 
+/// The image that is the system of a native unit, in place of the host's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemRoot {
+    /// The image, as [`crate::Images::ensure`] gave it.
+    pub image: SystemImage,
+    /// What runs.
+    pub entrypoint: Entrypoint,
+    /// Further folders of scratch space, absolute; the image must have them.
+    pub scratch: Vec<String>,
+    /// Whether the program is root inside, which outside is the unit's host user as ever.
+    pub root: bool,
+}
+
+impl SystemRoot {
+    /// A system with the defaults: the unit's command, as the image's user.
+    #[must_use]
+    pub fn new(image: SystemImage) -> Self {
+        Self { image, entrypoint: Entrypoint::Replaced, scratch: Vec::new(), root: false }
+    }
+
+    /// What runs for a unit's command.
+    #[must_use]
+    pub fn command(&self, command: &[String]) -> Vec<String> {
+        let config = &self.image.config;
+        match &self.entrypoint {
+            Entrypoint::Replaced => command.to_vec(),
+            Entrypoint::Given(entrypoint) => entrypoint.iter().chain(command).cloned().collect(),
+            Entrypoint::Image => {
+                let arguments = if command.is_empty() { &config.command } else { command };
+                config.entrypoint.iter().chain(arguments).cloned().collect()
+            }
+        }
+    }
+}
+
 /// One supervised process tree: one step of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitSpec {
@@ -288,6 +324,9 @@ pub struct UnitSpec {
     /// The container that it runs in; `None` for a native unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
+    /// The image that a native unit sees as its system; `None` for the host's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<SystemRoot>,
 }
 
 impl UnitSpec {
@@ -317,6 +356,7 @@ impl UnitSpec {
             output_cap: 10 << 20,
             hostname: "windlass".to_owned(),
             container: None,
+            system: None,
         }
     }
 
@@ -326,22 +366,34 @@ impl UnitSpec {
     /// [`Error::InvalidSpec`] naming the field.
     pub fn validate(&self) -> Result<(), Error> {
         let invalid = |field, problem: &str| Err(Error::InvalidSpec { field, problem: problem.to_owned() });
-        let with_program = self.container.as_ref().is_some_and(|container| match &container.entrypoint {
-            Entrypoint::Replaced => false,
-            Entrypoint::Image => true,
-            Entrypoint::Given(entrypoint) => entrypoint.first().is_some_and(|program| !program.is_empty()),
-        });
+        if self.container.is_some() && self.system.is_some() {
+            return invalid("system", "is a container's own matter");
+        }
+        let with_program = match (&self.container, &self.system) {
+            (Some(container), _) => match &container.entrypoint {
+                Entrypoint::Replaced => false,
+                Entrypoint::Image => true,
+                Entrypoint::Given(entrypoint) => {
+                    entrypoint.first().is_some_and(|program| !program.is_empty())
+                }
+            },
+            (None, Some(system)) => {
+                system.command(&self.command).first().is_some_and(|program| !program.is_empty())
+            }
+            (None, None) => false,
+        };
         if !with_program && self.command.first().is_none_or(String::is_empty) {
             return invalid("command", "must name a program");
         }
-        if let Some(container) = &self.container {
+        let container = self.container.as_ref().map(|container| &container.scratch);
+        if let Some(scratch) = container.or(self.system.as_ref().map(|system| &system.scratch)) {
             let odd = |path: &String| {
                 let parts = path
                     .strip_prefix('/')
                     .map(|rest| rest.split('/').any(|part| matches!(part, "" | "." | "..")));
                 parts != Some(false) || path.contains([':', ',', '\0'])
             };
-            if container.scratch.iter().any(odd) {
+            if scratch.iter().any(odd) {
                 return invalid("scratch", "must be absolute paths without `.`, `..`, ':' and ','");
             }
         }

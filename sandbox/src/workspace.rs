@@ -8,7 +8,7 @@
 mod archive;
 mod mounts;
 mod quota;
-mod removal;
+pub(crate) mod removal;
 
 use std::collections::BTreeSet;
 use std::fs::File;

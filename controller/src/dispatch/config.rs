@@ -136,6 +136,7 @@ fn rules(spec: &NodeConfigSpec) -> SandboxRules {
         max_transfer_bytes: policy.max_transfer.map(windlass_crds::Bytes::get),
         images: ImageRules {
             allowed: policy.images.allowed.clone(),
+            folders: policy.images.folders.clone(),
             require_digest: policy.images.require_digest,
             pull: policy.images.pull,
             auth_file: policy.images.auth_file.clone(),

@@ -153,6 +153,9 @@ pub struct ImageRules {
     /// Registries, folders and images; empty for `docker.io` and `localhost`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed: Vec<String>,
+    /// Folders of the node with images for the runtime `native`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub folders: Vec<String>,
     /// Whether every image must be named by its digest.
     #[serde(default)]
     pub require_digest: bool,

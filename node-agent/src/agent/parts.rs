@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use windlass_crds::protocol::SandboxCapability;
-use windlass_sandbox::Driver;
 use windlass_sandbox::engine::Engines;
+use windlass_sandbox::{Driver, Images};
 
 use crate::capabilities::HostProbe;
 use crate::client::ControllerClient;
@@ -94,6 +94,8 @@ pub struct AgentParts {
     pub engines: Engines,
     /// What serves the Worker API; without it a configuration that asks for one cannot be applied.
     pub worker_api: Option<Arc<dyn ApiHost>>,
+    /// The images that native steps can see as their system; `None` without a native sandbox.
+    pub images: Option<Images>,
     /// The rest.
     pub settings: Settings,
 }

@@ -89,6 +89,7 @@ impl World {
             egress: Egress::system(None),
             engines: windlass_sandbox::engine::Engines::default(),
             worker_api: self.api.clone().map(|api| Arc::new(api) as Arc<dyn crate::ApiHost>),
+            images: None,
             settings: Settings {
                 labels: BTreeMap::new(),
                 concurrency: self.concurrency,

@@ -12,9 +12,9 @@ use windlass_crds::sandbox_job::{Runtime, Step};
 use windlass_sandbox::engine::{EngineKind, Image, ImageRequest, Pull, Reference};
 use windlass_sandbox::{Error as SandboxError, ImageProblem};
 
-use super::policy::Refusal;
+use super::policy::{Refusal, Resolve};
 use super::verdict::{Verdict, sandbox_verdict};
-use super::{AttemptTask, steps};
+use super::{AttemptTask, steps, system};
 use crate::backoff::Backoff;
 
 /// Tries to fetch an image from a registry that cannot be reached.
@@ -41,11 +41,20 @@ pub(super) fn image_of<'a>(assignment: &'a Assignment, step: &'a Step) -> Option
 ///
 /// # Errors
 /// The rule that is broken, or that a name is none.
-pub(super) fn check(assignment: &Assignment, rules: &SandboxRules) -> Result<(), Refusal> {
+pub(super) fn check(
+    assignment: &Assignment,
+    rules: &SandboxRules,
+    resolve: Resolve<'_>,
+) -> Result<(), Refusal> {
+    let rules = &rules.images;
     if engine(assignment.spec.sandbox.runtime).is_none() {
+        for step in steps(assignment) {
+            if let Some(text) = image_of(assignment, &step) {
+                system::allowed(text, rules, resolve)?;
+            }
+        }
         return Ok(());
     }
-    let rules = &rules.images;
     for step in steps(assignment) {
         let Some(text) = image_of(assignment, &step) else {
             let message = format!("step `{}` names no image", step.name);
@@ -76,7 +85,9 @@ impl AttemptTask {
     /// Fetches the images of all steps.
     pub(super) async fn fetch_images(&mut self, steps: &[Step]) -> Result<(), Verdict> {
         for step in steps {
-            self.image(step).await?;
+            if self.image(step).await?.is_none() {
+                self.system(step).await?;
+            }
         }
         Ok(())
     }
@@ -188,7 +199,9 @@ mod tests {
         let mut assignment = assignment("uid", 1, &["true"]);
         assignment.spec.sandbox.runtime = Runtime::Podman;
         assignment.spec.sandbox.image = Some(image.to_owned());
-        check(&assignment, &SandboxRules { images: rules, ..SandboxRules::default() })
+        check(&assignment, &SandboxRules { images: rules, ..SandboxRules::default() }, &|path| {
+            Ok(path.to_owned())
+        })
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub(crate) fn check(
         }
     }
 
-    super::images::check(assignment, rules)?;
+    super::images::check(assignment, rules, resolve)?;
     for step in super::steps(assignment) {
         super::guard::check(&step, rules)?;
     }

@@ -140,8 +140,16 @@ impl<'a> StepRun<'a> {
             ));
         }
         let image = self.task.image(self.step).await?;
+        let system = if image.is_none() { self.task.system(self.step).await? } else { None };
         let mut spec = self.unit_spec(program.command, left);
+        // The program of an image finds itself where the image wants it; what a job brings, where the job's files are.
+        if self.step.container.is_some() && self.step.working_dir.is_none() {
+            let of_engine = image.as_ref().and_then(|(_, _, image)| image.working_dir.clone());
+            let own = system.as_ref().and_then(|system| system.image.config.working_dir.clone());
+            spec.cwd = of_engine.or(own).unwrap_or(spec.cwd);
+        }
         spec.container = image.map(|(kind, name, image)| self.container(kind, name, &image));
+        spec.system = system;
         let driver = Arc::clone(&self.task.parts.driver);
         let prepared = driver.prepare(&spec).await.map_err(|error| sandbox_verdict(&error, started))?;
         if !started {

@@ -102,6 +102,7 @@ const fn image_reason(problem: ImageProblem) -> &'static str {
         ImageProblem::Digest => "ImageDigestMismatch",
         ImageProblem::Unavailable => "ImageUnavailable",
         ImageProblem::Credentials => "ImageCredentialsInvalid",
+        ImageProblem::Unusable => "ImageUnusable",
     }
 }
 

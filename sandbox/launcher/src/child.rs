@@ -46,6 +46,8 @@ pub(crate) const NOT_FOUND: i32 = 127;
 /// Exit code of a program that could not be executed, as shells have it.
 pub(crate) const NOT_EXECUTABLE: i32 = 126;
 
+/// Where a system is laid out, in the small root.
+const SYSTEM: &CStr = c"system";
 /// Connections that wait while no agent serves them.
 const BACKLOG: i32 = 128;
 
@@ -190,15 +192,12 @@ pub(crate) fn open_tree_of(step: &Step) -> Result<Option<OwnedFd>, Errno> {
             rustix::mount::open_tree(CWD, source.as_c_str(), clone)?,
             MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
         ),
+        Step::LayOut { source } => {
+            let tree = open_tree_without_links(source, clone)?;
+            (tree, harmless | MountAttrFlags::MOUNT_ATTR_RDONLY)
+        }
         Step::Attach { source, read_only, .. } => {
-            let place = rustix::fs::openat2(
-                CWD,
-                source.as_c_str(),
-                OFlags::PATH | OFlags::CLOEXEC,
-                Mode::empty(),
-                ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
-            )?;
-            let tree = rustix::mount::open_tree(&place, c"", clone | OpenTreeFlags::AT_EMPTY_PATH)?;
+            let tree = open_tree_without_links(source, clone)?;
             let flags = if *read_only { harmless | MountAttrFlags::MOUNT_ATTR_RDONLY } else { harmless };
             (tree, flags)
         }
@@ -206,6 +205,18 @@ pub(crate) fn open_tree_of(step: &Step) -> Result<Option<OwnedFd>, Errno> {
     };
     set_flags(tree.as_fd(), flags)?;
     Ok(Some(tree))
+}
+
+/// A detached mount of a path without links.
+fn open_tree_without_links(path: &Text, flags: OpenTreeFlags) -> Result<OwnedFd, Errno> {
+    let place = rustix::fs::openat2(
+        CWD,
+        path.as_c_str(),
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+    )?;
+    rustix::mount::open_tree(&place, c"", flags | OpenTreeFlags::AT_EMPTY_PATH)
 }
 
 /// Sets a detached mount's flags and cuts its propagation.
@@ -326,11 +337,16 @@ impl Child<'_> {
                 )?;
                 mount_at(&tree, path.as_c_str())
             }
-            Step::EnterRoot => {
-                rustix::process::pivot_root(c".", c".")?;
-                // The old root now lies over the new one.
-                rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
-                rustix::process::chdir(c"/")
+            Step::EnterRoot => enter_root(),
+            Step::LayOut { .. } => {
+                let tree = stage.sources[index].take().ok_or(Errno::BADF)?;
+                rustix::fs::mkdir(SYSTEM, Mode::from_raw_mode(0o755))?;
+                mount_at(&tree, SYSTEM)
+            }
+            Step::Cover { part, place, read_only } => cover(part, place, *read_only),
+            Step::EnterSystem => {
+                rustix::process::chdir(SYSTEM)?;
+                enter_root()
             }
             Step::Attach { target, .. } => {
                 let tree = stage.sources[index].take().ok_or(Errno::BADF)?;
@@ -607,6 +623,34 @@ fn make_root() -> Result<(), Errno> {
     )?;
     mount_at(&root, c"/")?;
     rustix::process::fchdir(&root)
+}
+
+/// See [`Step::EnterRoot`].
+fn enter_root() -> Result<(), Errno> {
+    rustix::process::pivot_root(c".", c".")?;
+    // The old root now lies over the new one.
+    rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+    rustix::process::chdir(c"/")
+}
+
+/// See [`Step::Cover`].
+fn cover(part: &Text, place: &Text, read_only: bool) -> Result<(), Errno> {
+    let tree = clone_of(part.as_c_str())?;
+    if read_only {
+        freeze_tree(&tree)?;
+    }
+    let through = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let confined = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let system = rustix::fs::open(SYSTEM, through | OFlags::DIRECTORY, Mode::empty())?;
+    let place = rustix::fs::openat2(&system, place.as_c_str(), through, Mode::empty(), confined)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(&tree, c"", &place, c"", flags)
+}
+
+/// Makes the top of a detached mount read-only, but not what is mounted below it.
+fn freeze_tree(tree: &OwnedFd) -> Result<(), Errno> {
+    let flags = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
+    sys::mount_setattr(tree.as_fd(), c"", false, flags, 0)
 }
 
 /// See [`Step::SizeRoot`].

@@ -239,6 +239,23 @@ pub enum Step {
     },
     /// Changes into the new root and lets go of the host's.
     EnterRoot,
+    /// Lays a folder with a whole system out, read-only, without devices and set-user-id, to become the root in place of the
+    /// small one.
+    LayOut {
+        /// Host path; a link anywhere in it is refused.
+        source: Text,
+    },
+    /// Lays a part of the small root over a place of the system that was laid out.
+    Cover {
+        /// The part.
+        part: Text,
+        /// The place; a link anywhere in it is refused, and it must be there.
+        place: Text,
+        /// Whether what is itself in the part, not mounted in it, may only be read.
+        read_only: bool,
+    },
+    /// Changes into the system that was laid out and lets go of the host's and of the small root.
+    EnterSystem,
     /// Attaches a host path inside the new root, without devices and set-user-id.
     Attach {
         /// Host path; a link anywhere in it is refused.
@@ -313,6 +330,12 @@ impl fmt::Display for Step {
             Self::Freeze { path } => write!(f, "make {path} read-only"),
             Self::MakeScratch { path, mode } => write!(f, "make writable {path} with mode {mode:o}"),
             Self::EnterRoot => f.write_str("enter the new root"),
+            Self::LayOut { source } => write!(f, "lay out the system in {source}, read-only"),
+            Self::Cover { part, place, read_only } => {
+                let how = if *read_only { ", read-only" } else { "" };
+                write!(f, "lay {part} over {place} of the system{how}")
+            }
+            Self::EnterSystem => f.write_str("enter the system"),
             Self::Attach { source, target, read_only } => {
                 write!(
                     f,

@@ -16,7 +16,7 @@ use bollard::query_parameters::{
 };
 use futures::{StreamExt, TryStreamExt};
 
-use super::images::{Credentials, Image, Reference};
+use super::images::{Credentials, Image, Reference, working_dir};
 use super::{
     ContainerPlan, ContainerState, Engine, EngineInfo, EngineKind, LABEL_OWNER, LABEL_UNIT, Labelled, Output,
     PlannedNetwork, Users, refused, unreachable,
@@ -194,6 +194,7 @@ impl Engine for Docker {
         Ok(Some(Image {
             id: found.id.unwrap_or_default(),
             digests: found.repo_digests.unwrap_or_default(),
+            working_dir: working_dir(found.config.as_ref().and_then(|config| config.working_dir.as_deref())),
             env: found.config.and_then(|config| config.env).unwrap_or_default(),
         }))
     }

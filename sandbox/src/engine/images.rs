@@ -75,6 +75,13 @@ pub struct Image {
     pub digests: Vec<String>,
     /// Its environment, as `NAME=value`.
     pub env: Vec<String>,
+    /// The working directory that it names; `None` for the root.
+    pub working_dir: Option<String>,
+}
+
+/// The working directory as an engine tells it.
+pub(super) fn working_dir(told: Option<&str>) -> Option<String> {
+    told.filter(|dir| !dir.trim_matches('/').is_empty()).map(str::to_owned)
 }
 
 /// Who asks a registry.
@@ -186,7 +193,9 @@ fn advice(problem: ImageProblem, with_credentials: bool, said: &str) -> String {
         ImageProblem::NotFound => "the registry has no such image; check its name and tag",
         ImageProblem::Digest => "what the registry sends is not what the digest names",
         ImageProblem::Unavailable => "the registry cannot be used now",
-        ImageProblem::Invalid | ImageProblem::Credentials => "the name is not accepted",
+        ImageProblem::Invalid | ImageProblem::Credentials | ImageProblem::Unusable => {
+            "the name is not accepted"
+        }
     };
     format!("{advice} ({})", said.trim())
 }

@@ -12,7 +12,7 @@ use podman_api::opts::{
 };
 use serde_json::{Value, json};
 
-use super::images::{Credentials, Image, Reference};
+use super::images::{Credentials, Image, Reference, working_dir};
 use super::{
     ContainerPlan, ContainerState, Engine, EngineInfo, EngineKind, LABEL_OWNER, LABEL_UNIT, Labelled, Output,
     PlannedNetwork, Users, refused, unreachable,
@@ -255,6 +255,7 @@ impl Engine for Podman {
         Ok(Some(Image {
             id: found.id.unwrap_or_default(),
             digests,
+            working_dir: working_dir(found.config.as_ref().and_then(|config| config.working_dir.as_deref())),
             env: found.config.and_then(|config| config.env).unwrap_or_default(),
         }))
     }

@@ -9,6 +9,7 @@ use tar::EntryType;
 
 use super::{Workspace, parts_of, refused, unsafe_path};
 use crate::error::Error;
+use crate::tarball::Tarball;
 
 /// The form of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,10 +59,9 @@ pub(super) fn unpack(
     // Headers, padding and long names of entries that carry no data count too: an archive of a billion empty records
     // must end. 4 KiB an entry is far more than any honest one needs.
     let ceiling = limits.bytes.saturating_add(limits.entries.saturating_mul(4096)).saturating_add(1 << 20);
-    let mut archive = tar::Archive::new(Bounded { input, left: ceiling });
     let mut done = Unpacked::default();
-    for entry in archive.entries().map_err(|source| Error::Archive { source })? {
-        let mut entry = entry.map_err(|source| too_large(source, limits))?;
+    let wrap = |source| too_large(source, limits);
+    Tarball::new(input, ceiling).for_each(wrap, |entry| {
         done.entries += 1;
         if done.entries > limits.entries {
             return Err(Error::ArchiveTooLarge { limit: limits.entries, unit: "entries" });
@@ -81,7 +81,7 @@ pub(super) fn unpack(
                     parts.split_last().ok_or_else(|| unsafe_path(&path, "names no file"))?;
                 let dir = workspace.open_dir(parents)?;
                 // One byte more than allowed is enough to know.
-                let mut content = (&mut entry).take(left.saturating_add(1));
+                let mut content = (&mut *entry).take(left.saturating_add(1));
                 let copied = workspace
                     .fill(&dir, name, &path, &mut content, mode)
                     .map_err(|error| reading(error, limits))?;
@@ -95,11 +95,11 @@ pub(super) fn unpack(
                     .map_err(|errno| refused(&path, errno))?;
             }
             EntryType::Symlink => {
-                let target = link_target(&entry, &path)?;
+                let target = link_target(entry, &path)?;
                 symlink(workspace, &path, &parts, &target)?;
             }
             EntryType::Link => {
-                let target = link_target(&entry, &path)?;
+                let target = link_target(entry, &path)?;
                 hard_link(workspace, &path, &parts, &target)?;
             }
             EntryType::XGlobalHeader => {}
@@ -107,7 +107,8 @@ pub(super) fn unpack(
             EntryType::Fifo => return Err(unsafe_path(&path, "is a FIFO")),
             _ => return Err(unsafe_path(&path, "is of an unknown kind")),
         }
-    }
+        Ok(())
+    })?;
     Ok(done)
 }
 
@@ -198,20 +199,5 @@ fn reading(error: Error, limits: ArchiveLimits) -> Error {
             Error::ArchiveTooLarge { limit: limits.bytes, unit: "bytes" }
         }
         error => error,
-    }
-}
-
-/// A reader that fails once it has given `left` bytes.
-struct Bounded<R> {
-    input: R,
-    left: u64,
-}
-
-impl<R: Read> Read for Bounded<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.input.read(buffer)?;
-        self.left =
-            self.left.checked_sub(got as u64).ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
-        Ok(got)
     }
 }

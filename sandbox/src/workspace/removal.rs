@@ -12,20 +12,25 @@ use rustix::io::Errno;
 const MAX_DEPTH: usize = 48;
 
 /// See [`super::Workspace::remove`].
-pub(super) fn remove(root: &Path, name: &str) -> Result<(), Errno> {
+pub(crate) fn remove(root: &Path, name: &str) -> Result<(), Errno> {
     let root =
         match rustix::fs::open(root, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
             Ok(root) => root,
             Err(Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(errno),
         };
-    let top = match open_folder(&root, name) {
+    remove_at(&root, name)
+}
+
+/// Removes the folder `name` of `dir` with everything in it; one that is not there is fine.
+pub(crate) fn remove_at(dir: &OwnedFd, name: impl rustix::path::Arg + Copy) -> Result<(), Errno> {
+    let top = match open_folder(dir, name) {
         Ok(top) => top,
         Err(Errno::NOENT) => return Ok(()),
         Err(errno) => return Err(errno),
     };
     empty(&top)?;
-    match rustix::fs::unlinkat(&root, name, AtFlags::REMOVEDIR) {
+    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno),
     }
@@ -39,7 +44,7 @@ struct Level {
 }
 
 /// Removes everything below `top`.
-fn empty(top: &OwnedFd) -> Result<(), Errno> {
+pub(crate) fn empty(top: &OwnedFd) -> Result<(), Errno> {
     let mut moved: u64 = 0;
     let mut levels = vec![Level { dir: top.try_clone().map_err(|_| Errno::MFILE)?, name: None }];
     while let Some(level) = levels.last() {

@@ -2,11 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use windlass_sandbox::engine::Pull;
-use windlass_sandbox::{Error, ImageProblem};
+use windlass_sandbox::engine::{EngineKind, Pull};
+use windlass_sandbox::image::Source;
+use windlass_sandbox::{Error, ImageProblem, LocalImage, SystemRoot};
 
 use crate::registry::{AUTH, Registry};
-use crate::world::{World, request};
+use crate::world::{Runtime, World, request, socket};
 
 /// What kind of trouble an error is, and its text.
 fn trouble(error: &Error) -> (ImageProblem, String) {
@@ -93,4 +94,43 @@ async fn what_cannot_be_fetched_is_told_by_kind() {
         assert_eq!(problem, ImageProblem::NotFound);
         assert!(text.contains("pull: Never"), "{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_engines_save_is_a_native_units_system() {
+    let world = World::new();
+    let native = world.native().await;
+    let mut ids = Vec::new();
+    for kind in world.engines().await.iter().filter_map(|runtime| runtime.kind) {
+        let host = format!("unix://{}", socket(kind).display());
+        let forms: &[(&str, Source)] = match kind {
+            EngineKind::Podman => {
+                &[("docker-archive", Source::DockerArchive), ("oci-archive", Source::OciArchive)]
+            }
+            EngineKind::Docker => &[("", Source::DockerArchive)],
+        };
+        for (form, source) in forms {
+            let path = world.dir.path().join(format!("{kind}-{form}.tar"));
+            let mut save = std::process::Command::new(kind.to_string());
+            match kind {
+                EngineKind::Podman => save.args(["--remote", "--url", &host, "save", "--format", form]),
+                EngineKind::Docker => save.args(["-H", &host, "save"]),
+            };
+            windlass_test_engines::run(save.arg("-o").arg(&path).arg(windlass_test_engines::IMAGE));
+            let name = Some(windlass_test_engines::IMAGE.to_owned());
+            let image = LocalImage { source: *source, path, name, digest: None };
+            let unpacked = native.images().ensure(&image, None, |_| {}).await.unwrap();
+            assert!(unpacked.config.env.contains(&"PATH=/bin".to_owned()), "{unpacked:?}");
+            let runtime = Runtime::native(native.clone());
+            let script = "[ -x /bin/busybox ] && [ ! -e /usr/bin ] && pwd";
+            let mut unit = world.script(&runtime, &format!("{kind}-{form}"), script);
+            unit.system = Some(SystemRoot::new(unpacked.clone()));
+            assert_eq!(runtime.run(&unit).await.ok(), "/workspace\n", "{image}");
+            ids.push((kind, unpacked.id));
+        }
+    }
+    // Both forms of one engine are one image.
+    let of_podman: Vec<&String> =
+        ids.iter().filter(|(kind, _)| *kind == EngineKind::Podman).map(|(_, id)| id).collect();
+    assert_eq!(of_podman[0], of_podman[1]);
 }

@@ -79,6 +79,10 @@ pub(crate) struct Runtime {
 }
 
 impl Runtime {
+    pub(crate) fn native(native: Native) -> Self {
+        Self { kind: None, driver: Arc::new(native), containers: None, image: String::new() }
+    }
+
     pub(crate) fn name(&self) -> String {
         self.kind.map_or("native".to_owned(), |kind| kind.to_string())
     }
@@ -149,13 +153,16 @@ impl World {
         Self { dir, identity, workspace, lease }
     }
 
-    /// The native runtime and every engine.
-    pub(crate) async fn runtimes(&self) -> Vec<Runtime> {
+    /// The native driver.
+    pub(crate) async fn native(&self) -> Native {
         let mut config = SandboxConfig::new(self.dir.path().join("native"));
         config.launcher = program();
-        let native = Arc::new(Native::open(config).await.unwrap());
-        let mut runtimes =
-            vec![Runtime { kind: None, driver: native, containers: None, image: String::new() }];
+        Native::open(config).await.unwrap()
+    }
+
+    /// The native runtime and every engine.
+    pub(crate) async fn runtimes(&self) -> Vec<Runtime> {
+        let mut runtimes = vec![Runtime::native(self.native().await)];
         runtimes.extend(self.engines().await);
         runtimes
     }

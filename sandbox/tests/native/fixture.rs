@@ -233,6 +233,17 @@ pub(crate) fn config(dir: &Path) -> SandboxConfig {
     config
 }
 
+/// A driver for a folder that another one of this process has just let go.
+pub(crate) async fn reopened(config: SandboxConfig) -> Native {
+    for _ in 0..600 {
+        match Native::open(config.clone()).await {
+            Err(Error::InUse { .. }) => tokio::time::sleep(Duration::from_millis(50)).await,
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("the folder is in use for 30 s");
+}
+
 /// Both streams from the beginning.
 pub(crate) async fn read_all(native: &Native, id: &UnitId) -> (Vec<u8>, Vec<u8>) {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());

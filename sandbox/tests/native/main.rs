@@ -5,6 +5,7 @@
 
 mod disk;
 mod fixture;
+mod images;
 mod isolation;
 mod leftovers;
 mod life;

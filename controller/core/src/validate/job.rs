@@ -1,12 +1,13 @@
 //! The rules for jobs.
 
+use windlass_crds::host_image::BadHostImage;
 use windlass_crds::manifest::{check_metadata, check_spec};
 use windlass_crds::names::Quoted;
 use windlass_crds::protocol::FieldError;
 use windlass_crds::quantity::{Bytes, Cpu};
 use windlass_crds::sandbox_job::{ContainerStep, Network, Resources, Runtime, SandboxSpec, Script, Step};
 use windlass_crds::schema::Kind;
-use windlass_crds::{ImageName, SandboxJob, SandboxJobSpec, Span};
+use windlass_crds::{HostImage, ImageName, SandboxJob, SandboxJobSpec, Span};
 
 use super::findings::Findings;
 use super::{DEFAULT_TIMEOUT, MAX_ARGUMENT_BYTES, MAX_TIMEOUT, MAX_TTL, MIN_TIMEOUT, labels, paths};
@@ -62,19 +63,10 @@ fn check_title(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
 fn check_sandbox(sandbox: &SandboxSpec, at: &str, findings: &mut Findings) {
     let SandboxSpec { runtime, image, network, egress, resources, env, unenforced } = sandbox;
     match (runtime, image) {
-        (Runtime::Native, Some(image)) => findings.refuse(
-            format!("{at}.image"),
-            format!(
-                "{} cannot be used: the runtime `native` does not support images yet; remove the image, or set \
-                 `runtime` to `podman` or `docker`",
-                Quoted(image)
-            ),
-        ),
-        (Runtime::Podman | Runtime::Docker, Some(image)) => {
-            check_image(image, &format!("{at}.image"), findings);
-        }
+        (runtime, Some(image)) => check_image(*runtime, image, &format!("{at}.image"), findings),
         (Runtime::Podman | Runtime::Docker, None) => {
-            findings.refuse(format!("{at}.image"), format!("is missing; the runtime `{runtime}` needs an image"));
+            findings
+                .refuse(format!("{at}.image"), format!("is missing; the runtime `{runtime}` needs an image"));
         }
         (Runtime::Native, None) => {}
     }
@@ -91,29 +83,49 @@ fn check_sandbox(sandbox: &SandboxSpec, at: &str, findings: &mut Findings) {
 }
 
 /// Checks the name of an image.
-fn check_image(image: &str, at: &str, findings: &mut Findings) {
-    if let Err(error) = image.parse::<ImageName>() {
-        findings.refuse(at, format!("{} {error}", Quoted(image)));
+fn check_image(runtime: Runtime, image: &str, at: &str, findings: &mut Findings) {
+    let problem = match runtime {
+        Runtime::Native => image.parse::<HostImage>().err().map(|error| match error {
+            BadHostImage::Kind => {
+                format!("{error}; for images by name set `runtime` to `podman` or `docker`")
+            }
+            error => error.to_string(),
+        }),
+        Runtime::Podman | Runtime::Docker if HostImage::is_meant(image) => Some(format!(
+            "lies on the node; the runtime `{runtime}` takes images by name, and `native` takes this one"
+        )),
+        Runtime::Podman | Runtime::Docker => image.parse::<ImageName>().err().map(|error| error.to_string()),
+    };
+    if let Some(problem) = problem {
+        findings.refuse(at, format!("{} {problem}", Quoted(image)));
     }
 }
 
-/// Checks that a container has an engine to run with.
+/// Checks that a container has an image to run from, with what its runtime can do.
 fn check_runtime(step: &Step, sandbox: &SandboxSpec, at: &str, field: &str, findings: &mut Findings) {
+    let Some(container) = &step.container else { return };
     match sandbox.runtime {
-        Runtime::Native if step.container.is_some() => {
-            let message = format!(
-                "needs a container engine, and {at}.sandbox.runtime is `native`; set it to `podman` or `docker`"
-            );
-            findings.refuse(format!("{field}.container"), message);
+        Runtime::Native => {
+            if container.image.is_none() && sandbox.image.is_none() {
+                let message = format!(
+                    "has no image; write one, or {at}.sandbox.image, or set {at}.sandbox.runtime to `podman` or `docker`"
+                );
+                findings.refuse(format!("{field}.container"), message);
+            }
+            if !container.read_only_root {
+                let message = "`false` is not possible with the runtime `native`, which shows an image to many jobs; name \
+                               what must be written as `tmpfs`, or set `runtime` to `podman` or `docker`";
+                findings.refuse(format!("{field}.container.readOnlyRoot"), message);
+            }
         }
-        Runtime::Native | Runtime::Podman | Runtime::Docker => {}
+        Runtime::Podman | Runtime::Docker => {}
     }
 }
 
-fn check_container(container: &ContainerStep, at: &str, findings: &mut Findings) {
+fn check_container(runtime: Runtime, container: &ContainerStep, at: &str, findings: &mut Findings) {
     let ContainerStep { image, entrypoint, args, user: _, read_only_root: _, tmpfs } = container;
     if let Some(image) = image {
-        check_image(image, &format!("{at}.image"), findings);
+        check_image(runtime, image, &format!("{at}.image"), findings);
     }
     if let Some(entrypoint) = entrypoint {
         check_command(entrypoint, &format!("{at}.entrypoint"), findings);
@@ -226,7 +238,7 @@ fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, finding
     }
     check_runtime(step, &spec.sandbox, at, field, findings);
     if let Some(container) = container {
-        check_container(container, &format!("{field}.container"), findings);
+        check_container(spec.sandbox.runtime, container, &format!("{field}.container"), findings);
     }
     if let Some(command) = command {
         check_command(command, &format!("{field}.command"), findings);

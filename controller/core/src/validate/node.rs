@@ -103,6 +103,14 @@ fn check_policy(policy: &SandboxPolicy, at: &str, findings: &mut Findings) {
             findings.refuse(format!("{at}.images.allowed[{index}]"), message);
         }
     }
+    findings.check_unique(&images.folders, &format!("{at}.images.folders"));
+    for (index, folder) in images.folders.iter().enumerate() {
+        if !windlass_crds::host_image::is_plain_path(folder) {
+            let message =
+                format!("{} is no folder; write an absolute path without `..` and `:`", Quoted(folder));
+            findings.refuse(format!("{at}.images.folders[{index}]"), message);
+        }
+    }
     if let Some(path) = &images.auth_file
         && path.split('/').any(|part| part == "..")
     {

@@ -59,6 +59,8 @@ fn jobs_that_break_no_rule_are_accepted() {
         "command: [a]\nrequires: {labels: [{key: a, operator: Gt, values: ['1']}, {key: a, operator: Lt, values: ['3']}]}",
         "command: [a]\nnodeSelector: {zone: a}\nrequires: {labels: [{key: zone, operator: In, values: [a, b]}]}",
         "command: [a]\nsandbox: {runtime: podman, image: 'docker.io/library/alpine:3'}\nrequires: {runtime: podman}",
+        "steps: [{name: a, container: {user: Root}}]\nsandbox: {image: 'oci-archive:/srv/a.tar:app:1'}",
+        "steps: [{name: a, container: {image: 'rootfs:/srv/root'}}]",
         "command: [a]\nrequires: {cpu: 1, memory: 1Gi}\nsandbox: {resources: {cpu: 1, memory: 1Gi}}",
         "steps: [{name: a, command: [a], timeout: 1h, workingDir: ./sub/dir}]",
         "command: [a]\ntimeout: 30d\nttlAfterFinished: 0s\nretry: {backoff: {initial: 10s, max: 10s}}",
@@ -244,8 +246,28 @@ fn every_rule_of_jobs_names_the_field_and_the_fix() {
         ),
         (
             "command: [a]\nsandbox: {image: alpine}",
-            "spec.sandbox.image: `alpine` cannot be used: the runtime `native` does not support images yet; remove the \
-             image, or set `runtime` to `podman` or `docker`",
+            "spec.sandbox.image: `alpine` is not on the node; the runtime `native` takes `docker-archive:/path`, \
+             `oci-archive:/path`, `oci:/folder` or `rootfs:/folder`; for images by name set `runtime` to `podman` or `docker`",
+        ),
+        (
+            "command: [a]\nsandbox: {image: 'oci:/srv/../etc'}",
+            "spec.sandbox.image: `oci:/srv/../etc` has the path \"/srv/../etc\"; write an absolute one without `..`, `:` and \
+             control characters",
+        ),
+        (
+            "command: [a]\nsandbox: {runtime: podman, image: 'oci:/srv/a'}",
+            "spec.sandbox.image: `oci:/srv/a` lies on the node; the runtime `podman` takes images by name, and `native` takes \
+             this one",
+        ),
+        (
+            "steps: [{name: a, container: {}}]",
+            "spec.steps[0].container: has no image; write one, or spec.sandbox.image, or set spec.sandbox.runtime to `podman` or \
+             `docker`",
+        ),
+        (
+            "sandbox: {image: 'oci:/srv/a'}\nsteps: [{name: a, container: {readOnlyRoot: false}}]",
+            "spec.steps[0].container.readOnlyRoot: `false` is not possible with the runtime `native`, which shows an image to \
+             many jobs; name what must be written as `tmpfs`, or set `runtime` to `podman` or `docker`",
         ),
         (
             "command: [a]\nsandbox: {runtime: docker}",
@@ -387,8 +409,8 @@ fn everything_that_is_wrong_is_said_at_once_and_in_order() {
         &[
             "spec.sandbox.env.WINDLASS_A: `WINDLASS_A` is reserved: choose a name that does not begin with \
              `WINDLASS_`",
-            "spec.sandbox.image: `a` cannot be used: the runtime `native` does not support images yet; remove the \
-             image, or set `runtime` to `podman` or `docker`",
+            "spec.sandbox.image: `a` is not on the node; the runtime `native` takes `docker-archive:/path`, \
+             `oci-archive:/path`, `oci:/folder` or `rootfs:/folder`; for images by name set `runtime` to `podman` or `docker`",
             "spec.steps[0]: does nothing; write a `command`, a `script` or a `container`",
             "spec.steps[1].command[0]: is empty; write the program to run",
             "spec.steps[1].name: `b` is also the name of spec.steps[0]; choose another",

@@ -94,6 +94,7 @@ impl Node {
             egress: Egress::system(None),
             engines: windlass_agent::Engines::default(),
             worker_api: None,
+            images: None,
             settings: Settings {
                 labels: BTreeMap::new(),
                 concurrency: self.plan.slots,

@@ -121,3 +121,47 @@ fn manifests_cannot_ask_for_privileges_or_host_namespaces() {
         }
     }
 }
+
+#[test]
+fn a_native_job_sees_an_image_of_its_node_by_leave_of_the_node() {
+    let fleet = Fleet::start();
+    let images = fleet.path("images");
+    std::fs::create_dir(&images).expect("the folder can be made");
+    let archive = images.join("busybox.tar");
+    let host = format!("unix://{}", socket("podman").display());
+    let mut save = Command::new("podman");
+    save.args(["--remote", "--url", &host, "save", "--format", "oci-archive", "-o"]).arg(&archive).arg(IMAGE);
+    windlass_test_engines::run(&mut save);
+    let _agent = fleet.agent("n1");
+    fleet.apply(&format!(
+        "apiVersion: windlass.dev/v1alpha1\nkind: NodeConfig\nmetadata: {{name: n1}}\nspec:\n  sandbox: {{images: {{folders: \
+         [{}]}}}}\n",
+        images.display()
+    ));
+    wait_for("the configuration is in force", SOON, || {
+        let status = &fleet.json(&["get", "node", "n1"])["status"];
+        (status["appliedVersion"] == status["configVersion"] && status["configVersion"] != 1).then_some(())
+    });
+    let image = format!("oci-archive:{}", archive.display());
+    let steps = "  - {name: script, script: {interpreter: sh, source: '[ ! -e /usr/bin ] && echo in-the-image > out; id -u'}}\n  \
+                 - {name: program, container: {entrypoint: [/bin/cat], args: [out]}}\n";
+    fleet.apply(&manifest("image", "native", &image, "", steps));
+    fleet.wait_for_phase("image", "Succeeded", SOON);
+    let logs = fleet.text(&["logs", "image"]);
+    assert_eq!(logs.matches("in-the-image").count(), 1, "{logs}");
+    let other = format!("oci-archive:{}", fleet.path("other.tar").display());
+    let missing = format!("oci-archive:{}", images.join("missing.tar").display());
+    let named = format!("{image}:localhost/no-such:1");
+    let bash = "  - {name: fail, script: {source: 'true'}}\n";
+    for (name, image, steps, reason, words) in [
+        ("elsewhere", &*other, steps, "PolicyRefused", "policy.sandbox.images.folders"),
+        ("missing", &*missing, steps, "ImageNotFound", "is not on the node"),
+        ("misnamed", &*named, steps, "ImageNotFound", "it holds localhost/windlass-test:1"),
+        ("shell", &*image, bash, "StepFailed", "the interpreter `bash` is not in the sandbox"),
+    ] {
+        fleet.apply(&manifest(name, "native", image, "", steps));
+        let job = fleet.wait_for_phase(name, "Failed", SOON);
+        assert_eq!(job["status"]["reason"], reason, "{job}");
+        assert!(job["status"]["message"].as_str().unwrap_or_default().contains(words), "{job}");
+    }
+}

@@ -1,0 +1,50 @@
+//! The steps of a unit whose system is an image: the small root is made as ever, and parts of it are laid over the image.
+
+use windlass_launcher::plan::{Step, Text};
+
+use super::{HOME, RESOLVER, text};
+use crate::error::Error;
+use crate::spec::SystemRoot;
+
+/// Parts of the small root, where they lie in the system, and whether their own files may only be read.
+const PARTS: [(&str, &str, bool); 8] = [
+    ("dev", "dev", true),
+    ("proc", "proc", false),
+    ("sys", "sys", true),
+    ("tmp", "tmp", false),
+    ("tmp", "var/tmp", false),
+    ("run", "run", false),
+    ("home/job", "home/job", false),
+    ("etc/hosts", "etc/hosts", true),
+];
+
+/// Adds the steps that take the place of entering the small root.
+pub(super) fn lay_out(steps: &mut Vec<Step>, system: &SystemRoot) -> Result<(), Error> {
+    let fixed = |value: &str| Text::new(value).expect("a constant without NUL");
+    let account = &system.image.account;
+    steps.push(Step::LayOut { source: super::host_path("system", &system.image.dir)? });
+    for (part, place, read_only) in PARTS {
+        steps.push(Step::Cover { part: fixed(part), place: fixed(place), read_only });
+    }
+    for place in ["etc/hostname", RESOLVER.trim_start_matches('/')] {
+        steps.push(Step::Cover { part: fixed(place), place: fixed(place), read_only: true });
+    }
+    for (name, content) in [("passwd", account.passwd_file(HOME)), ("group", account.group_file())] {
+        if let Some(content) = content {
+            steps.push(Step::MakeFile { path: fixed(name), content });
+            steps.push(Step::Cover {
+                part: fixed(name),
+                place: fixed(&format!("etc/{name}")),
+                read_only: true,
+            });
+        }
+    }
+    for (index, place) in system.scratch.iter().enumerate() {
+        let part = fixed(&format!("scratch-{index}"));
+        steps.push(Step::MakeDir { path: part.clone(), mode: 0o1777 });
+        let place = text("scratch", place.trim_start_matches('/'))?;
+        steps.push(Step::Cover { part, place, read_only: false });
+    }
+    steps.push(Step::EnterSystem);
+    Ok(())
+}
