@@ -12,6 +12,7 @@ pub mod egress;
 pub mod explain;
 pub mod host_image;
 pub mod image;
+pub mod inference;
 pub mod job_template;
 pub mod manifest;
 pub mod names;

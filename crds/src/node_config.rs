@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::conditions::Condition;
 use crate::duration::Span;
 use crate::egress::EgressRule;
+use crate::inference::{InferenceSpec, InferenceStatus};
 use crate::sandbox_job::{HostPath, Network, OfflinePolicy, Resources, Runtime, is_default};
 
 /// The desired configuration of a node. The object's name is the node's name.
@@ -68,6 +69,10 @@ pub struct NodeConfigSpec {
     /// What sandboxes on this node may be and do: the ceiling for every job.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sandbox: SandboxPolicy,
+
+    /// The server of models that the node runs or uses; without it none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inference: Option<InferenceSpec>,
 
     /// How jobs reach the node.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -211,6 +216,10 @@ pub struct SandboxPolicy {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 255)))]
     pub allowed_commands: Vec<String>,
+
+    /// Allows models outside of this host and its private networks: what is sent to them leaves your hands.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub external_models: bool,
 
     /// Bytes of standard output and of standard error that a step may keep, each. Default 10 MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -378,7 +387,7 @@ pub struct NodeConfigStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<NodeHold>,
 
-    /// `Registered`, `Ready`, `ConfigApplied`, `Schedulable`; in Kubernetes also `Accepted`, which tells whether the spec is
+    /// `Registered`, `Ready`, `ConfigApplied`, `Schedulable`; `InferenceReady` where inference is configured; in Kubernetes also `Accepted`, which tells whether the spec is
     /// in force.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
@@ -418,6 +427,9 @@ pub struct NodeConfigStatus {
     /// How jobs reach the node, where it has a Worker API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dispatch: Option<DispatchStatus>,
+    /// The server of models and what it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inference: Option<InferenceStatus>,
 
     /// Labels in force: the agent's own with those of the spec over them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -29,7 +29,7 @@ pub use bootstrap::{
 };
 pub use capability::{
     AgentCapability, CapabilityReport, Compute, ContainerRuntime, EngineCapability, Gpu, GpuDevice,
-    NodeIdentity, Platform, SandboxCapability, TlsCapability, WorkerApiCapability,
+    InferenceCapability, NodeIdentity, Platform, SandboxCapability, TlsCapability, WorkerApiCapability,
 };
 pub use claim::{
     Assignment, AttemptId, ClaimRequest, ClaimResponse, HeartbeatRequest, HeartbeatResponse, Order, Renewal,
@@ -37,7 +37,8 @@ pub use claim::{
 };
 pub use config::{
     AckError, AckStatus, ConfigAck, ConfigEndpoints, ConfigOrchestrator, Configuration, Constraints,
-    ImageRules, NodeSettings, Policy, ResourceLimits, SandboxRules, WorkerApiSettings, parse_config_version,
+    ImageRules, InferenceBackend, NodeSettings, Policy, ResourceLimits, SandboxRules, WorkerApiSettings,
+    parse_config_version,
 };
 pub use problem::{FieldError, Problem};
 pub use report::{

@@ -176,6 +176,11 @@ pub struct Requirements {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<GpuRequirement>,
 
+    /// A model that the node's server must have, such as `gemma3:270m`. Needs `sandbox.inference`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub model: Option<String>,
+
     /// Conditions on labels that equality cannot express; all must hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
@@ -361,6 +366,12 @@ pub struct SandboxSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub egress: Vec<EgressRule>,
+
+    /// Gives the steps the node's server of models, at the addresses in `OPENAI_BASE_URL`, `OLLAMA_HOST` and
+    /// `WINDLASS_INFERENCE_URL`. Needs the network `Restricted`; no rule of `egress` is needed for it. The job then runs only
+    /// where a server is ready.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub inference: bool,
 
     /// The most that each step may use.
     #[serde(default, skip_serializing_if = "is_default")]

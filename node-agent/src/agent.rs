@@ -33,6 +33,7 @@ use crate::executor::inputs::InputCache;
 use crate::executor::{AttemptTask, ExecutorParts, Recovered, end_unit, refusal_record, release_record};
 use crate::heartbeat::LeaseKeeper;
 use crate::held::{HeldAttempts, StopCause};
+use crate::inference::{InferenceHandle, InferenceTask};
 use crate::ledger::{self, Ledger};
 use crate::names::attempt_name;
 use crate::outbox::sender::Sender;
@@ -51,6 +52,9 @@ use crate::worker_api::{self, Intake, WorkerApi};
 const CANCEL_WAIT: Duration = Duration::from_secs(15);
 /// How long the last records may take to be sent before the agent exits; they are sent at its next start otherwise.
 const FLUSH_WAIT: Duration = Duration::from_secs(10);
+
+/// How long an engine may take to end the server of models before the agent exits without it.
+const SERVER_WAIT: Duration = Duration::from_secs(15);
 
 /// An agent that does not run yet.
 pub struct Agent {
@@ -94,6 +98,7 @@ struct Running {
     held: HeldAttempts,
     claimed: mpsc::Receiver<Claimed>,
     draining: watch::Sender<bool>,
+    inference: InferenceHandle,
     attempts: usize,
 }
 
@@ -163,12 +168,14 @@ impl Running {
         let (claimed_sender, claimed) = mpsc::channel(64);
 
         let capability = SandboxCapability { max_concurrency: Some(settings.concurrency), ..sandbox };
+        let inference = InferenceHandle::new();
         let facts = NodeFacts {
             name: node.clone(),
             labels: settings.labels.clone(),
             boot_id: boot_id.clone(),
             step_kinds: plugins.kinds().into_iter().map(str::to_owned).collect(),
             sandbox: capability.clone(),
+            inference: inference.clone(),
         };
         let intake = Intake {
             clock: Arc::clone(&clock),
@@ -211,7 +218,8 @@ impl Running {
             sandbox: capability.clone(),
             plugins,
             egress,
-            engines,
+            engines: engines.clone(),
+            inference: inference.clone(),
             images,
             hurry: Arc::clone(&hurry),
             runs: runs.clone(),
@@ -224,7 +232,7 @@ impl Running {
             ids: Arc::clone(&ids),
             fs: Arc::clone(&fs),
             sandbox: capability,
-            in_force,
+            in_force: in_force.clone(),
             worker_api,
             state: config_state,
             newest: newest.subscribe(),
@@ -245,6 +253,17 @@ impl Running {
             status,
         };
         wiring.pass_on();
+        let inference_task = InferenceTask {
+            handle: inference.clone(),
+            engines,
+            in_force,
+            config: config_sync.state.subscribe(),
+            readiness: readiness.clone(),
+            capabilities: Arc::clone(&capabilities),
+            hurry: Arc::clone(&hurry),
+            ids: Arc::clone(&ids),
+            models: settings.models.clone(),
+        };
         let bring_up = BringUp {
             client: Arc::clone(&client),
             session: session.clone(),
@@ -300,12 +319,14 @@ impl Running {
         }
         let sender = Sender { outbox: Arc::clone(&outbox), client, session, ids, held: held.clone(), runs };
 
-        let mut running = Self { tasks: JoinSet::new(), executor, held, claimed, draining, attempts: 0 };
+        let mut running =
+            Self { tasks: JoinSet::new(), executor, held, claimed, draining, inference, attempts: 0 };
         running.spawn_for_ever("agent.outbox", write(writer, outbox));
         running.resume(found).await;
         running.spawn_for_ever("agent.wiring", async { Ok(wiring.run().await) });
         running.spawn_for_ever("agent.register", async { Ok(registration.run().await?) });
         running.spawn_for_ever("agent.config", async { Ok(config_sync.run().await) });
+        running.spawn_for_ever("agent.inference", async { Ok(inference_task.run().await) });
         running.spawn_for_ever("agent.capability", async { Ok(bring_up.run().await) });
         running.spawn_for_ever("agent.report", async { Ok(sender.run().await) });
         let keeping = keeper_task(settings.keeper, keeper)?;
@@ -487,6 +508,9 @@ impl Running {
 
     /// Sends what is left, as far as it goes in the time there is.
     async fn flush(&self) -> Result<(), Error> {
+        if tokio::time::timeout(SERVER_WAIT, self.inference.stop()).await.is_err() {
+            tracing::warn!("the server of models could not be ended in time; the next start takes it up");
+        }
         let outbox = &self.executor.outbox;
         if tokio::time::timeout(FLUSH_WAIT, outbox.drained()).await.is_err() {
             let left = outbox.backlog().borrow().records;

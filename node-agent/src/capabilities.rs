@@ -18,6 +18,7 @@ use crate::backoff::Backoff;
 use crate::client::ControllerClient;
 use crate::clock::Clock;
 use crate::ids::IdSource;
+use crate::inference::InferenceHandle;
 use crate::session::SessionHandle;
 use crate::watch;
 
@@ -34,6 +35,7 @@ pub(crate) struct Capabilities {
     /// The hash of the report that the controller has.
     delivered: Mutex<Option<String>>,
     wanted: Notify,
+    inference: InferenceHandle,
     served: watch::Receiver<Option<Served>>,
 }
 
@@ -51,6 +53,7 @@ pub(crate) struct NodeFacts {
     pub(crate) boot_id: String,
     pub(crate) step_kinds: Vec<String>,
     pub(crate) sandbox: SandboxCapability,
+    pub(crate) inference: InferenceHandle,
 }
 
 impl Capabilities {
@@ -60,7 +63,7 @@ impl Capabilities {
         clock: Arc<dyn Clock>,
         served: watch::Receiver<Option<Served>>,
     ) -> Self {
-        let NodeFacts { name, labels, boot_id, step_kinds, sandbox } = facts;
+        let NodeFacts { name, labels, boot_id, step_kinds, sandbox, inference } = facts;
         let agent = AgentCapability { version: env!("CARGO_PKG_VERSION").to_owned(), boot_id, step_kinds };
         Self {
             node: NodeIdentity { node_slug: name, name: None, labels },
@@ -71,6 +74,7 @@ impl Capabilities {
             delivered: Mutex::new(None),
             wanted: Notify::new(),
             served,
+            inference,
         }
     }
 
@@ -92,6 +96,7 @@ impl Capabilities {
             container_runtime: crate::start::engines::first(&self.sandbox),
             gpu,
             sandbox: Some(self.sandbox.clone()),
+            inference: self.inference.capability(),
             agent: Some(self.agent.clone()),
             worker_api,
             tls,
@@ -106,6 +111,11 @@ impl Capabilities {
     /// The controller asks for the report.
     pub(crate) fn wanted(&self) {
         self.set_delivered(None);
+        self.wanted.notify_one();
+    }
+
+    /// Something that is reported has changed.
+    pub(crate) fn changed(&self) {
         self.wanted.notify_one();
     }
 

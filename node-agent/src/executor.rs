@@ -55,6 +55,7 @@ use crate::clock::Clock;
 use crate::config_sync::InForce;
 use crate::held::{Control, HeldAttempts, StopCause};
 use crate::ids::IdSource;
+use crate::inference::InferenceHandle;
 use crate::ledger::{Entry, Ledger};
 use crate::names::{attempt_name, unit_id};
 use crate::outbox::{NewRecord, Outbox, Progress};
@@ -94,6 +95,7 @@ pub(crate) struct ExecutorParts {
     pub(crate) egress: Egress,
     pub(crate) engines: Engines,
     pub(crate) images: Option<Images>,
+    pub(crate) inference: InferenceHandle,
     /// Asks the lease keeper for a heartbeat now.
     pub(crate) hurry: Arc<Notify>,
     /// Where results are kept of attempts that came by the Worker API.
@@ -303,6 +305,11 @@ impl AttemptTask {
             plugin
                 .and_then(|plugin| plugin.validate(step))
                 .map_err(|error| Verdict::failed(plugin_reason(&error), describe(&error)))?;
+        }
+        if self.assignment().spec.sandbox.inference
+            && let Some(why) = self.parts.inference.unusable()
+        {
+            return Err(Verdict::released("InferenceUnavailable", why));
         }
         self.mounts = self.host_mounts(host_paths);
         self.fetch_images(steps).await?;

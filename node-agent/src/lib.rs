@@ -23,6 +23,7 @@ mod heartbeat;
 mod held;
 mod identity;
 mod ids;
+mod inference;
 mod keeper_thread;
 mod ledger;
 mod names;

@@ -16,6 +16,8 @@ pub(crate) enum Part {
     Outbox,
     /// Free space is below the limit.
     Disk,
+    /// The server of models is required and not there.
+    Inference,
 }
 
 /// Why the node cannot take jobs. Cheap to share.

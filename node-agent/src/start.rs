@@ -212,6 +212,7 @@ impl Agent {
             least_free_bytes: args.min_free_mib << 20,
             inputs: state.join("inputs"),
             input_cache_bytes: args.input_cache_mib << 20,
+            models: state.join("inference/models"),
             keeper: KeeperHost::OwnThread,
         };
         let agent = Self::build(AgentParts {

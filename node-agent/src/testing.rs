@@ -78,6 +78,7 @@ pub fn configuration(node: &str, version: u64) -> Configuration {
         },
         node: NodeSettings::default(),
         policy: Policy::default(),
+        inference_backend: None,
         constraints: Constraints::default(),
         worker_api: None,
     }

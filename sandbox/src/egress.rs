@@ -11,6 +11,9 @@
 //! Addresses of the host, of private and of other special networks are reached only if a rule names them as addresses.
 //! Every attempt becomes part of a [`Record`]; how many records there are is bounded, whatever the program does.
 //!
+//! A request that names a path and no host is for the proxy itself: it goes to the [`LocalServer`] that the sandbox was given,
+//! if it was given one, at its address on the host, and nowhere else.
+//!
 //! *Assumptions*: the caller stops serving when the program has ended. It knows nothing of how the socket came about, so it
 //! serves any runtime: a listening socket and a policy in, records out.
 
@@ -18,6 +21,7 @@ mod address;
 mod host;
 mod http;
 mod journal;
+mod local;
 mod meter;
 mod policy;
 mod proxy;
@@ -27,6 +31,7 @@ mod socks;
 pub use address::{Special, special};
 pub use host::{BadHost, Host};
 pub use journal::{Outcome, Protocol, Record};
+pub use local::LocalServer;
 pub use policy::{Denial, Policy, Rule, Target, widens};
 pub use proxy::{Limits, Proxy};
 pub use resolve::{Resolver, SystemResolver};

@@ -17,6 +17,7 @@ pub mod images;
 pub(crate) mod plan;
 pub(crate) mod podman;
 pub mod probe;
+pub mod service;
 pub(crate) mod supervisor;
 
 use std::collections::BTreeMap;
@@ -33,9 +34,16 @@ use crate::error::Error;
 pub use driver::{Containers, ContainersConfig, Engines};
 pub use images::{Credentials, Image, ImageRequest, Pull, Reference};
 pub use probe::{EngineInfo, Probed};
+pub use service::{Service, ServiceGpus, ServiceState};
 
 /// Label of everything that Windlass makes with an engine: the state folder of the agent that made it.
 pub(crate) const LABEL_OWNER: &str = "dev.windlass.owner";
+/// Label of what runs for the node itself: the state folder of the agent that made it.
+pub(crate) const LABEL_SERVICE: &str = "dev.windlass.service";
+/// Label with the hash of what a container was made from.
+pub(crate) const LABEL_MADE_FROM: &str = "dev.windlass.made-from";
+/// All graphics processors that the engine knows.
+pub(crate) const ALL_GPUS: u32 = u32::MAX;
 /// Label of the unit.
 pub(crate) const LABEL_UNIT: &str = "dev.windlass.unit";
 
@@ -97,7 +105,14 @@ pub(crate) struct ContainerPlan {
     /// Soft and hard; [`u64::MAX`] is no limit.
     pub(crate) processes: (u64, u64),
     pub(crate) oom_score_adj: i32,
+    /// Graphics processors of Nvidia, or [`ALL_GPUS`].
     pub(crate) gpus: u32,
+    /// Devices of the host by their paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) devices: Vec<String>,
+    /// How many bytes of output the engine keeps; 0 for none.
+    #[serde(default)]
+    pub(crate) kept_output: u64,
     pub(crate) labels: BTreeMap<String, String>,
 }
 
@@ -129,6 +144,8 @@ pub(crate) enum PlannedNetwork {
     Open,
     /// The namespace of another container, by its id.
     Of(String),
+    /// The host's own. For what the node itself runs, never for a unit.
+    Host,
 }
 
 /// What an engine says of a container.
@@ -141,6 +158,8 @@ pub(crate) struct ContainerState {
     pub(crate) oom_killed: bool,
     /// What the engine has to say about a start that failed.
     pub(crate) error: Option<String>,
+    /// The value of [`LABEL_MADE_FROM`].
+    pub(crate) made_from: Option<String>,
 }
 
 /// A container that carries our labels.
@@ -184,6 +203,9 @@ pub(crate) trait Engine: Send + Sync {
 
     /// Kills a container and removes it with its anonymous volumes. One that does not exist is fine.
     async fn remove(&self, id: &str) -> Result<(), Error>;
+
+    /// The last lines of the output that was kept of a container, at most so many.
+    async fn last_output(&self, id: &str, lines: u32) -> Result<String, Error>;
 
     /// All containers with this value of [`LABEL_OWNER`], running or not.
     async fn owned(&self, owner: &str) -> Result<Vec<Labelled>, Error>;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use windlass_crds::conditions::{self, Condition, ConditionStatus};
 use windlass_crds::node_config::{HoldPhase, NodeState};
-use windlass_crds::protocol::AckStatus;
+use windlass_crds::protocol::{AckStatus, InferenceCapability};
 
 /// What the conditions are drawn from.
 #[derive(Clone, Debug)]
@@ -32,6 +32,15 @@ pub struct NodeView<'a> {
     pub config_version: u64,
     /// The configuration that it last acknowledged, how, and the error.
     pub acknowledged: Option<(u64, AckStatus, Option<&'a str>)>,
+    /// The server of models, where one is configured.
+    pub inference: Option<ModelServerView<'a>>,
+}
+
+/// What is known of a node's server of models.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelServerView<'a> {
+    /// What the agent has reported; `None` where it has not yet.
+    pub reported: Option<&'a InferenceCapability>,
 }
 
 /// How old a sign of life may be.
@@ -43,7 +52,8 @@ pub struct Staleness {
     pub claim: Duration,
 }
 
-/// The conditions as they should stand now, in the order `Registered`, `ConfigApplied`, `Ready`, `Schedulable`.
+/// The conditions as they should stand now, in the order `Registered`, `ConfigApplied`, `Ready`, `Schedulable`, and
+/// `InferenceReady` where a server of models is configured.
 pub fn conditions(node: &NodeView<'_>, now: Timestamp, staleness: Staleness) -> Vec<Condition> {
     let registered = match node.registered_at {
         Some(_) => (ConditionStatus::True, "Registered", String::new()),
@@ -71,17 +81,21 @@ pub fn conditions(node: &NodeView<'_>, now: Timestamp, staleness: Staleness) -> 
     } else {
         (ConditionStatus::True, "Schedulable", String::new())
     };
+    let inference = inference_ready(node, ready.0);
     let mut all = node.conditions.to_vec();
-    for (condition_type, (status, reason, message)) in [
+    all.retain(|condition| inference.is_some() || condition.condition_type != INFERENCE_READY);
+    let told = [
         ("Registered", registered),
         ("ConfigApplied", config_applied),
         ("Ready", ready),
         ("Schedulable", schedulable),
-    ] {
+    ];
+    let inference = inference.map(|inference| (INFERENCE_READY, inference));
+    for (condition_type, (status, reason, message)) in told.into_iter().map(owned).chain(inference) {
         let new = Condition {
             condition_type: condition_type.to_owned(),
             status,
-            reason: reason.to_owned(),
+            reason,
             message,
             last_transition_time: now,
             observed_generation: Some(node.generation),
@@ -89,6 +103,34 @@ pub fn conditions(node: &NodeView<'_>, now: Timestamp, staleness: Staleness) -> 
         conditions::set(&mut all, new);
     }
     all
+}
+
+type Told<R> = (ConditionStatus, R, String);
+
+fn owned<'a>((name, (status, reason, message)): (&'a str, Told<&'static str>)) -> (&'a str, Told<String>) {
+    (name, (status, reason.to_owned(), message))
+}
+
+const INFERENCE_READY: &str = "InferenceReady";
+
+/// Whether jobs can use the node's server of models; `None` where none is configured.
+fn inference_ready(node: &NodeView<'_>, ready: ConditionStatus) -> Option<Told<String>> {
+    let server = node.inference?;
+    if ready == ConditionStatus::Unknown {
+        let message = "the node is not heard from".to_owned();
+        return Some((ConditionStatus::Unknown, "HeartbeatStale".to_owned(), message));
+    }
+    Some(match server.reported {
+        None => {
+            let message = "the node has not reported its server of models yet".to_owned();
+            (ConditionStatus::Unknown, "NotReported".to_owned(), message)
+        }
+        Some(InferenceCapability { running, status, .. }) => {
+            let otherwise = if *running { "Serving" } else { "NotServing" };
+            let reason = if status.reason.is_empty() { otherwise } else { &status.reason };
+            ((*running).into(), reason.to_owned(), status.message.clone())
+        }
+    })
 }
 
 /// How long a node that lives may take to acknowledge a configuration before something is wrong with it: far more than
@@ -211,6 +253,7 @@ fn ready(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use windlass_crds::inference::InferenceStatus;
 
     const STALENESS: Staleness =
         Staleness { heartbeat: Duration::from_secs(25), claim: Duration::from_secs(65) };
@@ -232,6 +275,7 @@ mod tests {
             hold: None,
             config_version: 10,
             acknowledged: Some((10, AckStatus::Applied, None)),
+            inference: None,
         }
     }
 
@@ -279,6 +323,26 @@ mod tests {
         assert_eq!(state(&held(HoldPhase::Draining), "Schedulable"), "False Draining");
         assert_eq!(state(&held(HoldPhase::Cordoned), "Ready"), "True Healthy", "it could, if it were let");
         assert_eq!(state(&NodeView { last_seen_at: None, ..healthy() }, "Schedulable"), "False NotReady");
+    }
+
+    #[test]
+    fn inference_has_a_condition_of_its_own_for_as_long_as_it_is_configured() {
+        let reported = |running: bool, reason: &str| InferenceCapability {
+            running,
+            status: InferenceStatus { reason: reason.to_owned(), ..InferenceStatus::default() },
+            ..InferenceCapability::default()
+        };
+        let (up, down) = (reported(true, "Serving"), reported(false, "PortTaken"));
+        let with = |reported| NodeView { inference: Some(ModelServerView { reported }), ..healthy() };
+        assert_eq!(state(&with(None), INFERENCE_READY), "Unknown NotReported");
+        assert_eq!(state(&with(Some(&up)), INFERENCE_READY), "True Serving");
+        assert_eq!(state(&with(Some(&down)), INFERENCE_READY), "False PortTaken");
+        assert_eq!(state(&with(Some(&down)), "Ready"), "True Healthy", "it is not required");
+        let stale = NodeView { last_seen_at: Some(at(10)), ..with(Some(&up)) };
+        assert_eq!(state(&stale, INFERENCE_READY), "Unknown HeartbeatStale");
+        let before = conditions(&with(Some(&up)), at(100), STALENESS);
+        let after = conditions(&NodeView { conditions: &before, ..healthy() }, at(101), STALENESS);
+        assert!(after.iter().all(|condition| condition.condition_type != INFERENCE_READY), "{after:?}");
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use windlass_crds::egress::{self, EgressRule};
+use windlass_crds::image::{self, ImageName};
+use windlass_crds::inference::is_same_model;
 use windlass_crds::node_config::NodeConfigSpec;
 use windlass_crds::protocol::CapabilityReport;
 use windlass_crds::sandbox_job::{
@@ -41,6 +43,24 @@ pub struct Offer {
     pub gpus: Vec<(Option<String>, u64)>,
     /// All the room that the host has.
     pub capacity: Room,
+    /// Registries, folders and images that the policy allows; empty for the usual ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+    /// Whether the policy wants images named by their digest.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub images_by_digest: bool,
+    /// The server of models, where one is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inference: Option<ModelServer>,
+}
+
+/// A node's server of models.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+pub struct ModelServer {
+    /// Why jobs cannot use it; `None` where they can.
+    pub unusable: Option<String>,
+    /// The models that it has.
+    pub models: BTreeSet<String>,
 }
 
 /// Why a node is out of the question for a job.
@@ -135,6 +155,37 @@ pub enum Exclusion {
         /// Whether the job wants to write.
         write: bool,
     },
+    /// The policy forbids the image.
+    #[error("image {name} is not within the node's sandbox.images.allowed, which allows {}", allowed.join(", "))]
+    ImageForbidden {
+        /// The image.
+        name: String,
+        /// What is allowed.
+        allowed: Vec<String>,
+    },
+    /// The policy wants the image to be named by its digest.
+    #[error("image {name} is not named by its digest, which the node's sandbox.images.requireDigest wants")]
+    ImageWithoutDigest {
+        /// The image.
+        name: String,
+    },
+    /// The node has no server of models.
+    #[error("sandbox.inference needs a server of models and the node's inference is not configured")]
+    NoInference,
+    /// The server of models cannot be used.
+    #[error("sandbox.inference needs a server of models and the node's is not ready: {why}")]
+    InferenceNotReady {
+        /// Why not.
+        why: String,
+    },
+    /// The server of models does not have the model.
+    #[error("requires.model {wanted}: the node has {}", if found.is_empty() { "no model".to_owned() } else { found.join(", ") })]
+    ModelMissing {
+        /// What the job needs.
+        wanted: String,
+        /// What there is.
+        found: Vec<String>,
+    },
     /// Too few fitting graphics processors.
     #[error("{wanted} fitting GPUs are needed and the node has {found}")]
     Gpu {
@@ -188,6 +239,13 @@ impl Offer {
                 gpus: u32::try_from(gpus.len()).unwrap_or(u32::MAX),
             },
             gpus,
+            images: spec.sandbox.images.allowed.clone(),
+            images_by_digest: spec.sandbox.images.require_digest,
+            inference: spec
+                .inference
+                .as_ref()
+                .filter(|inference| inference.enabled)
+                .map(|_| model_server(report)),
         }
     }
 
@@ -215,6 +273,21 @@ pub fn labels_in_force(
     labels
 }
 
+/// What a node says of its server of models, without what changes from moment to moment: an offer of its own for each step of
+/// a download would be one too many.
+fn model_server(report: &CapabilityReport) -> ModelServer {
+    match &report.inference {
+        Some(inference) if inference.running => {
+            let models = inference.available_models.iter().cloned().collect();
+            ModelServer { unusable: None, models }
+        }
+        Some(inference) if !inference.status.reason.is_empty() => {
+            ModelServer { unusable: Some(inference.status.reason.clone()), models: BTreeSet::new() }
+        }
+        Some(_) | None => ModelServer { unusable: Some("NotReported".to_owned()), models: BTreeSet::new() },
+    }
+}
+
 /// The words that this version knows; a newer agent may report others.
 fn known<T: std::str::FromStr + Ord>(words: &[String]) -> BTreeSet<T> {
     words.iter().filter_map(|word| word.parse().ok()).collect()
@@ -226,6 +299,8 @@ pub fn exclusion(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> 
         .or_else(|| labels(requirement, offer))
         .or_else(|| limits(requirement, offer))
         .or_else(|| host_paths(requirement, offer))
+        .or_else(|| images(requirement, offer))
+        .or_else(|| inference(requirement, offer))
         .or_else(|| gpus(requirement, offer, 1))
 }
 
@@ -354,6 +429,36 @@ fn host_paths(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
 fn covers(open: &str, path: &str) -> bool {
     let open = open.trim_end_matches('/');
     path.strip_prefix(open).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn images(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
+    let allowed: Vec<&str> = match offer.images.is_empty() {
+        true => image::ALLOWED_BY_DEFAULT.to_vec(),
+        false => offer.images.iter().map(String::as_str).collect(),
+    };
+    requirement.images.iter().find_map(|need| {
+        let name = ImageName { name: need.name.clone(), tag: None, digest: None };
+        if !name.is_within(allowed.iter().copied()) {
+            let allowed = allowed.iter().map(|entry| (*entry).to_owned()).collect();
+            return Some(Exclusion::ImageForbidden { name: name.name, allowed });
+        }
+        (offer.images_by_digest && !need.by_digest)
+            .then_some(Exclusion::ImageWithoutDigest { name: name.name })
+    })
+}
+
+fn inference(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
+    let need = requirement.inference.as_ref()?;
+    let Some(server) = &offer.inference else { return Some(Exclusion::NoInference) };
+    if let Some(why) = &server.unusable {
+        return Some(Exclusion::InferenceNotReady { why: why.clone() });
+    }
+    let wanted = need.model.as_ref()?;
+    let has = server.models.iter().any(|known| is_same_model(wanted, known));
+    (!has).then(|| Exclusion::ModelMissing {
+        wanted: wanted.clone(),
+        found: server.models.iter().cloned().collect(),
+    })
 }
 
 fn gpus(requirement: &Requirement, offer: &Offer, wanted: u32) -> Option<Exclusion> {

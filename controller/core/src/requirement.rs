@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use windlass_crds::EgressRule;
 use windlass_crds::sandbox_job::{
     Arch, LabelRequirement, Limit, Network, Resources, Runtime, SandboxJobSpec,
 };
+use windlass_crds::{EgressRule, ImageName};
 
 /// The static predicates of a job.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,28 @@ pub struct Requirement {
     pub named: Resources,
     /// Paths of the host that the job uses, and whether it writes to them.
     pub host_paths: BTreeMap<String, Access>,
+    /// Images of containers, without their tags: what a policy looks at.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub images: BTreeSet<ImageNeed>,
+    /// What the job needs of a server of models, where it needs one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inference: Option<ModelNeed>,
+}
+
+/// An image, as far as a policy looks at it.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ImageNeed {
+    /// Registry and repository.
+    pub name: String,
+    /// Whether it is named by its digest.
+    pub by_digest: bool,
+}
+
+/// What a job needs of a server of models.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct ModelNeed {
+    /// The model, where it matters.
+    pub model: Option<String>,
 }
 
 /// What each graphics processor must be.
@@ -118,6 +140,8 @@ impl Requirement {
             enforced,
             named: resources.clone(),
             host_paths,
+            images: images(spec),
+            inference: spec.sandbox.inference.then(|| ModelNeed { model: spec.requires.model.clone() }),
         }
     }
 
@@ -126,6 +150,23 @@ impl Requirement {
         let canonical = serde_json::to_vec(self).expect("a requirement is plain data with string keys");
         hex::encode(Sha256::digest(canonical))
     }
+}
+
+/// The images of a job's containers. What is no image is the agent's to refuse.
+fn images(spec: &SandboxJobSpec) -> BTreeSet<ImageNeed> {
+    if spec.sandbox.runtime == Runtime::Native {
+        return BTreeSet::new();
+    }
+    let of_steps = spec.steps.iter().filter_map(|step| step.container.as_ref()?.image.as_deref());
+    // The job's own image is used by the steps that name none.
+    let own_is_used = spec.steps.is_empty()
+        || spec
+            .steps
+            .iter()
+            .any(|step| step.container.as_ref().is_none_or(|container| container.image.is_none()));
+    let own = spec.sandbox.image.as_deref().filter(|_| own_is_used);
+    let named = of_steps.chain(own).filter_map(|image| image.parse::<ImageName>().ok());
+    named.map(|image| ImageNeed { by_digest: image.digest.is_some(), name: image.name }).collect()
 }
 
 /// The room that a job takes: what it requires, else its limits.

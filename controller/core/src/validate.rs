@@ -5,6 +5,7 @@
 //! manifests. What passes is a type of its own, so that nothing behind it can fail on a person's input.
 
 mod findings;
+mod inference;
 mod job;
 mod labels;
 mod node;

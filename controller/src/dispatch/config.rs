@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use windlass_crds::inference::InferenceSpec;
 use windlass_crds::node_config::{NodeConfigSpec, WorkerApi};
 use windlass_crds::protocol::{
     self, ConfigAck, ConfigEndpoints, ConfigOrchestrator, Configuration, Constraints, ImageRules,
-    NodeSettings, Policy, ResourceLimits, SandboxRules, WorkerApiSettings, parse_config_version,
+    InferenceBackend, NodeSettings, Policy, ResourceLimits, SandboxRules, WorkerApiSettings,
+    parse_config_version,
 };
 use windlass_crds::sandbox_job::Resources;
 use windlass_store::{Ack, NodeRow};
@@ -85,6 +87,7 @@ impl Dispatch {
                     .map(|span| span.millis().div_ceil(1000)),
                 max_request_bytes: worker_api.as_ref().and_then(|api| Some(api.max_request?.get())),
             },
+            inference_backend: node.spec.inference.as_ref().map(inference),
             worker_api: worker_api.map(|api| self.worker_api(node, &api)),
         }
     }
@@ -146,7 +149,29 @@ fn rules(spec: &NodeConfigSpec) -> SandboxRules {
         host_paths: policy.host_paths.clone(),
         blocked_commands: policy.blocked_commands.clone(),
         allowed_commands: policy.allowed_commands.clone(),
+        external_models: policy.external_models,
         output_cap_bytes: policy.output_cap.map(windlass_crds::Bytes::get),
+    }
+}
+
+/// The server of models in the protocol's plain numbers.
+fn inference(spec: &InferenceSpec) -> InferenceBackend {
+    InferenceBackend {
+        enabled: spec.enabled,
+        required: spec.required,
+        engine: spec.engine,
+        url: spec.url.clone(),
+        runtime: spec.runtime,
+        image: spec.image.clone(),
+        args: spec.args.clone(),
+        port: spec.port,
+        env: spec.env.clone(),
+        model_volume: spec.model_volume.clone(),
+        variant: spec.variant,
+        models: spec.models.clone(),
+        prune_models: spec.prune_models,
+        memory_bytes: spec.memory.map(windlass_crds::Bytes::get),
+        cpu_millis: spec.cpu.map(windlass_crds::Cpu::millis),
     }
 }
 

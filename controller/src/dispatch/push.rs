@@ -280,7 +280,7 @@ impl Serving {
             let name = self.node.clone();
             let concerns = |change: &Change| match change {
                 Change::Queued => true,
-                Change::Node { name: changed } => *changed == name,
+                Change::Node { name: changed } | Change::Freed { node: changed } => *changed == name,
                 Change::Job { .. }
                 | Change::Records { .. }
                 | Change::Event { .. }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use windlass_core::drain::{self, Action, Drain, Held};
-use windlass_core::node::{self, NodeView, Staleness};
+use windlass_core::node::{self, ModelServerView, NodeView, Staleness};
 use windlass_crds::node_config::{HoldPhase, NodeState};
 use windlass_store::{
     DrainRow, DrainStep, EventLevel, NewEvent, NewNodeEvent, NodeEventKind, NodeHold, NodeRow, Overdue, Store,
@@ -163,6 +163,10 @@ fn view(node: &NodeRow) -> NodeView<'_> {
         config_version: node.config_version,
         acknowledged: node.acked_version.zip(node.ack_status).map(|(version, status)| {
             (version, status, node.ack_error.as_ref().map(|error| error.message.as_str()))
+        }),
+        inference: node.spec.inference.as_ref().filter(|inference| inference.enabled).map(|_| {
+            let reported = node.capability.as_ref().and_then(|capability| capability.inference.as_ref());
+            ModelServerView { reported }
         }),
     }
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use windlass_core::placement::Offer;
 use windlass_crds::conditions::{Condition, ConditionStatus};
+use windlass_crds::inference::InferenceStatus;
 use windlass_crds::job_template::JobTemplate;
 use windlass_crds::node_config::{AtDeadline, DispatchMode, DispatchStatus, HostSummary, NodeHold};
 use windlass_crds::protocol::CapabilityReport;
@@ -121,6 +122,7 @@ pub(crate) fn node(row: &NodeRow) -> NodeConfig {
         slots: slots(row),
         host: row.capability.as_ref().map(host),
         dispatch: dispatch(row),
+        inference: inference(row),
         labels,
         observed_generation: Some(row.generation),
     };
@@ -182,6 +184,12 @@ pub(super) fn slots(row: &NodeRow) -> u32 {
     let sandbox = row.capability.as_ref().and_then(|capability| capability.sandbox.as_ref());
     let own = sandbox.and_then(|sandbox| sandbox.max_concurrency);
     row.spec.concurrency.or(own).unwrap_or(row.slots)
+}
+
+/// The server of models, where one is configured and was reported.
+fn inference(row: &NodeRow) -> Option<InferenceStatus> {
+    row.spec.inference.as_ref().filter(|inference| inference.enabled)?;
+    Some(row.capability.as_ref()?.inference.as_ref()?.status.clone())
 }
 
 fn host(report: &CapabilityReport) -> HostSummary {

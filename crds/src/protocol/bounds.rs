@@ -28,6 +28,8 @@ pub const MAX_WORDS: usize = 64;
 pub const MAX_LABELS: usize = 64;
 /// The most devices of one kind.
 pub const MAX_DEVICES: usize = 64;
+/// The most models of a node.
+pub const MAX_MODELS: usize = 256;
 /// The most attempts that a node may hold: the most slots of an agent and as many that end.
 pub const MAX_HELD: usize = 8192;
 /// The most bytes of output in one record; agents send 64 KiB.
@@ -130,6 +132,7 @@ impl Bounded for CapabilityReport {
             container_runtime,
             gpu,
             sandbox,
+            inference,
             agent,
             worker_api,
             tls,
@@ -171,6 +174,24 @@ impl Bounded for CapabilityReport {
             findings.words("sandbox.limits", &sandbox.limits);
             findings.count("sandbox.lacks", sandbox.lacks.len(), MAX_WORDS);
             sandbox.lacks.iter_mut().for_each(cut);
+        }
+        if let Some(inference) = inference {
+            let super::InferenceCapability { mode, available_models, status, .. } = inference;
+            findings.word("inference.mode", mode);
+            findings.count("inference.available_models", available_models.len(), MAX_MODELS);
+            for name in available_models.iter().take(MAX_MODELS) {
+                findings.word("inference.available_models", name);
+            }
+            findings.limited("inference.status.url", &status.url, MAX_TEXT);
+            findings.optional("inference.status.runtime", status.runtime.as_ref());
+            findings.optional("inference.status.version", status.version.as_ref());
+            findings.word("inference.status.reason", &status.reason);
+            cut(&mut status.message);
+            findings.count("inference.status.models", status.models.len(), MAX_MODELS);
+            for model in status.models.iter().take(MAX_MODELS) {
+                findings.word("inference.status.models.name", &model.name);
+                findings.optional("inference.status.models.digest", model.digest.as_ref());
+            }
         }
         if let Some(agent) = agent {
             findings.word("agent.version", &agent.version);

@@ -28,6 +28,9 @@ pub struct CapabilityReport {
     /// What the sandbox can do here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<SandboxCapability>,
+    /// The server of models; absent where the configuration has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inference: Option<InferenceCapability>,
     /// The agent itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentCapability>,
@@ -55,6 +58,28 @@ pub struct TlsCapability {
     /// The certificate of the Worker API, in PEM. It, and no other, proves the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker_api_server_cert_pem: Option<String>,
+}
+
+/// The server of models of a node.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct InferenceCapability {
+    /// Whether the node can have one.
+    pub supported: bool,
+    /// `allow`, or `require` where the node is not ready without it.
+    #[serde(default)]
+    pub mode: String,
+    /// Whether it was there before.
+    #[serde(default)]
+    pub existing_service: bool,
+    /// Whether it answers and has the models that are wanted.
+    #[serde(default)]
+    pub running: bool,
+    /// The names of the models that it has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub available_models: Vec<String>,
+    /// All that is found.
+    #[serde(default)]
+    pub status: crate::inference::InferenceStatus,
 }
 
 /// Who reports.

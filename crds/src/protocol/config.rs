@@ -6,6 +6,8 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::inference::{InferenceEngine, InferenceRuntime, InferenceVariant};
+
 /// What a node shall be. Versions are numbers that only grow, written as strings: `10` is newer than `9`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 pub struct Configuration {
@@ -31,6 +33,9 @@ pub struct Configuration {
     /// Upper bounds.
     #[serde(default)]
     pub constraints: Constraints,
+    /// The server of models; absent where there is to be none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inference_backend: Option<InferenceBackend>,
     /// The node's Worker API; without it there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker_api: Option<WorkerApiSettings>,
@@ -61,6 +66,56 @@ impl std::fmt::Debug for WorkerApiSettings {
             .field("token_file", &self.token_file)
             .finish()
     }
+}
+
+/// The server of models of a node.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+pub struct InferenceBackend {
+    /// Whether it is to run or to be used.
+    #[serde(default)]
+    pub enabled: bool,
+    /// Whether the node is not ready without it.
+    #[serde(default)]
+    pub required: bool,
+    /// What it speaks.
+    #[serde(default)]
+    pub engine: InferenceEngine,
+    /// A server that runs already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The container engine; absent for the first that works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<InferenceRuntime>,
+    /// The image; absent for the engine's usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Arguments of the image's entry point.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// The port on the loopback address; absent for the usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Environment of the server.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// A folder of the host; absent for one of the agent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_volume: Option<String>,
+    /// What computes.
+    #[serde(default)]
+    pub variant: InferenceVariant,
+    /// Models that it must have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
+    /// Whether other models are removed; absent for: if the folder is the agent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prune_models: Option<bool>,
+    /// The most memory in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// The most cpu in thousandths of a core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u64>,
 }
 
 /// Reads the number in a configuration's version.
@@ -142,6 +197,9 @@ pub struct SandboxRules {
     /// Programs and interpreters that steps may name; empty for all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_commands: Vec<String>,
+    /// Whether models outside of the host and its private networks may be used.
+    #[serde(default, skip_serializing_if = "crate::sandbox_job::is_default")]
+    pub external_models: bool,
     /// Bytes of each output stream that a step may keep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_cap_bytes: Option<u64>,

@@ -56,6 +56,8 @@ pub struct Settings {
     pub inputs: PathBuf,
     /// How many bytes of inputs are kept beyond what is in use.
     pub input_cache_bytes: u64,
+    /// Where models of the node's server are kept that has no folder of its own.
+    pub models: PathBuf,
     /// Where the lease keeper runs.
     pub keeper: KeeperHost,
 }

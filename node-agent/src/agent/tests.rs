@@ -96,6 +96,7 @@ impl World {
                 least_free_bytes: 256 << 20,
                 inputs: self.inputs.path().to_owned(),
                 input_cache_bytes: 1 << 30,
+                models: "/nonexistent/models".into(),
                 keeper: KeeperHost::AgentRuntime,
             },
         });

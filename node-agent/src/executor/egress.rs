@@ -14,6 +14,7 @@ use windlass_sandbox::egress::{
 use windlass_sandbox::{Driver, UnitId};
 
 use crate::clock::Clock;
+use crate::inference::InferenceHandle;
 use crate::outbox::{NewRecord, Outbox};
 
 /// How long the controller's name may take to be looked up, while the step's connections wait.
@@ -40,6 +41,8 @@ pub(super) struct StepProxy {
     pub(super) step: String,
     pub(super) rules: Vec<EgressRule>,
     pub(super) transfer: Option<u64>,
+    /// Where the job wants the node's server of models.
+    pub(super) inference: Option<InferenceHandle>,
 }
 
 impl Egress {
@@ -81,7 +84,12 @@ impl StepProxy {
             let record = NewRecord { at: clock.now(), body: event(&step, record), mark: None };
             outbox.push(&attempt, vec![record]);
         };
-        let proxy = Arc::new(Proxy::new(policy, limits, Arc::clone(&self.egress.resolver), sink));
+        let local = match &self.inference {
+            Some(inference) => inference.local_server().await,
+            None => None,
+        };
+        let proxy = Proxy::new(policy, limits, Arc::clone(&self.egress.resolver), sink).with_local(local);
+        let proxy = Arc::new(proxy);
         proxy.serve(listener, ended).await.map_err(|error| error.to_string())
     }
 }

@@ -213,6 +213,14 @@ impl<'a> StepRun<'a> {
             self.home.lease_file.clone(),
         );
         spec.env = environment(assignment, self.step);
+        if sandbox.inference {
+            for (name, value) in
+                self.task.parts.inference.environment(assignment.spec.requires.model.as_deref())
+            {
+                // What is declared wins, but for names that are reserved, which cannot be declared.
+                spec.env.entry(name.to_owned()).or_insert(value);
+            }
+        }
         spec.cwd = self.step.working_dir.clone().unwrap_or_else(|| WORKSPACE.to_owned());
         spec.mounts = self.task.mounts.clone();
         spec.network = match sandbox.network {
@@ -349,6 +357,7 @@ impl<'a> StepRun<'a> {
             step: self.step.name.clone(),
             rules: sandbox.egress.clone(),
             transfer: self.task.rules.max_transfer_bytes,
+            inference: sandbox.inference.then(|| parts.inference.clone()),
         })
     }
 

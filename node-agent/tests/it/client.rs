@@ -28,6 +28,7 @@ fn request(psk: Option<&str>) -> RegisterRequest {
             },
             compute: Compute { cpu_model: None, cpu_cores: 1, ram_mb: 1, storage_free_mb: None },
             container_runtime: None,
+            inference: None,
             gpu: None,
             sandbox: None,
             agent: Some(AgentCapability { boot_id: "boot".to_owned(), ..AgentCapability::default() }),

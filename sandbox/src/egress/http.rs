@@ -125,10 +125,40 @@ impl Connection {
 
     /// Passes a plain request on.
     async fn forward(&self, request: HttpRequest<Incoming>) -> Result<Response<Body>, Error> {
+        if is_for_the_proxy(request.uri()) {
+            return self.serve_local(request).await;
+        }
+        self.forward_to(request).await
+    }
+
+    /// Passes a request on to the host that it names.
+    async fn forward_to(&self, request: HttpRequest<Incoming>) -> Result<Response<Body>, Error> {
         let asked = target(request.uri()).map_err(|denial| self.proxy.malformed(Protocol::Http, denial))?;
         check(&request, &asked).map_err(|denial| self.proxy.deny(&asked, None, denial))?;
         let outside = self.proxy.open(&asked).await?;
         let place = outside.stream.peer_addr().map_err(Error::Unresolved)?;
+        self.exchange(rewritten(request, &asked), outside, place).await
+    }
+
+    /// Passes a request on that is for the proxy itself.
+    async fn serve_local(&self, request: HttpRequest<Incoming>) -> Result<Response<Body>, Error> {
+        if request.uri().authority().is_some() && !self.proxy.has_local() {
+            // An address like any other then: the host's own, which a rule may open.
+            return self.forward_to(request).await;
+        }
+        check_framing(request.headers()).map_err(|denial| self.proxy.malformed(Protocol::Http, denial))?;
+        let (local, outside) = self.proxy.open_local(request.method(), request.uri().path()).await?;
+        let place = local.address;
+        self.exchange(local.rewritten(request), outside, place).await
+    }
+
+    /// Sends a request and gives its answer.
+    async fn exchange(
+        &self,
+        request: HttpRequest<Incoming>,
+        outside: Metered,
+        place: std::net::SocketAddr,
+    ) -> Result<Response<Body>, Error> {
         let failed =
             |error: hyper::Error| Error::Unreachable { address: place, source: std::io::Error::other(error) };
         let limits = self.proxy.limits();
@@ -145,7 +175,6 @@ impl Connection {
             // How it ended is told by the answer.
             outside.spawn(async move { drop(driver.await) });
         }
-        let request = rewritten(request, &asked);
         let answer = timeout(limits.idle, sender.send_request(request)).await.map_err(|_elapsed| {
             Error::Unreachable { address: place, source: std::io::ErrorKind::TimedOut.into() }
         })?;
@@ -177,6 +206,20 @@ fn target(uri: &Uri) -> Result<Request, Denial> {
     }
     let (host, port) = Host::with_port(authority.as_str(), Some(80))?;
     Ok(Request { protocol: Protocol::Http, host, port })
+}
+
+/// Whether a request is for the proxy itself: it names no host, or, by a client that takes every address to its proxy, the
+/// proxy's own address.
+fn is_for_the_proxy(uri: &Uri) -> bool {
+    match (uri.scheme(), uri.authority()) {
+        (None, None) => true,
+        (Some(scheme), Some(authority)) => {
+            scheme == &hyper::http::uri::Scheme::HTTP
+                && authority.port_u16() == Some(super::PORT)
+                && ["127.0.0.1", "localhost"].contains(&authority.host())
+        }
+        (Some(_), None) | (None, Some(_)) => false,
+    }
 }
 
 /// Whether a request contradicts itself.
@@ -225,7 +268,7 @@ fn connection_fields(headers: &HeaderMap) -> Vec<HeaderName> {
 }
 
 /// Takes away what is for the next hop alone.
-fn strip(headers: &mut HeaderMap) {
+pub(super) fn strip(headers: &mut HeaderMap) {
     let named = connection_fields(headers);
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);

@@ -68,6 +68,12 @@ pub enum Denial {
     /// The request contradicts itself or the protocol.
     #[error("{0}")]
     Protocol(&'static str),
+    /// The server of the host was asked for what it does not do for sandboxes.
+    #[error("{request} is not among what steps may ask of it")]
+    NotOffered {
+        /// Method and path.
+        request: String,
+    },
     /// The sandbox has used up what it may transfer.
     #[error("the step has transferred as many bytes as it may")]
     Transfer,
@@ -150,7 +156,7 @@ impl Denial {
             Self::Special { address, .. } | Self::Guarded { address } => {
                 Some(Host::Address(*address).rule(port))
             }
-            Self::Malformed(_) | Self::Protocol(_) | Self::Transfer => None,
+            Self::Malformed(_) | Self::Protocol(_) | Self::NotOffered { .. } | Self::Transfer => None,
         }
     }
 }

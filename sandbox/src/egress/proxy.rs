@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use hyper::Method;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -20,6 +21,7 @@ use tokio::time::{Instant, timeout};
 
 use super::host::Host;
 use super::journal::{Journal, Key, Outcome, Protocol, Record};
+use super::local::LocalServer;
 use super::meter::{Meter, Metered, Quota, idle};
 use super::policy::{Denial, Policy};
 use super::resolve::Resolver;
@@ -27,6 +29,8 @@ use super::{http, socks};
 
 /// Addresses of a name that are tried.
 const MAX_ADDRESSES: usize = 4;
+/// Characters of a path that is refused, in records.
+const MAX_SHOWN_PATH: usize = 128;
 /// How often is looked for what is to be recorded.
 const FLUSH: Duration = Duration::from_secs(5);
 /// How long to wait where the process has no descriptors left.
@@ -76,6 +80,7 @@ pub struct Proxy {
     journal: Journal,
     quota: Arc<Quota>,
     lookups: Semaphore,
+    local: Option<LocalServer>,
 }
 
 /// What a client asks for.
@@ -119,7 +124,15 @@ impl Proxy {
             policy,
             limits,
             resolver,
+            local: None,
         }
+    }
+
+    /// Gives the sandbox a server of the host, at the proxy's own address.
+    #[must_use]
+    pub fn with_local(mut self, local: Option<LocalServer>) -> Self {
+        self.local = local;
+        self
     }
 
     /// Serves a socket until the sandbox has ended. Everything is recorded when this returns. If the future is dropped,
@@ -250,6 +263,48 @@ impl Proxy {
                 self.fail(request, None, Error::Unresolved(none))
             }
         })
+    }
+
+    /// Whether there is a server of the host.
+    pub(super) fn has_local(&self) -> bool {
+        self.local.is_some()
+    }
+
+    /// Connects to the server of the host; every outcome is noted.
+    pub(super) async fn open_local(
+        &self,
+        method: &Method,
+        path: &str,
+    ) -> Result<(LocalServer, Metered), Error> {
+        let Some(local) = self.local.clone() else {
+            let wrong = "this is a proxy: the request must name a whole `http://` address";
+            return Err(self.malformed(Protocol::Http, Denial::Protocol(wrong)));
+        };
+        let request = Request {
+            protocol: Protocol::Http,
+            host: Host::Address(local.address.ip()),
+            port: local.address.port(),
+        };
+        let ip = Some(local.address.ip());
+        if !local.offers(method, path) {
+            let path: String = path.chars().take(MAX_SHOWN_PATH).collect();
+            return Err(self.deny(&request, ip, Denial::NotOffered { request: format!("{method} {path}") }));
+        }
+        if self.quota.is_used_up() {
+            return Err(self.deny(&request, ip, Denial::Transfer));
+        }
+        let source = match timeout(self.limits.patience, TcpStream::connect(local.address)).await {
+            Ok(Ok(stream)) => {
+                // Only a matter of speed.
+                let _slower = stream.set_nodelay(true);
+                let outcome = Outcome::Allowed { rule: local.rule.clone() };
+                let meter = self.note(&request, ip, outcome);
+                return Ok((local, Metered { stream, meter }));
+            }
+            Ok(Err(source)) => source,
+            Err(_elapsed) => io::ErrorKind::TimedOut.into(),
+        };
+        Err(self.fail(&request, ip, Error::Unreachable { address: local.address, source }))
     }
 
     async fn look_up(&self, name: &str) -> io::Result<Vec<IpAddr>> {

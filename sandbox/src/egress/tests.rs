@@ -49,13 +49,23 @@ impl World {
     }
 
     async fn with(rules: &[String], answers: &[(&'static str, &[&'static str])], limits: Limits) -> Self {
+        Self::with_local(rules, answers, limits, None)
+    }
+
+    fn with_local(
+        rules: &[String],
+        answers: &[(&'static str, &[&'static str])],
+        limits: Limits,
+        local: Option<LocalServer>,
+    ) -> Self {
         let answers = answers.iter().map(|(name, answers)| (*name, answers.to_vec())).collect();
         let names = Arc::new(Names { answers, asked: Mutex::default() });
         let policy = Policy { rules: rules.iter().map(|text| rule(text)).collect(), guarded: Vec::new() };
         let records = Arc::new(Mutex::new(Vec::new()));
         let to = Arc::clone(&records);
         let sink = move |record| to.lock().unwrap().push(record);
-        let proxy = Arc::new(Proxy::new(policy, limits, Arc::clone(&names) as Arc<dyn Resolver>, sink));
+        let proxy = Proxy::new(policy, limits, Arc::clone(&names) as Arc<dyn Resolver>, sink);
+        let proxy = Arc::new(proxy.with_local(local));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (end, ended) = oneshot::channel::<()>();
@@ -524,4 +534,59 @@ async fn a_host_that_does_not_answer_is_told_from_one_that_is_forbidden() {
     let records = world.finish().await;
     assert!(records.iter().all(|record| matches!(record.outcome, Outcome::Failed { .. })), "{records:?}");
     assert_eq!(records.len(), 2);
+}
+
+#[tokio::test]
+async fn a_server_of_the_host_is_reached_at_the_proxys_own_address_and_only_for_what_it_offers() {
+    let server = Server::new(OK).await;
+    let local = LocalServer {
+        address: server.address,
+        host: "models.test:7".to_owned(),
+        prefix: "/base".to_owned(),
+        rule: "sandbox.inference".to_owned(),
+        requests: &[("GET", "/v1/models"), ("POST", "/v1/completions")],
+    };
+    let world = World::with_local(&[], &[], Limits::default(), Some(local));
+    let answer = world
+        .exchange("GET /v1/models?a=1 HTTP/1.1\r\nHost: 127.0.0.1:3128\r\nOrigin: http://x\r\nConnection: close\r\n\r\n")
+        .await;
+    assert!(answer.contains("hello"), "{answer}");
+    let seen = server.seen().concat();
+    assert!(seen.starts_with("GET /base/v1/models?a=1 HTTP/1.1\r\n"), "{seen}");
+    assert!(
+        seen.contains("host: models.test:7\r\n") && !seen.to_ascii_lowercase().contains("origin"),
+        "{seen}"
+    );
+    for refused in [
+        "DELETE /v1/models",
+        "POST /api/delete",
+        "GET /v1/../v1/models",
+        "GET //v1/models",
+        "GET /v1%2fmodels",
+    ] {
+        let answer =
+            world.exchange(format!("{refused} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 403") && answer.contains("not among what steps may ask"),
+            "{refused}: {answer}"
+        );
+    }
+    // Its address opens nothing else: whoever names a host needs a rule.
+    let by_name = format!(
+        "GET http://{0}/v1/models HTTP/1.1\r\nHost: {0}\r\nConnection: close\r\n\r\n",
+        server.address
+    );
+    assert!(world.exchange(by_name).await.starts_with("HTTP/1.1 403"));
+    assert_eq!(server.seen().len(), 1);
+    let records = world.finish().await;
+    let allowed = Outcome::Allowed { rule: "sandbox.inference".to_owned() };
+    assert!(records.iter().any(|record| record.outcome == allowed && record.received > 0), "{records:?}");
+}
+
+#[tokio::test]
+async fn without_a_server_of_the_host_a_path_alone_is_a_broken_request() {
+    let world = World::new(&[], &[]).await;
+    let answer = world.exchange("GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("this is a proxy"), "{answer}");
+    world.finish().await;
 }

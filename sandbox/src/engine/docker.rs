@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use bollard::container::LogOutput;
 use bollard::models::{
-    ContainerCreateBody, DeviceRequest, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount,
-    MountBindOptions, MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, DeviceMapping, DeviceRequest, HostConfig, HostConfigCgroupnsModeEnum,
+    HostConfigLogConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType,
+    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
-    ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
+    ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
 };
 use futures::{StreamExt, TryStreamExt};
 
 use super::images::{Credentials, Image, Reference, working_dir};
 use super::{
-    ContainerPlan, ContainerState, Engine, EngineInfo, EngineKind, LABEL_OWNER, LABEL_UNIT, Labelled, Output,
-    PlannedNetwork, Users, refused, unreachable,
+    ALL_GPUS, ContainerPlan, ContainerState, Engine, EngineInfo, EngineKind, LABEL_MADE_FROM, LABEL_OWNER,
+    LABEL_UNIT, Labelled, Output, PlannedNetwork, Users, refused, unreachable,
 };
 use crate::driver::Stream;
 use crate::error::Error;
@@ -102,7 +102,7 @@ fn specification(plan: &ContainerPlan, profile: &str) -> ContainerCreateBody {
         soft: Some(i64::try_from(soft).unwrap_or(-1)),
         hard: Some(i64::try_from(hard).unwrap_or(-1)),
     };
-    let joins = matches!(plan.network, PlannedNetwork::Of(_));
+    let joins = matches!(plan.network, PlannedNetwork::Of(_) | PlannedNetwork::Host);
     let host = HostConfig {
         cpu_shares: plan.cpu_shares.map(figure),
         cpu_period: plan.cpu_millis.map(|_| CPU_PERIOD),
@@ -119,6 +119,7 @@ fn specification(plan: &ContainerPlan, profile: &str) -> ContainerCreateBody {
             PlannedNetwork::None => "none".to_owned(),
             PlannedNetwork::Open => "bridge".to_owned(),
             PlannedNetwork::Of(id) => format!("container:{id}"),
+            PlannedNetwork::Host => "host".to_owned(),
         }),
         // A user namespace is the daemon's own affair; where it has one, it is for all containers.
         userns_mode: match &plan.users {
@@ -130,7 +131,22 @@ fn specification(plan: &ContainerPlan, profile: &str) -> ContainerCreateBody {
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         init: Some(false),
-        log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
+        log_config: Some(match plan.kept_output {
+            0 => HostConfigLogConfig { typ: Some("none".to_owned()), config: None },
+            bytes => {
+                let options = [("max-size", bytes.to_string()), ("max-file", "1".to_owned())];
+                let options = options.map(|(name, value)| (name.to_owned(), value)).into();
+                HostConfigLogConfig { typ: Some("json-file".to_owned()), config: Some(options) }
+            }
+        }),
+        devices: (!plan.devices.is_empty()).then(|| {
+            let device = |path: &String| DeviceMapping {
+                path_on_host: Some(path.clone()),
+                path_in_container: Some(path.clone()),
+                cgroup_permissions: Some("rw".to_owned()),
+            };
+            plan.devices.iter().map(device).collect()
+        }),
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::NO),
             maximum_retry_count: None,
@@ -138,7 +154,7 @@ fn specification(plan: &ContainerPlan, profile: &str) -> ContainerCreateBody {
         oom_score_adj: Some(i64::from(plan.oom_score_adj)),
         device_requests: (plan.gpus > 0).then(|| {
             vec![DeviceRequest {
-                count: Some(i64::from(plan.gpus)),
+                count: Some(if plan.gpus == ALL_GPUS { -1 } else { i64::from(plan.gpus) }),
                 capabilities: Some(vec![vec!["gpu".to_owned()]]),
                 ..DeviceRequest::default()
             }]
@@ -264,6 +280,7 @@ impl Engine for Docker {
             Err(error) if is(&error, 404) => return Ok(None),
             Err(error) => return Err(self.failed("look at a container")(error)),
         };
+        let labels = found.config.and_then(|config| config.labels);
         let state = found.state.unwrap_or_default();
         Ok(Some(ContainerState {
             running: state.running.unwrap_or(false),
@@ -271,7 +288,21 @@ impl Engine for Docker {
             exit_code: state.exit_code.and_then(|code| i32::try_from(code).ok()),
             oom_killed: state.oom_killed.unwrap_or(false),
             error: state.error.filter(|error| !error.is_empty()),
+            made_from: labels.and_then(|mut labels| labels.remove(LABEL_MADE_FROM)),
         }))
+    }
+
+    async fn last_output(&self, id: &str, lines: u32) -> Result<String, Error> {
+        let options =
+            LogsOptionsBuilder::default().stdout(true).stderr(true).tail(&lines.to_string()).build();
+        let api = self.api().await?;
+        let mut chunks = api.logs(id, Some(options));
+        let mut text = String::new();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(self.failed("show the output of a container"))?;
+            text.push_str(&String::from_utf8_lossy(&chunk.into_bytes()));
+        }
+        Ok(text)
     }
 
     async fn remove(&self, id: &str) -> Result<(), Error> {
@@ -331,6 +362,16 @@ mod tests {
             plan.gpus = 2;
         });
         assert_eq!(joined.network_mode.as_deref(), Some("container:h"));
+        let all = host(|plan| {
+            plan.network = PlannedNetwork::Host;
+            plan.gpus = ALL_GPUS;
+            plan.devices = vec!["/dev/kfd".to_owned()];
+            plan.kept_output = 1 << 20;
+        });
+        assert_eq!(all.network_mode.as_deref(), Some("host"));
+        assert_eq!(all.device_requests.unwrap()[0].count, Some(-1));
+        assert_eq!(all.devices.unwrap()[0].path_on_host.as_deref(), Some("/dev/kfd"));
+        assert_eq!(all.log_config.unwrap().config.unwrap()["max-size"], "1048576");
         let [gpus] = &joined.device_requests.unwrap()[..] else { panic!("one request") };
         assert_eq!(
             (gpus.count, gpus.capabilities.as_deref()),

@@ -165,6 +165,15 @@ impl Containers {
         images::ensure(&*self.0.engine, request, progress).await
     }
 
+    pub(super) fn engine(&self) -> &dyn Engine {
+        &*self.0.engine
+    }
+
+    /// The value of the labels of what this state folder has made.
+    pub(super) fn owner(&self) -> &str {
+        &self.0.owner
+    }
+
     /// Whether this driver knows a unit.
     pub(crate) fn has(&self, id: &UnitId) -> bool {
         self.0.dir(id).exists()

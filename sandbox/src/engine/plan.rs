@@ -93,6 +93,8 @@ pub(crate) fn plan(spec: &UnitSpec, container: &Container, host: &Host) -> Resul
         processes: host.processes,
         oom_score_adj: OOM_SCORE_ADJ,
         gpus: container.gpus,
+        devices: Vec::new(),
+        kept_output: 0,
         labels: labels(spec, container, &host.owner),
     })
 }
@@ -195,6 +197,8 @@ pub(super) fn sample(change: impl FnOnce(&mut ContainerPlan)) -> ContainerPlan {
         processes: (100, u64::MAX),
         oom_score_adj: 500,
         gpus: 0,
+        devices: Vec::new(),
+        kept_output: 0,
         labels: BTreeMap::new(),
     };
     change(&mut plan);

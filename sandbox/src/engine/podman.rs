@@ -8,14 +8,15 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use podman_api::conn::TtyChunk;
 use podman_api::opts::{
-    ContainerAttachOpts, ContainerDeleteOpts, ContainerListFilter, ContainerListOpts, PullOpts, RegistryAuth,
+    ContainerAttachOpts, ContainerDeleteOpts, ContainerListFilter, ContainerListOpts, ContainerLogsOpts,
+    PullOpts, RegistryAuth,
 };
 use serde_json::{Value, json};
 
 use super::images::{Credentials, Image, Reference, working_dir};
 use super::{
-    ContainerPlan, ContainerState, Engine, EngineInfo, EngineKind, LABEL_OWNER, LABEL_UNIT, Labelled, Output,
-    PlannedNetwork, Users, refused, unreachable,
+    ALL_GPUS, ContainerPlan, ContainerState, Engine, EngineInfo, EngineKind, LABEL_MADE_FROM, LABEL_OWNER,
+    LABEL_UNIT, Labelled, Output, PlannedNetwork, Users, refused, unreachable,
 };
 use crate::driver::Stream;
 use crate::error::Error;
@@ -191,7 +192,10 @@ fn specification(plan: &ContainerPlan, profile: &Path) -> Value {
         "image_volume_mode": "tmpfs",
         "restart_policy": "no",
         "httpproxy": false,
-        "log_configuration": {"driver": "none"},
+        "log_configuration": match plan.kept_output {
+            0 => json!({"driver": "none"}),
+            bytes => json!({"driver": "k8s-file", "size": bytes}),
+        },
         "pidns": namespace("private"),
         "ipcns": namespace("private"),
         "utsns": namespace("private"),
@@ -200,6 +204,7 @@ fn specification(plan: &ContainerPlan, profile: &Path) -> Value {
             PlannedNetwork::None => namespace("none"),
             PlannedNetwork::Open => namespace(""),
             PlannedNetwork::Of(id) => of(id),
+            PlannedNetwork::Host => namespace("host"),
         },
         "userns": match &plan.users {
             Users::Engine => namespace(""),
@@ -213,14 +218,17 @@ fn specification(plan: &ContainerPlan, profile: &Path) -> Value {
     if let Some(entrypoint) = &plan.entrypoint {
         spec["entrypoint"] = json!(entrypoint);
     }
-    if matches!(plan.network, PlannedNetwork::Of(_)) {
+    if matches!(plan.network, PlannedNetwork::Of(_) | PlannedNetwork::Host) {
         // The name is that of the network's owner; the engine refuses another one.
         spec["hostname"] = Value::Null;
     }
-    if plan.gpus > 0 {
-        // By the container device interface, whose devices of this vendor are numbered from zero.
-        let devices: Vec<Value> =
-            (0..plan.gpus).map(|number| json!({"path": format!("nvidia.com/gpu={number}")})).collect();
+    // By the container device interface, whose devices of this vendor are numbered from zero.
+    let gpus: Vec<String> = match plan.gpus {
+        ALL_GPUS => vec!["nvidia.com/gpu=all".to_owned()],
+        count => (0..count).map(|number| format!("nvidia.com/gpu={number}")).collect(),
+    };
+    let devices: Vec<Value> = gpus.iter().chain(&plan.devices).map(|path| json!({"path": path})).collect();
+    if !devices.is_empty() {
         spec["devices"] = json!(devices);
     }
     spec
@@ -331,6 +339,7 @@ impl Engine for Podman {
             Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(self.failed("look at a container")(error)),
         };
+        let labels = found.config.and_then(|config| config.labels);
         let Some(state) = found.state else { return Ok(Some(ContainerState::default())) };
         Ok(Some(ContainerState {
             running: state.running.unwrap_or(false),
@@ -338,7 +347,20 @@ impl Engine for Podman {
             exit_code: state.exit_code,
             oom_killed: state.oom_killed.unwrap_or(false),
             error: state.error.filter(|error| !error.is_empty()),
+            made_from: labels.and_then(|mut labels| labels.remove(LABEL_MADE_FROM)),
         }))
+    }
+
+    async fn last_output(&self, id: &str, lines: u32) -> Result<String, Error> {
+        let options = ContainerLogsOpts::builder().stdout(true).stderr(true).tail(lines.to_string()).build();
+        let container = self.api.containers().get(id);
+        let mut chunks = container.logs(&options);
+        let mut text = String::new();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(self.failed("show the output of a container"))?;
+            text.push_str(&String::from_utf8_lossy(&chunk));
+        }
+        Ok(text)
     }
 
     async fn remove(&self, id: &str) -> Result<(), Error> {
@@ -398,6 +420,15 @@ mod tests {
         assert_eq!(joined["userns"], joined["netns"]);
         assert!(joined["hostname"].is_null());
         assert_eq!(joined["devices"], json!([{"path": "nvidia.com/gpu=0"}, {"path": "nvidia.com/gpu=1"}]));
+        let all = spec(|plan| {
+            plan.network = PlannedNetwork::Host;
+            plan.gpus = ALL_GPUS;
+            plan.devices = vec!["/dev/kfd".to_owned()];
+            plan.kept_output = 1 << 20;
+        });
+        assert_eq!(all["netns"], json!({"nsmode": "host"}));
+        assert_eq!(all["devices"], json!([{"path": "nvidia.com/gpu=all"}, {"path": "/dev/kfd"}]));
+        assert_eq!(all["log_configuration"], json!({"driver": "k8s-file", "size": 1 << 20}));
         assert_eq!(spec(|plan| plan.users = Users::Keep)["userns"]["nsmode"], "keep-id");
         assert_eq!(spec(|plan| plan.pids = None)["resource_limits"]["pids"]["limit"], -1);
     }

@@ -81,6 +81,7 @@ impl Work {
             },
             compute: Compute { cpu_model: None, cpu_cores: 1000, ram_mb: 1 << 20, storage_free_mb: None },
             container_runtime: None,
+            inference: None,
             gpu: None,
             sandbox: None,
             agent: None,

@@ -4,6 +4,7 @@ mod backups;
 mod containers;
 mod egress;
 pub(crate) mod fleet;
+mod inference;
 mod kills;
 mod network;
 mod once;

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use windlass_crds::conditions::Condition;
+use windlass_crds::inference::InferenceStatus;
 use windlass_crds::sandbox_job::StepStatus;
 
 use super::refused::Refused;
@@ -243,6 +244,39 @@ impl Text {
         }
         self.time("Last seen", status.last_seen_at);
         self.time("Created", metadata.creation_timestamp);
+        if let Some(inference) = &status.inference {
+            self.inference(inference);
+        }
+    }
+
+    /// The server of models of a node.
+    fn inference(&mut self, status: &InferenceStatus) {
+        let InferenceStatus { engine, url, runtime, version, ready, reason, message, models } = status;
+        self.section("Inference");
+        let version = version.as_ref().map_or_else(String::new, |version| format!(" {version}"));
+        let place = runtime
+            .as_ref()
+            .map_or_else(|| "a server of others".to_owned(), |runtime| format!("by {runtime}"));
+        let word = if *ready { "ready" } else { "not ready" };
+        let lines = [
+            format!(
+                "{engine}{version}, {place}{}",
+                if url.is_empty() { String::new() } else { format!(", at {url}") }
+            ),
+            format!("{word}: {reason}: {message}"),
+        ];
+        self.text.push_str(&indented(&lines.map(|line| printable(&line)).join("\n")));
+        let rows: Vec<Vec<Cell>> = models
+            .iter()
+            .map(|model| {
+                vec![
+                    Cell::from(&model.name),
+                    Cell::from(model.size.map_or_else(|| "-".to_owned(), human::bytes)),
+                    Cell::from(model.digest.as_deref().unwrap_or("-")),
+                ]
+            })
+            .collect();
+        self.table("Models", &[flexible("NAME"), column("SIZE"), flexible("DIGEST")], &rows);
     }
 
     /// A template with its job.

@@ -89,6 +89,76 @@ fn the_first_reason_is_named() {
 }
 
 #[test]
+fn images_must_be_within_the_policy() {
+    let offer = |allowed: &[&str], images_by_digest| Offer {
+        working_runtimes: BTreeSet::from([Runtime::Podman]),
+        images: allowed.iter().map(|entry| (*entry).to_owned()).collect(),
+        images_by_digest,
+        ..offer()
+    };
+    let reason = |json: &str, offer: &Offer| {
+        exclusion(&Requirement::of(&spec(json)), offer).map(|reason| reason.to_string())
+    };
+    let job = r#"{"sandbox":{"runtime":"podman","image":"r.example/a:1"},"steps":[
+        {"name":"a","container":{"image":"debian:12"}},{"name":"b","command":["true"]}]}"#;
+    assert_eq!(
+        reason(job, &offer(&[], false)).as_deref(),
+        Some(
+            "image r.example/a is not within the node's sandbox.images.allowed, which allows docker.io, localhost"
+        )
+    );
+    assert_eq!(reason(job, &offer(&["r.example", "docker.io/library"], false)), None);
+    assert_eq!(
+        reason(job, &offer(&["r.example", "docker.io"], true)).as_deref(),
+        Some(
+            "image docker.io/library/debian is not named by its digest, which the node's sandbox.images.requireDigest wants"
+        )
+    );
+    // An image that no step uses does not matter, nor do tags make a class of their own.
+    let unused = r#"{"sandbox":{"runtime":"podman","image":"r.example/a:1"},"steps":[
+        {"name":"a","container":{"image":"debian:12"}}]}"#;
+    assert_eq!(reason(unused, &offer(&[], false)), None);
+    let class = |image: &str| {
+        Requirement::of(&spec(&format!(r#"{{"sandbox":{{"runtime":"podman","image":"{image}"}}}}"#))).class()
+    };
+    assert_eq!(class("debian:12"), class("docker.io/library/debian:13"));
+    assert_ne!(class("debian"), class("ubuntu"));
+}
+
+#[test]
+fn a_model_is_where_its_server_is_ready() {
+    let reason = |json: &str, inference: Option<ModelServer>| {
+        let mut offer = Offer { inference, ..offer() };
+        offer.working_networks.insert(Network::Restricted);
+        exclusion(&Requirement::of(&spec(json)), &offer).map(|reason| reason.to_string())
+    };
+    let server = |unusable: Option<&str>| ModelServer {
+        unusable: unusable.map(str::to_owned),
+        models: BTreeSet::from(["a:latest".to_owned()]),
+    };
+    let any = r#"{"sandbox":{"network":"Restricted","inference":true}}"#;
+    let of = |model: &str| {
+        format!(
+            r#"{{"sandbox":{{"network":"Restricted","inference":true}},"requires":{{"model":"{model}"}}}}"#
+        )
+    };
+    assert_eq!(
+        reason(any, None).as_deref(),
+        Some("sandbox.inference needs a server of models and the node's inference is not configured")
+    );
+    assert_eq!(
+        reason(any, Some(server(Some("PortTaken")))).as_deref(),
+        Some("sandbox.inference needs a server of models and the node's is not ready: PortTaken")
+    );
+    assert_eq!(reason(any, Some(server(None))), None);
+    assert_eq!(reason(&of("a"), Some(server(None))), None);
+    assert_eq!(
+        reason(&of("b"), Some(server(None))).as_deref(),
+        Some("requires.model b: the node has a:latest")
+    );
+}
+
+#[test]
 fn rules_for_egress_must_lie_within_the_nodes() {
     let offer = |egress: &[&str]| Offer {
         working_networks: BTreeSet::from([Network::Restricted]),

@@ -61,7 +61,7 @@ fn check_title(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
 }
 
 fn check_sandbox(sandbox: &SandboxSpec, at: &str, findings: &mut Findings) {
-    let SandboxSpec { runtime, image, network, egress, resources, env, unenforced } = sandbox;
+    let SandboxSpec { runtime, image, network, egress, inference, resources, env, unenforced } = sandbox;
     match (runtime, image) {
         (runtime, Some(image)) => check_image(*runtime, image, &format!("{at}.image"), findings),
         (Runtime::Podman | Runtime::Docker, None) => {
@@ -77,6 +77,12 @@ fn check_sandbox(sandbox: &SandboxSpec, at: &str, findings: &mut Findings) {
         findings.refuse(format!("{at}.egress"), message);
     }
     findings.check_unique(egress, &format!("{at}.egress"));
+    if *inference && *network != Network::Restricted {
+        let message = format!(
+            "`true` means nothing with the network `{network}`; write `network: Restricted`, whose proxy leads to the model"
+        );
+        findings.refuse(format!("{at}.inference"), message);
+    }
     check_resources(resources, &format!("{at}.resources"), findings);
     findings.check_environment(env, &format!("{at}.env"));
     findings.check_unique(unenforced, &format!("{at}.unenforced"));
@@ -159,6 +165,15 @@ fn check_requirements(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) 
             spec.sandbox.runtime
         );
         findings.refuse(format!("{at}.requires.runtime"), message);
+    }
+    if let Some(model) = &requires.model
+        && !spec.sandbox.inference
+    {
+        let message = format!(
+            "{} is of no use to steps that reach no server of models; set {at}.sandbox.inference, or remove this field",
+            Quoted(model)
+        );
+        findings.refuse(format!("{at}.requires.model"), message);
     }
     let limits = &spec.sandbox.resources;
     let fields = |name: &str| (format!("{at}.requires.{name}"), format!("{at}.sandbox.resources.{name}"));

@@ -13,6 +13,7 @@ use windlass_crds::quantity::Bytes;
 use windlass_crds::schema::Kind;
 
 use super::findings::{Findings, under};
+use super::inference;
 use super::job::check_resources;
 use super::paths::check_host_path;
 use super::{MAX_TIMEOUT, MIN_TIMEOUT};
@@ -37,6 +38,7 @@ pub(super) fn check(node: &NodeConfig) -> Vec<FieldError> {
         sandbox,
         dispatch: _,
         worker_api,
+        inference,
     } = &node.spec;
     findings.extend(check_labels(labels, "spec.labels"));
     for key in labels.keys() {
@@ -49,6 +51,9 @@ pub(super) fn check(node: &NodeConfig) -> Vec<FieldError> {
     check_policy(sandbox, "spec.sandbox", &mut findings);
     if let Some(api) = worker_api {
         check_worker_api(api, "spec.workerApi", &mut findings);
+    }
+    if let Some(inference) = inference {
+        inference::check(inference, sandbox, "spec.inference", &mut findings);
     }
     findings.finish()
 }
@@ -66,6 +71,7 @@ fn check_policy(policy: &SandboxPolicy, at: &str, findings: &mut Findings) {
         host_paths,
         blocked_commands,
         allowed_commands,
+        external_models: _,
         output_cap,
     } = policy;
     findings.check_unique(runtimes, &format!("{at}.runtimes"));

@@ -166,6 +166,7 @@ pub(crate) fn capability(node: &str) -> CapabilityReport {
         },
         compute: Compute { cpu_model: None, cpu_cores: 4, ram_mb: 4096, storage_free_mb: None },
         container_runtime: None,
+        inference: None,
         gpu: None,
         sandbox: None,
         agent: None,

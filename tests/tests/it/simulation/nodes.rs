@@ -101,6 +101,7 @@ impl Node {
                 least_free_bytes: 0,
                 inputs: "/nowhere".into(),
                 input_cache_bytes: 0,
+                models: "/nonexistent/models".into(),
                 keeper: KeeperHost::AgentRuntime,
             },
         };
