@@ -78,6 +78,7 @@ pub(crate) enum Verb {
     Logs(verbs::logs::Args),
     Wait(verbs::wait::Args),
     Why(verbs::why::Args),
+    Facts(verbs::facts::Args),
     Cancel(verbs::cancel::Args),
     Retry(verbs::retry::Args),
     Delete(verbs::delete::Args),

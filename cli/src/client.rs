@@ -216,7 +216,7 @@ impl Client {
         self.json(self.request(Method::POST, url).json(body), "a node").await
     }
 
-    /// Something that belongs to a node: `attempts`, `history`.
+    /// Something that belongs to a node: `attempts`, `facts`, `history`.
     pub(crate) async fn node_detail<T: DeserializeOwned>(&self, name: &str, part: &str) -> Result<T, Error> {
         self.json(self.request(Method::GET, self.url(&["nodes", name, part])), "a part of a node").await
     }

@@ -17,6 +17,7 @@ pub(crate) mod doctor;
 pub(crate) mod drain;
 pub(crate) mod explain;
 pub(crate) mod export;
+pub(crate) mod facts;
 pub(crate) mod get;
 pub(crate) mod identity;
 pub(crate) mod import;
@@ -95,6 +96,7 @@ pub(crate) async fn perform(line: CommandLine, console: Console) -> Result<Exit,
         Verb::Logs(args) => logs::perform(&context, &args).await,
         Verb::Wait(args) => wait::perform(&context, &args).await,
         Verb::Why(args) => why::perform(&context, &args).await,
+        Verb::Facts(args) => facts::perform(&context, &args).await,
         Verb::Cancel(args) => cancel::perform(&context, &args).await,
         Verb::Retry(args) => retry::perform(&context, &args).await,
         Verb::Cordon(args) => cordon::cordon(&context, &args).await,

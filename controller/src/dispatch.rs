@@ -13,6 +13,7 @@
 
 mod claim;
 mod config;
+mod facts;
 mod fits;
 mod heartbeat;
 mod push;

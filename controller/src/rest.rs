@@ -105,6 +105,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/nodes/{name}/drain", post(nodes::drain))
         .route("/v1/nodes/{name}/attempts", get(nodes::attempts))
         .route("/v1/nodes/{name}/history", get(nodes::history))
+        .route("/v1/nodes/{name}/facts", get(nodes::facts))
         .route("/v1/templates", get(templates::list_all))
         .route("/v1/namespaces/{namespace}/templates", get(templates::list))
         .route(

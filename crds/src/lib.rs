@@ -10,6 +10,7 @@ pub mod conditions;
 pub mod duration;
 pub mod egress;
 pub mod explain;
+pub mod facts;
 pub mod host_image;
 pub mod image;
 pub mod inference;

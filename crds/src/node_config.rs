@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::conditions::Condition;
 use crate::duration::Span;
 use crate::egress::EgressRule;
+use crate::facts::FactsSpec;
 use crate::inference::{InferenceSpec, InferenceStatus};
 use crate::sandbox_job::{HostPath, Network, OfflinePolicy, Resources, Runtime, is_default};
 
@@ -73,6 +74,10 @@ pub struct NodeConfigSpec {
     /// The server of models that the node runs or uses; without it none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inference: Option<InferenceSpec>,
+
+    /// What the node looks at on its host and tells; without it nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<FactsSpec>,
 
     /// How jobs reach the node.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -492,4 +497,13 @@ pub struct HostSummary {
     /// Graphics processors.
     #[serde(default)]
     pub gpus: u32,
+    /// The same, each with vendor, model and memory as far as they are known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
+    /// Container engines: version, how they store images, their OCI runtimes, and whether they work without root.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engines: Vec<String>,
+    /// Why what is missing is missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacks: Vec<String>,
 }

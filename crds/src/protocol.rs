@@ -37,13 +37,13 @@ pub use claim::{
 };
 pub use config::{
     AckError, AckStatus, ConfigAck, ConfigEndpoints, ConfigOrchestrator, Configuration, Constraints,
-    ImageRules, InferenceBackend, NodeSettings, Policy, ResourceLimits, SandboxRules, WorkerApiSettings,
-    parse_config_version,
+    FactsSettings, ImageRules, InferenceBackend, NodeSettings, Policy, ResourceLimits, SandboxRules,
+    WorkerApiSettings, parse_config_version,
 };
 pub use problem::{FieldError, Problem};
 pub use report::{
-    EgressAttempts, LogBody, Outcome, Record, RecordBody, RecordOutcome, ReportRequest, ReportResponse,
-    StepEnded, Stream, Terminal, TerminalPhase,
+    EgressAttempts, LogBody, NODE_RECORDS, Outcome, Record, RecordBody, RecordOutcome, ReportRequest,
+    ReportResponse, StepEnded, Stream, Terminal, TerminalPhase,
 };
 
 /// The version that every payload carries.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::conditions::Condition;
 use crate::duration::Span;
 use crate::egress::EgressRule;
+use crate::facts::FactsStep;
 use crate::priority::Priority;
 use crate::quantity::{Bytes, Cpu};
 
@@ -586,7 +587,7 @@ pub struct HostPath {
     pub read_only: bool,
 }
 
-/// One unit of a job: exactly one of `command`, `script` and `container`.
+/// One unit of a job: exactly one of `command`, `script`, `container` and `facts`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Step {
@@ -606,6 +607,10 @@ pub struct Step {
     /// The program of a container image. With the runtime `native` that is an image that lies on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<ContainerStep>,
+
+    /// Tells facts of the node. Nothing of it runs in the sandbox; the node must allow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<FactsStep>,
 
     /// Environment of this step, over that of the sandbox.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -31,6 +31,7 @@ use crate::claim::{Claimed, Claims};
 use crate::config_sync::{ConfigState, ConfigSync, InForce};
 use crate::executor::inputs::InputCache;
 use crate::executor::{AttemptTask, ExecutorParts, Recovered, end_unit, refusal_record, release_record};
+use crate::facts::{Collector, FactsOutbox, FactsTask};
 use crate::heartbeat::LeaseKeeper;
 use crate::held::{HeldAttempts, StopCause};
 use crate::inference::{InferenceHandle, InferenceTask};
@@ -203,6 +204,9 @@ impl Running {
         if let Err(error) = inputs.remove_leftovers() {
             tracing::warn!(error = %error, "half-fetched inputs of an earlier run cannot be removed");
         }
+        let labels = settings.labels.clone();
+        let collector = Arc::new(Collector::new(node.clone(), labels, engines.clone(), Arc::clone(&clock)));
+        let facts_outbox = Arc::new(FactsOutbox::new(Arc::clone(&outbox), Arc::clone(&clock)));
         let executor = Arc::new(ExecutorParts {
             client: Arc::clone(&client),
             session: session.clone(),
@@ -221,6 +225,8 @@ impl Running {
             engines: engines.clone(),
             inference: inference.clone(),
             images,
+            facts: Arc::clone(&collector),
+            facts_outbox: Arc::clone(&facts_outbox),
             hurry: Arc::clone(&hurry),
             runs: runs.clone(),
         });
@@ -253,6 +259,12 @@ impl Running {
             status,
         };
         wiring.pass_on();
+        let facts_task = FactsTask {
+            collector,
+            outbox: facts_outbox,
+            in_force: in_force.clone(),
+            config: config_sync.state.subscribe(),
+        };
         let inference_task = InferenceTask {
             handle: inference.clone(),
             engines,
@@ -326,6 +338,7 @@ impl Running {
         running.spawn_for_ever("agent.wiring", async { Ok(wiring.run().await) });
         running.spawn_for_ever("agent.register", async { Ok(registration.run().await?) });
         running.spawn_for_ever("agent.config", async { Ok(config_sync.run().await) });
+        running.spawn_for_ever("agent.facts", async { Ok(facts_task.run().await) });
         running.spawn_for_ever("agent.inference", async { Ok(inference_task.run().await) });
         running.spawn_for_ever("agent.capability", async { Ok(bring_up.run().await) });
         running.spawn_for_ever("agent.report", async { Ok(sender.run().await) });

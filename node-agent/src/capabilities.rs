@@ -1,5 +1,6 @@
 //! The capability report: what this host is and can do, and when the controller needs to hear it again.
 
+mod gpu;
 mod host;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,9 @@ use crate::watch;
 
 /// Between looks at the host: hardware and free space change slowly, and a look costs a few file reads.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// Reasons of one report; a host with more of them has other troubles.
+const MOST_LACKS: usize = 64;
 
 /// Makes capability reports.
 pub(crate) struct Capabilities {
@@ -85,7 +89,10 @@ impl Capabilities {
 
     /// Looks at the host.
     pub(crate) async fn report(&self) -> CapabilityReport {
-        let HostFacts { platform, compute, gpu } = self.host.look().await;
+        let HostFacts { platform, compute, gpu, problems } = self.host.look().await;
+        let mut sandbox = self.sandbox.clone();
+        sandbox.lacks.extend(problems);
+        sandbox.lacks.truncate(MOST_LACKS);
         let (worker_api, tls) = self.served.borrow().clone().map(|served| (served.api, served.tls)).unzip();
         CapabilityReport {
             version: VERSION,
@@ -95,7 +102,7 @@ impl Capabilities {
             compute,
             container_runtime: crate::start::engines::first(&self.sandbox),
             gpu,
-            sandbox: Some(self.sandbox.clone()),
+            sandbox: Some(sandbox),
             inference: self.inference.capability(),
             agent: Some(self.agent.clone()),
             worker_api,

@@ -15,6 +15,7 @@ use windlass_crds::protocol::{
 };
 
 pub use self::http::{BuildError, HttpClient};
+pub(crate) use self::tls::plain_config;
 pub use self::tls::{Authority, Error as TlsError};
 use crate::session::Session;
 

@@ -18,6 +18,7 @@
 
 pub(crate) mod egress;
 pub(crate) mod environment;
+mod facts;
 mod guard;
 mod images;
 pub(crate) mod inputs;
@@ -53,6 +54,7 @@ use crate::backoff::Backoff;
 use crate::client::ControllerClient;
 use crate::clock::Clock;
 use crate::config_sync::InForce;
+use crate::facts::{Collector, FactsOutbox};
 use crate::held::{Control, HeldAttempts, StopCause};
 use crate::ids::IdSource;
 use crate::inference::InferenceHandle;
@@ -96,6 +98,8 @@ pub(crate) struct ExecutorParts {
     pub(crate) engines: Engines,
     pub(crate) images: Option<Images>,
     pub(crate) inference: InferenceHandle,
+    pub(crate) facts: Arc<Collector>,
+    pub(crate) facts_outbox: Arc<FactsOutbox>,
     /// Asks the lease keeper for a heartbeat now.
     pub(crate) hurry: Arc<Notify>,
     /// Where results are kept of attempts that came by the Worker API.

@@ -18,6 +18,7 @@ mod client;
 mod clock;
 mod config_sync;
 mod executor;
+mod facts;
 mod fs;
 mod heartbeat;
 mod held;

@@ -96,7 +96,7 @@ impl Progress {
             RecordBody::StepEnded(ended) => {
                 self.steps.entry(ended.step).or_default().ended = Some(ended.clone());
             }
-            RecordBody::Event { .. } => {}
+            RecordBody::Event { .. } | RecordBody::Facts(_) => {}
             RecordBody::Terminal(terminal) => self.terminal = Some(terminal.clone()),
         }
     }

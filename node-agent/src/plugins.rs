@@ -7,17 +7,20 @@
 
 mod command;
 mod container;
+mod facts;
 mod script;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use windlass_crds::facts::FactsStep;
 use windlass_crds::sandbox_job::Step;
 use windlass_sandbox::Exit;
 
 pub use self::command::Command;
 pub use self::container::Container;
+pub use self::facts::Facts;
 pub use self::script::Script;
 
 /// What went wrong in a plugin.
@@ -121,6 +124,12 @@ pub trait StepRunner: Send {
     /// # Errors
     /// When it could not be run at all.
     async fn run(&mut self, program: Program) -> Result<Exit, Error>;
+
+    /// Tells facts of the node as the step's output. Nothing of it runs in the sandbox.
+    ///
+    /// # Errors
+    /// When the node does not allow it, or it was stopped.
+    async fn facts(&mut self, step: &FactsStep) -> Result<Exit, Error>;
 }
 
 /// Carries out steps of one kind.
@@ -188,7 +197,8 @@ impl Registry {
     /// A registry with the plugins of this agent.
     pub fn built_in() -> Self {
         let mut registry = Self::default();
-        let built_in: [Arc<dyn StepPlugin>; 3] = [Arc::new(Command), Arc::new(Container), Arc::new(Script)];
+        let built_in: [Arc<dyn StepPlugin>; 4] =
+            [Arc::new(Command), Arc::new(Container), Arc::new(Facts), Arc::new(Script)];
         for plugin in built_in {
             registry.register(plugin).expect("the built-in plugins have kinds of their own");
         }
@@ -233,12 +243,19 @@ impl Registry {
         let invalid = |message: &str| {
             Err(Error::Validation { field: format!("steps[{}]", step.name), message: message.to_owned() })
         };
-        match (&step.command, &step.script, &step.container) {
-            (Some(_), None, None) => self.get("command"),
-            (None, Some(_), None) => self.get("script"),
-            (None, None, Some(_)) => self.get("container"),
-            (None, None, None) => invalid("has no `command`, `script` or `container`; give one"),
-            _ => invalid("has more than one of `command`, `script` and `container`; give one"),
+        let kinds = [
+            ("command", step.command.is_some()),
+            ("script", step.script.is_some()),
+            ("container", step.container.is_some()),
+            ("facts", step.facts.is_some()),
+        ];
+        let mut given = kinds.into_iter().filter(|(_, given)| *given).map(|(kind, _)| kind);
+        match (given.next(), given.next()) {
+            (Some(kind), None) => self.get(kind),
+            (None, _) => invalid("has no `command`, `script`, `container` or `facts`; give one"),
+            (Some(_), Some(_)) => {
+                invalid("has more than one of `command`, `script`, `container` and `facts`; give one")
+            }
         }
     }
 }
@@ -305,15 +322,15 @@ mod tests {
     #[test]
     fn the_registry_lists_its_plugins_and_refuses_empty_and_double_kinds() {
         let mut registry = Registry::built_in();
-        assert_eq!(registry.kinds(), ["command", "container", "script"]);
+        assert_eq!(registry.kinds(), ["command", "container", "facts", "script"]);
         registry.register(Arc::new(Named("http"))).unwrap();
-        assert_eq!(registry.kinds(), ["command", "container", "http", "script"]);
+        assert_eq!(registry.kinds(), ["command", "container", "facts", "http", "script"]);
         assert_eq!(registry.register(Arc::new(Named(""))), Err(RegistryError::EmptyKind));
         let double = registry.register(Arc::new(Named("script")));
         assert_eq!(double, Err(RegistryError::Duplicate { kind: "script" }));
         let missing = registry.get("llm").err().unwrap();
         assert_eq!(missing.code(), "UNSUPPORTED_TASK");
-        assert!(missing.to_string().contains("command, container, http, script"), "{missing}");
+        assert!(missing.to_string().contains("command, container, facts, http, script"), "{missing}");
     }
 
     #[test]

@@ -42,6 +42,7 @@ impl HostProbe for FixedHost {
             },
             compute: Compute { cpu_model: None, cpu_cores: 4, ram_mb: 8192, storage_free_mb: None },
             gpu: None,
+            problems: Vec::new(),
         }
     }
 }
@@ -79,6 +80,7 @@ pub fn configuration(node: &str, version: u64) -> Configuration {
         node: NodeSettings::default(),
         policy: Policy::default(),
         inference_backend: None,
+        facts: None,
         constraints: Constraints::default(),
         worker_api: None,
     }
@@ -158,6 +160,10 @@ impl crate::plugins::StepRunner for FakeRunner {
 
     async fn run(&mut self, program: crate::plugins::Program) -> Result<Exit, crate::plugins::Error> {
         self.ran.push(program);
+        Ok(self.end.clone())
+    }
+
+    async fn facts(&mut self, _: &windlass_crds::facts::FactsStep) -> Result<Exit, crate::plugins::Error> {
         Ok(self.end.clone())
     }
 }

@@ -107,7 +107,7 @@ pub(crate) struct ContainerPlan {
     pub(crate) oom_score_adj: i32,
     /// Graphics processors of Nvidia, or [`ALL_GPUS`].
     pub(crate) gpus: u32,
-    /// Devices of the host by their paths.
+    /// Further devices: paths of the host, or names of the container device interface.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) devices: Vec<String>,
     /// How many bytes of output the engine keeps; 0 for none.
@@ -169,6 +169,23 @@ pub(crate) struct Labelled {
     pub(crate) unit: Option<String>,
 }
 
+/// A container of an engine, whoever made it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listed {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its image, as it was named.
+    pub image: String,
+    /// Such as `running` or `exited`.
+    pub state: String,
+    /// The same with how long, as the engine says it.
+    pub status: String,
+    /// When it was made, in seconds since the beginning of 1970.
+    pub created_at: Option<i64>,
+}
+
 /// Output of a container, in the order in which the engine has it.
 pub(crate) type Output = BoxStream<'static, Result<(Stream, Vec<u8>), Error>>;
 
@@ -206,6 +223,9 @@ pub(crate) trait Engine: Send + Sync {
 
     /// The last lines of the output that was kept of a container, at most so many.
     async fn last_output(&self, id: &str, lines: u32) -> Result<String, Error>;
+
+    /// All containers of the engine, whoever made them, running or not.
+    async fn containers(&self) -> Result<Vec<Listed>, Error>;
 
     /// All containers with this value of [`LABEL_OWNER`], running or not.
     async fn owned(&self, owner: &str) -> Result<Vec<Labelled>, Error>;

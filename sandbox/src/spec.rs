@@ -231,8 +231,11 @@ pub struct Container {
     pub scratch: Vec<String>,
     /// Whether the program is root inside. Only engines that work without root can do that.
     pub root: bool,
-    /// How many graphics processors it sees.
+    /// How many graphics processors of Nvidia it sees.
     pub gpus: u32,
+    /// Further devices by the names of the container device interface, such as `amd.com/gpu=0`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
     /// Further labels.
     pub labels: BTreeMap<String, String>,
 }
@@ -250,6 +253,7 @@ impl Container {
             scratch: Vec::new(),
             root: false,
             gpus: 0,
+            devices: Vec::new(),
             labels: BTreeMap::new(),
         }
     }

@@ -52,6 +52,9 @@ pub struct Offer {
     /// The server of models, where one is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inference: Option<ModelServer>,
+    /// Whether jobs may tell facts of the node.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub facts: bool,
 }
 
 /// A node's server of models.
@@ -169,6 +172,9 @@ pub enum Exclusion {
         /// The image.
         name: String,
     },
+    /// The policy forbids to tell facts.
+    #[error("steps of kind `facts` are not allowed by the node's facts.steps")]
+    FactsForbidden,
     /// The node has no server of models.
     #[error("sandbox.inference needs a server of models and the node's inference is not configured")]
     NoInference,
@@ -241,6 +247,7 @@ impl Offer {
             gpus,
             images: spec.sandbox.images.allowed.clone(),
             images_by_digest: spec.sandbox.images.require_digest,
+            facts: spec.facts.as_ref().is_some_and(|facts| facts.steps),
             inference: spec
                 .inference
                 .as_ref()
@@ -301,6 +308,7 @@ pub fn exclusion(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> 
         .or_else(|| host_paths(requirement, offer))
         .or_else(|| images(requirement, offer))
         .or_else(|| inference(requirement, offer))
+        .or_else(|| facts(requirement, offer))
         .or_else(|| gpus(requirement, offer, 1))
 }
 
@@ -445,6 +453,10 @@ fn images(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
         (offer.images_by_digest && !need.by_digest)
             .then_some(Exclusion::ImageWithoutDigest { name: name.name })
     })
+}
+
+fn facts(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
+    (requirement.facts && !offer.facts).then_some(Exclusion::FactsForbidden)
 }
 
 fn inference(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {

@@ -62,7 +62,7 @@ impl Progress {
                 let succeeded = terminal.phase == TerminalPhase::Succeeded;
                 self.end.get_or_insert_with(|| End { at, succeeded, reason: terminal.reason.clone() });
             }
-            RecordBody::Log { .. } | RecordBody::Event { .. } => {}
+            RecordBody::Log { .. } | RecordBody::Event { .. } | RecordBody::Facts(_) => {}
         }
         self.close_steps();
     }

@@ -42,6 +42,9 @@ pub struct Requirement {
     /// What the job needs of a server of models, where it needs one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inference: Option<ModelNeed>,
+    /// Whether a step tells facts of the node.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub facts: bool,
 }
 
 /// An image, as far as a policy looks at it.
@@ -141,6 +144,7 @@ impl Requirement {
             named: resources.clone(),
             host_paths,
             images: images(spec),
+            facts: spec.steps.iter().any(|step| step.facts.is_some()),
             inference: spec.sandbox.inference.then(|| ModelNeed { model: spec.requires.model.clone() }),
         }
     }

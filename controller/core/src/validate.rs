@@ -4,6 +4,7 @@
 //! bounds of the schema are checked here too, for objects that come another way than through the reader of
 //! manifests. What passes is a type of its own, so that nothing behind it can fail on a person's input.
 
+mod facts;
 mod findings;
 mod inference;
 mod job;

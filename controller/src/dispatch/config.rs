@@ -6,8 +6,8 @@ use tokio::time::{Instant, timeout_at};
 use windlass_crds::inference::InferenceSpec;
 use windlass_crds::node_config::{NodeConfigSpec, WorkerApi};
 use windlass_crds::protocol::{
-    self, ConfigAck, ConfigEndpoints, ConfigOrchestrator, Configuration, Constraints, ImageRules,
-    InferenceBackend, NodeSettings, Policy, ResourceLimits, SandboxRules, WorkerApiSettings,
+    self, ConfigAck, ConfigEndpoints, ConfigOrchestrator, Configuration, Constraints, FactsSettings,
+    ImageRules, InferenceBackend, NodeSettings, Policy, ResourceLimits, SandboxRules, WorkerApiSettings,
     parse_config_version,
 };
 use windlass_crds::sandbox_job::Resources;
@@ -88,6 +88,12 @@ impl Dispatch {
                 max_request_bytes: worker_api.as_ref().and_then(|api| Some(api.max_request?.get())),
             },
             inference_backend: node.spec.inference.as_ref().map(inference),
+            facts: node.spec.facts.as_ref().map(|facts| FactsSettings {
+                every_seconds: facts.every.map(|every| every.millis().div_ceil(1000)),
+                steps: facts.steps,
+                logs: facts.logs.clone(),
+                proxmox: facts.proxmox.clone(),
+            }),
             worker_api: worker_api.map(|api| self.worker_api(node, &api)),
         }
     }

@@ -14,8 +14,8 @@ use windlass_core::progress::{End, Progress};
 use windlass_crds::JobPhase;
 use windlass_crds::protocol::bounds::Bounded as _;
 use windlass_crds::protocol::{
-    self, AttemptId, Outcome, Record, RecordBody, RecordOutcome, ReportRequest, ReportResponse, Terminal,
-    TerminalPhase,
+    self, AttemptId, NODE_RECORDS, Outcome, Record, RecordBody, RecordOutcome, ReportRequest, ReportResponse,
+    Terminal, TerminalPhase,
 };
 use windlass_crds::sandbox_job::StepStatus;
 use windlass_store::{
@@ -23,7 +23,7 @@ use windlass_store::{
     NodeChange, NodeRow, RecordKind, RecordStore, Reportable, Transition, TransitionOutcome,
 };
 
-use super::{Dispatch, check_version};
+use super::{Dispatch, check_version, facts};
 use crate::error::{ApiError, Code, chain};
 
 /// Log bodies up to this size live in their row: a file of their own would cost more than it holds.
@@ -89,11 +89,13 @@ impl Dispatch {
                 format!("records: {} in one report; send at most {MAX_RECORDS}", request.records.len()),
             ));
         }
-        let mut stored = Vec::with_capacity(request.records.len());
-        let mut kept = Vec::with_capacity(request.records.len());
+        let (records, facts) = facts::split(request.records);
+        let told = self.take_facts(&node.name, facts).await?;
+        let mut stored = Vec::with_capacity(records.len());
+        let mut kept = Vec::with_capacity(records.len());
         let mut large = Vec::new();
-        let mut outcomes: Vec<Option<RecordOutcome>> = Vec::with_capacity(request.records.len());
-        for mut record in request.records {
+        let mut outcomes: Vec<Option<RecordOutcome>> = Vec::with_capacity(records.len());
+        for mut record in records {
             let id = (record.attempt.clone(), record.sequence);
             match prepare(&mut record)? {
                 Ok(Prepared { new, large: body }) => {
@@ -130,7 +132,7 @@ impl Dispatch {
             Some(refused) => Some(refused),
             None => settled.next().expect("every record was either refused or stored"),
         });
-        Ok(ReportResponse { version: protocol::VERSION, results: results.collect() })
+        Ok(ReportResponse { version: protocol::VERSION, results: results.chain(told).collect() })
     }
 
     /// Puts large bodies, by position in `stored`, into the object store, and yields the keys of what was written.
@@ -550,6 +552,9 @@ fn problem(record: &Record) -> Option<String> {
         | RecordBody::Log { .. }
         | RecordBody::StepEnded(_)
         | RecordBody::Event { .. } => None,
+        RecordBody::Facts(_) => {
+            Some(format!("body: facts are of no job; attempt.job must be `{NODE_RECORDS}`"))
+        }
     }
 }
 
@@ -560,7 +565,7 @@ const fn tells(body: &RecordBody) -> bool {
         | RecordBody::StepStarted { .. }
         | RecordBody::StepEnded(_)
         | RecordBody::Terminal(_) => true,
-        RecordBody::Log { .. } | RecordBody::Event { .. } => false,
+        RecordBody::Log { .. } | RecordBody::Event { .. } | RecordBody::Facts(_) => false,
     }
 }
 
@@ -581,7 +586,8 @@ const fn kind(body: &RecordBody) -> RecordKind {
         RecordBody::StepStarted { .. } => RecordKind::StepStarted,
         RecordBody::Log { .. } => RecordKind::Log,
         RecordBody::StepEnded(_) => RecordKind::StepEnded,
-        RecordBody::Event { .. } => RecordKind::Event,
+        // Facts never come here: they are no records of a job.
+        RecordBody::Event { .. } | RecordBody::Facts(_) => RecordKind::Event,
         RecordBody::Terminal(_) => RecordKind::Terminal,
     }
 }

@@ -118,8 +118,21 @@ pub(super) fn fit_job(mut status: SandboxJobStatus) -> Value {
     json(&status)
 }
 
-/// A node's status as JSON that fits: labels are left out, the last first.
+/// A node's status as JSON that fits: reasons and models are left out, and then labels, the last first.
 pub(super) fn fit_node(mut status: NodeConfigStatus) -> Value {
+    if let Some(inference) = &mut status.inference {
+        inference.message = short(&inference.message);
+    }
+    for lack in status.host.iter_mut().flat_map(|host| &mut host.lacks) {
+        *lack = short(lack);
+    }
+    let drop_reason =
+        |status: &mut NodeConfigStatus| status.host.as_mut().and_then(|host| host.lacks.pop()).is_some();
+    while !fits(&status) && drop_reason(&mut status) {}
+    let drop_model = |status: &mut NodeConfigStatus| {
+        status.inference.as_mut().and_then(|inference| inference.models.pop()).is_some()
+    };
+    while !fits(&status) && drop_model(&mut status) {}
     while !fits(&status) && status.labels.pop_last().is_some() {}
     json(&status)
 }
@@ -148,6 +161,9 @@ fn without_nulls(value: Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use windlass_crds::inference::{InferenceStatus, Model};
+    use windlass_crds::node_config::HostSummary;
+
     use super::*;
 
     fn step(name: &str, phase: StepPhase) -> StepStatus {
@@ -201,6 +217,28 @@ mod tests {
         let value = fit_node(NodeConfigStatus { labels, ..NodeConfigStatus::default() });
         assert!(value.to_string().len() < 8 * 1024);
         assert!(value["labels"].as_object().unwrap().len() > 40);
+    }
+
+    #[test]
+    fn a_node_with_more_models_and_reasons_than_fit_keeps_its_labels() {
+        let model = |n: usize| Model { name: format!("{n:0200}"), digest: None, size: None };
+        let inference = InferenceStatus {
+            message: "\u{1}".repeat(10_000),
+            models: (0..256).map(model).collect(),
+            ..InferenceStatus::default()
+        };
+        let host = HostSummary { lacks: vec!["x".repeat(4000); 16], ..HostSummary::default() };
+        let labels = [("a".to_owned(), "b".to_owned())].into();
+        let status = NodeConfigStatus {
+            labels,
+            inference: Some(inference),
+            host: Some(host),
+            ..NodeConfigStatus::default()
+        };
+        let value = fit_node(status);
+        assert!(value.to_string().len() < 8 * 1024, "{} bytes", value.to_string().len());
+        assert_eq!(value["labels"]["a"], "b");
+        assert!(!value["inference"]["models"].as_array().unwrap().is_empty());
     }
 
     #[test]

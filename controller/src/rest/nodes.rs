@@ -16,7 +16,7 @@ use windlass_crds::NodeConfig;
 use windlass_crds::protocol::FieldError;
 use windlass_store::{Change, EventLevel, LiveAttempts, NewEvent, NewNodeConfig, Put};
 
-pub(super) use operate::{DrainRequest, attempts, cordon, drain, history, uncordon};
+pub(super) use operate::{DrainRequest, attempts, cordon, drain, facts, history, uncordon};
 
 use super::App;
 use super::extract::{Body, IfMatch, Operator, Path, Query};

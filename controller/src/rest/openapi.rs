@@ -299,6 +299,16 @@ const OPERATIONS: &[Operation] = &[
     ),
     op(
         "get",
+        "/v1/nodes/{name}/facts",
+        "nodes",
+        "Tell what a node has reported of its host, newest first.",
+        Operator,
+        &[("limit", "How many reports, 1 to 50; one without it.")],
+        None,
+        &[(200, None)],
+    ),
+    op(
+        "get",
         "/v1/templates",
         "templates",
         "List templates of all namespaces.",

@@ -11,7 +11,7 @@ use windlass_crds::conditions::{Condition, ConditionStatus};
 use windlass_crds::inference::InferenceStatus;
 use windlass_crds::job_template::JobTemplate;
 use windlass_crds::node_config::{AtDeadline, DispatchMode, DispatchStatus, HostSummary, NodeHold};
-use windlass_crds::protocol::CapabilityReport;
+use windlass_crds::protocol::{CapabilityReport, EngineCapability, GpuDevice};
 use windlass_crds::sandbox_job::{StepPhase, StepStatus};
 use windlass_crds::{
     API_VERSION, JobPhase, NodeConfig, NodeConfigStatus, Priority, SandboxJob, SandboxJobStatus, Span,
@@ -20,6 +20,9 @@ use windlass_store::{AttemptRow, EventRow, JobRow, NodeRow, Overdue, TemplateRow
 
 use crate::reconcile::hold_phase;
 use crate::tls;
+
+/// Reasons that are shown of a node; its capability report has them all.
+const MOST_LACKS: usize = 16;
 
 /// A job as a manifest with its status.
 pub(crate) fn job(row: &JobRow) -> SandboxJob {
@@ -201,7 +204,26 @@ fn host(report: &CapabilityReport) -> HostSummary {
         memory_mib: report.compute.ram_mb,
         runtimes: report.sandbox.as_ref().map(|sandbox| sandbox.runtimes.clone()).unwrap_or_default(),
         gpus: report.gpu.as_ref().map_or(0, |gpu| u32::try_from(gpu.devices.len()).unwrap_or(u32::MAX)),
+        devices: report.gpu.iter().flat_map(|gpu| &gpu.devices).map(device).collect(),
+        engines: report.sandbox.iter().flat_map(|sandbox| &sandbox.engines).map(engine).collect(),
+        lacks: report.sandbox.iter().flat_map(|sandbox| &sandbox.lacks).take(MOST_LACKS).cloned().collect(),
     }
+}
+
+/// A graphics processor in a few words.
+fn device(device: &GpuDevice) -> String {
+    let GpuDevice { vendor, model, device_id, vram_mb } = device;
+    let name = model.as_ref().or(device_id.as_ref());
+    let memory = vram_mb.map(|mib| format!("{mib} MiB"));
+    let words = [vendor.as_ref(), name, memory.as_ref()];
+    words.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ")
+}
+
+/// A container engine in a few words.
+fn engine(engine: &EngineCapability) -> String {
+    let EngineCapability { engine, version, rootless, storage, runtimes, limits: _ } = engine;
+    let rootless = if *rootless { ", without root" } else { "" };
+    format!("{engine} {version} ({storage}, {}{rootless})", runtimes.join(" "))
 }
 
 /// A template as a manifest.

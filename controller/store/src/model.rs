@@ -3,6 +3,7 @@
 mod change;
 mod claim;
 mod event;
+mod facts;
 mod fleet;
 mod input;
 mod job;
@@ -23,6 +24,7 @@ mod token;
 pub use change::Change;
 pub use claim::{AttemptPhase, AttemptRow, Beat, BeatOutcome, ClaimSpec, ClaimedJob, ClassRow};
 pub use event::{EventLevel, EventRow, NewEvent};
+pub use facts::{FactsRow, NewFacts};
 pub use fleet::{
     DrainRow, DrainStep, LiveAttempts, NewDrain, NewNodeEvent, NodeEventKind, NodeEventRow, NodeHold, Overdue,
 };

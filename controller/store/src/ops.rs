@@ -5,6 +5,7 @@ mod change;
 mod claim;
 mod create;
 mod events;
+mod facts;
 mod fleet;
 mod inputs;
 pub(crate) mod job_rows;

@@ -13,8 +13,8 @@ use windlass_store::transfer::{
     check_tables, newest_schema,
 };
 use windlass_store::{
-    ApiTokenRow, Beat, EventLevel, InputRow, LiveAttempts, NewEvent, NewReservation, NewRollout, Origin,
-    OriginKind, QueueSettings, RecordStore, RolloutStep, Store, StoreOptions, StoreUrl,
+    ApiTokenRow, Beat, EventLevel, InputRow, LiveAttempts, NewEvent, NewFacts, NewReservation, NewRollout,
+    Origin, OriginKind, QueueSettings, RecordStore, RolloutStep, Store, StoreOptions, StoreUrl,
 };
 use windlass_test_postgres::{Database, Server};
 
@@ -23,7 +23,7 @@ use windlass_test_postgres::{Database, Server};
 mod fixtures;
 
 use fixtures::{
-    LEASE, LONG_LEASE, at, attempt, claim, claimed, finish, is_lost, job, log, redeemed, register,
+    LEASE, LONG_LEASE, at, attempt, claim, claimed, facts, finish, is_lost, job, log, redeemed, register,
     registration, report, reread, terminal, transit,
 };
 
@@ -159,6 +159,8 @@ async fn fill(store: &Store) {
     store.set_queue(at(3), "slow", settings).await.unwrap();
     store.put_template(at(3), ("default", "t"), "uid-t", template(), None).await.unwrap();
     store.put_setting_if_absent("node-token-secret", vec![0, 255, 7]).await.unwrap();
+    let told = NewFacts { epoch: 7, sequence: 1, facts: facts("n1", 3) };
+    store.record_facts(at(3), "n1", vec![told]).await.unwrap();
     store.cordon_node(at(4), "n1").await.unwrap();
     store.uncordon_node(at(4), "n1").await.unwrap();
     store.cordon_node(at(4), "n2").await.unwrap();
@@ -178,7 +180,7 @@ async fn fill(store: &Store) {
 }
 
 /// What a restore leaves as it was, of what [`fill`] has made.
-const AS_IT_WAS: [&str; 22] = [
+const AS_IT_WAS: [&str; 23] = [
     "api_tokens",
     "body_removals",
     "capability_snapshots",
@@ -192,6 +194,7 @@ const AS_IT_WAS: [&str; 22] = [
     "job_labels",
     "join_tokens",
     "lanes",
+    "node_facts",
     "node_history",
     "node_holds",
     "node_liveness",

@@ -36,6 +36,8 @@ pub const MAX_HELD: usize = 8192;
 pub const MAX_LOG: usize = 1 << 20;
 /// The most bytes of what an event tells programs, as JSON.
 pub const MAX_DATA: usize = 64 << 10;
+/// The most bytes of a report of facts, as JSON.
+pub const MAX_FACTS: usize = 1 << 20;
 /// The most steps of a job.
 pub const MAX_STEPS: u32 = 1024;
 
@@ -349,6 +351,14 @@ impl Bounded for Record {
             RecordBody::Terminal(terminal) => {
                 findings.word("body.reason", &terminal.reason);
                 terminal.message.iter_mut().for_each(cut);
+            }
+            RecordBody::Facts(facts) => {
+                facts.problems.iter_mut().for_each(cut);
+                let length = serde_json::to_vec(facts).map_or(0, |json| json.len());
+                if length > MAX_FACTS {
+                    let message = format!("has {length} bytes as JSON; at most {MAX_FACTS} are accepted");
+                    findings.refuse("body", message);
+                }
             }
         }
         findings.errors

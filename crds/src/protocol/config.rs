@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::facts::{LogFile, ProxmoxSpec};
 use crate::inference::{InferenceEngine, InferenceRuntime, InferenceVariant};
 
 /// What a node shall be. Versions are numbers that only grow, written as strings: `10` is newer than `9`.
@@ -36,6 +37,9 @@ pub struct Configuration {
     /// The server of models; absent where there is to be none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inference_backend: Option<InferenceBackend>,
+    /// What is looked at on the host and told; absent for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<FactsSettings>,
     /// The node's Worker API; without it there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker_api: Option<WorkerApiSettings>,
@@ -66,6 +70,23 @@ impl std::fmt::Debug for WorkerApiSettings {
             .field("token_file", &self.token_file)
             .finish()
     }
+}
+
+/// What is looked at on the host and told.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct FactsSettings {
+    /// Seconds between reports; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every_seconds: Option<u64>,
+    /// Whether jobs may have steps that tell facts.
+    #[serde(default)]
+    pub steps: bool,
+    /// Log files, and the most bytes of each in a report.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logs: Vec<LogFile>,
+    /// A Proxmox VE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxmox: Option<ProxmoxSpec>,
 }
 
 /// The server of models of a node.

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{AttemptId, read_lenient};
+use crate::facts::Facts;
 use crate::sandbox_job::{Limit, StepUsage};
 
 /// A batch of records.
@@ -112,7 +113,13 @@ pub enum RecordBody {
     },
     /// The attempt has ended. Nothing of it runs any more.
     Terminal(Terminal),
+    /// Facts of the node. They belong to no attempt: the record's job is [`NODE_RECORDS`], and its epoch the second in which
+    /// the agent was started.
+    Facts(Box<Facts>),
 }
+
+/// Stands for the job in records that are about the node itself.
+pub const NODE_RECORDS: &str = "node";
 
 /// Attempts of one kind to get out of a sandbox with a restricted network, counted since the step's proxy was started: a
 /// later one of the same step, host, port, address and reason stands for those before it.

@@ -76,8 +76,8 @@ const JOB_RULES: &[Rule] = &[
     },
     Rule {
         at: "steps[]",
-        rule: "(has(self.command) ? 1 : 0) + (has(self.script) ? 1 : 0) + (has(self.container) ? 1 : 0) == 1",
-        message: "write exactly one of `command`, `script` and `container`",
+        rule: "(has(self.command) ? 1 : 0) + (has(self.script) ? 1 : 0) + (has(self.container) ? 1 : 0) + (has(self.facts) ? 1 : 0) == 1",
+        message: "write exactly one of `command`, `script`, `container` and `facts`",
     },
     Rule {
         at: "steps[].env",

@@ -124,6 +124,19 @@ impl Tls {
     }
 }
 
+/// Settings for connections to servers of others, which only these authorities vouch for; none for plain HTTP alone.
+pub(crate) fn plain_config(authorities: Vec<Vec<u8>>) -> Result<rustls::ClientConfig, rustls::Error> {
+    let mut roots = rustls::RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority.into())?;
+    }
+    let config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

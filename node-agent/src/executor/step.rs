@@ -8,6 +8,7 @@ use crate::watch;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::time::Instant;
+use windlass_crds::facts::FactsStep;
 use windlass_crds::protocol::worker_api::Truncated;
 use windlass_crds::protocol::{AttemptId, LogBody, RecordBody, StepEnded, Stream};
 use windlass_crds::sandbox_job::{ContainerUser, Limit as JobLimit, Network as JobNetwork, Step, StepUsage};
@@ -43,9 +44,9 @@ const SIGNAL_RETRY: Duration = Duration::from_secs(1);
 
 /// A step that is being executed.
 pub(super) struct StepRun<'a> {
-    task: &'a mut AttemptTask,
+    pub(super) task: &'a mut AttemptTask,
     home: &'a Home,
-    index: u32,
+    pub(super) index: u32,
     step: &'a Step,
     before: StepProgress,
     unit: UnitId,
@@ -118,6 +119,27 @@ impl<'a> StepRun<'a> {
             self.keep_output(&exit).await;
         }
         Ok(exit)
+    }
+
+    /// Begins a step of which nothing runs in the sandbox. That it has begun is durable then.
+    pub(super) async fn begin_without_unit(&mut self) -> Result<(), Verdict> {
+        if let Some(refusal) = &self.task.refusal {
+            return Err(Verdict::failed("PolicyRefused", refusal.to_string()));
+        }
+        self.task.lease_in_hand().await?;
+        if self.task.started.is_none() {
+            self.task.started = Some(self.task.parts.clock.boottime());
+            self.task.record(RecordBody::Started { unenforced: Vec::new() });
+        }
+        if self.before.started_at.is_none() {
+            self.task.record(RecordBody::StepStarted { step: self.index });
+        }
+        self.task.commit().await;
+        self.remove_ended_units().await;
+        match self.task.stopped() {
+            Some(verdict) => Err(verdict),
+            None => Ok(()),
+        }
     }
 
     /// Prepares and starts the unit. Everything before it is durable by then.
@@ -253,7 +275,15 @@ impl<'a> StepRun<'a> {
                 ContainerUser::Root => true,
             };
         }
-        container.gpus = assignment.spec.requires.gpu.as_ref().map_or(0, |gpu| gpu.count);
+        if let Some(gpu) = &assignment.spec.requires.gpu {
+            match gpu.vendor.as_deref() {
+                Some("amd") => {
+                    container.devices =
+                        (0..gpu.count).map(|number| format!("amd.com/gpu={number}")).collect();
+                }
+                Some(_) | None => container.gpus = gpu.count,
+            }
+        }
         container.labels = [
             ("dev.windlass.job", assignment.attempt.job.clone()),
             ("dev.windlass.attempt", assignment.attempt.epoch.to_string()),
@@ -397,6 +427,14 @@ impl StepRunner for StepRun<'_> {
 
     async fn run(&mut self, program: Program) -> Result<Exit, plugins::Error> {
         self.run_program(program).await.map_err(|verdict| {
+            let message = verdict.message.clone().unwrap_or_else(|| verdict.reason.to_owned());
+            self.verdict = Some(verdict);
+            plugins::Error::Execution { message }
+        })
+    }
+
+    async fn facts(&mut self, step: &FactsStep) -> Result<Exit, plugins::Error> {
+        self.tell_facts(step).await.map_err(|verdict| {
             let message = verdict.message.clone().unwrap_or_else(|| verdict.reason.to_owned());
             self.verdict = Some(verdict);
             plugins::Error::Execution { message }

@@ -1,6 +1,5 @@
 //! What is said to a server of models: Ollama's own interface, and OpenAI's.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -89,12 +88,7 @@ impl Api {
     /// When the HTTP library refuses its settings.
     pub(super) fn new() -> Result<Self, String> {
         // Plain HTTP only; the library wants to know who would be trusted all the same: nobody.
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
+        let tls = crate::client::plain_config(Vec::new()).map_err(|error| error.to_string())?;
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .redirect(reqwest::redirect::Policy::none())

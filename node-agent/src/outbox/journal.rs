@@ -55,6 +55,7 @@ impl Frame {
                 }
                 RecordBody::StepEnded(ended) => ended.message.as_ref().map_or(0, String::len),
                 RecordBody::Terminal(terminal) => terminal.message.as_ref().map_or(0, String::len),
+                RecordBody::Facts(facts) => serde_json::to_vec(facts).map_or(0, |json| json.len()),
                 RecordBody::Started { .. } | RecordBody::StepStarted { .. } => 0,
             },
             Self::Acknowledged { .. } | Self::Progress { .. } | Self::Forgotten { .. } => 0,

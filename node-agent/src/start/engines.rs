@@ -69,13 +69,21 @@ fn note(containers: &Containers, capability: &mut SandboxCapability) {
     });
 }
 
+/// Whether this host lets an engine of an ordinary user map other users: the kernel has user namespaces, and the program that
+/// maps is there.
+fn can_be_rootless() -> bool {
+    let allowed = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    let maps = ["/usr/bin/newuidmap", "/bin/newuidmap"].iter().any(|path| Path::new(path).exists());
+    allowed.trim().parse().is_ok_and(|most: u64| most > 0) && maps
+}
+
 /// The first engine, as reports to others than our controller know it.
 pub(crate) fn first(capability: &SandboxCapability) -> Option<ContainerRuntime> {
     let engine = capability.engines.first()?;
     Some(ContainerRuntime {
         runtime: engine.engine.clone(),
         version: Some(engine.version.clone()),
-        rootless_supported: None,
+        rootless_supported: Some(engine.rootless || can_be_rootless()),
         rootless_enabled: Some(engine.rootless),
     })
 }

@@ -176,6 +176,7 @@ impl State {
                 RecordBody::StepEnded(ended) => format!("step {} {}", ended.step, ended.reason),
                 RecordBody::Event { reason, .. } => format!("event {reason}"),
                 RecordBody::Terminal(terminal) => format!("{} {}", terminal.phase, terminal.reason),
+                RecordBody::Facts(facts) => format!("facts {:?}", facts.counts),
             })
             .collect()
     }

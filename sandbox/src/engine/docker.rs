@@ -19,7 +19,7 @@ use futures::{StreamExt, TryStreamExt};
 use super::images::{Credentials, Image, Reference, working_dir};
 use super::{
     ALL_GPUS, ContainerPlan, ContainerState, Engine, EngineInfo, EngineKind, LABEL_MADE_FROM, LABEL_OWNER,
-    LABEL_UNIT, Labelled, Output, PlannedNetwork, Users, refused, unreachable,
+    LABEL_UNIT, Labelled, Listed, Output, PlannedNetwork, Users, refused, unreachable,
 };
 use crate::driver::Stream;
 use crate::error::Error;
@@ -65,6 +65,12 @@ impl Docker {
     }
 }
 
+/// The first name, without the slash that the API puts before it.
+fn name_of(names: Option<Vec<String>>) -> String {
+    let first = names.unwrap_or_default().into_iter().next().unwrap_or_default();
+    first.trim_start_matches('/').to_owned()
+}
+
 fn is(error: &bollard::errors::Error, status: u16) -> bool {
     matches!(error, bollard::errors::Error::DockerResponseServerError { status_code, .. } if *status_code == status)
 }
@@ -103,6 +109,28 @@ fn specification(plan: &ContainerPlan, profile: &str) -> ContainerCreateBody {
         hard: Some(i64::try_from(hard).unwrap_or(-1)),
     };
     let joins = matches!(plan.network, PlannedNetwork::Of(_) | PlannedNetwork::Host);
+    let (paths, names): (Vec<&String>, Vec<&String>) =
+        plan.devices.iter().partition(|device| device.starts_with('/'));
+    let device = |path: &String| DeviceMapping {
+        path_on_host: Some(path.clone()),
+        path_in_container: Some(path.clone()),
+        cgroup_permissions: Some("rw".to_owned()),
+    };
+    let mut requests = Vec::new();
+    if plan.gpus > 0 {
+        requests.push(DeviceRequest {
+            count: Some(if plan.gpus == ALL_GPUS { -1 } else { i64::from(plan.gpus) }),
+            capabilities: Some(vec![vec!["gpu".to_owned()]]),
+            ..DeviceRequest::default()
+        });
+    }
+    if !names.is_empty() {
+        requests.push(DeviceRequest {
+            driver: Some("cdi".to_owned()),
+            device_ids: Some(names.into_iter().cloned().collect()),
+            ..DeviceRequest::default()
+        });
+    }
     let host = HostConfig {
         cpu_shares: plan.cpu_shares.map(figure),
         cpu_period: plan.cpu_millis.map(|_| CPU_PERIOD),
@@ -139,26 +167,13 @@ fn specification(plan: &ContainerPlan, profile: &str) -> ContainerCreateBody {
                 HostConfigLogConfig { typ: Some("json-file".to_owned()), config: Some(options) }
             }
         }),
-        devices: (!plan.devices.is_empty()).then(|| {
-            let device = |path: &String| DeviceMapping {
-                path_on_host: Some(path.clone()),
-                path_in_container: Some(path.clone()),
-                cgroup_permissions: Some("rw".to_owned()),
-            };
-            plan.devices.iter().map(device).collect()
-        }),
+        devices: (!paths.is_empty()).then(|| paths.into_iter().map(device).collect()),
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::NO),
             maximum_retry_count: None,
         }),
         oom_score_adj: Some(i64::from(plan.oom_score_adj)),
-        device_requests: (plan.gpus > 0).then(|| {
-            vec![DeviceRequest {
-                count: Some(if plan.gpus == ALL_GPUS { -1 } else { i64::from(plan.gpus) }),
-                capabilities: Some(vec![vec!["gpu".to_owned()]]),
-                ..DeviceRequest::default()
-            }]
-        }),
+        device_requests: (!requests.is_empty()).then_some(requests),
         ..HostConfig::default()
     };
     ContainerCreateBody {
@@ -315,6 +330,20 @@ impl Engine for Docker {
         }
     }
 
+    async fn containers(&self) -> Result<Vec<Listed>, Error> {
+        let options = ListContainersOptionsBuilder::default().all(true).build();
+        let found = self.api().await?.list_containers(Some(options)).await;
+        let listed = |found: bollard::models::ContainerSummary| Listed {
+            id: found.id.unwrap_or_default(),
+            name: name_of(found.names),
+            image: found.image.unwrap_or_default(),
+            state: found.state.map(|state| state.to_string()).unwrap_or_default(),
+            status: found.status.unwrap_or_default(),
+            created_at: found.created,
+        };
+        Ok(found.map_err(self.failed("list containers"))?.into_iter().map(listed).collect())
+    }
+
     async fn owned(&self, owner: &str) -> Result<Vec<Labelled>, Error> {
         let filters = HashMap::from([("label".to_owned(), vec![format!("{LABEL_OWNER}={owner}")])]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
@@ -372,6 +401,11 @@ mod tests {
         assert_eq!(all.device_requests.unwrap()[0].count, Some(-1));
         assert_eq!(all.devices.unwrap()[0].path_on_host.as_deref(), Some("/dev/kfd"));
         assert_eq!(all.log_config.unwrap().config.unwrap()["max-size"], "1048576");
+        let amd = host(|plan| plan.devices = vec!["amd.com/gpu=0".to_owned()]);
+        let [request] = &amd.device_requests.unwrap()[..] else { panic!("one request") };
+        assert_eq!(request.driver.as_deref(), Some("cdi"));
+        assert_eq!(request.device_ids.as_deref(), Some(&["amd.com/gpu=0".to_owned()][..]));
+        assert_eq!(amd.devices, None);
         let [gpus] = &joined.device_requests.unwrap()[..] else { panic!("one request") };
         assert_eq!(
             (gpus.count, gpus.capabilities.as_deref()),

@@ -68,7 +68,7 @@ struct Planned {
 
 /// The driver of a container engine. Cheap to clone.
 #[derive(Clone)]
-pub struct Containers(Arc<Inner>);
+pub struct Containers(pub(super) Arc<Inner>);
 
 impl std::fmt::Debug for Containers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -99,15 +99,15 @@ impl Engines {
     }
 }
 
-struct Inner {
+pub(super) struct Inner {
     config: ContainersConfig,
     info: EngineInfo,
     units: PathBuf,
     profile: PathBuf,
     holder: PathBuf,
     /// The value of [`super::LABEL_OWNER`].
-    owner: String,
-    engine: Arc<dyn Engine>,
+    pub(super) owner: String,
+    pub(super) engine: Arc<dyn Engine>,
     watcher: Watcher,
 }
 
@@ -163,15 +163,6 @@ impl Containers {
         progress: &mut (dyn FnMut(String) + Send),
     ) -> Result<Image, Error> {
         images::ensure(&*self.0.engine, request, progress).await
-    }
-
-    pub(super) fn engine(&self) -> &dyn Engine {
-        &*self.0.engine
-    }
-
-    /// The value of the labels of what this state folder has made.
-    pub(super) fn owner(&self) -> &str {
-        &self.0.owner
     }
 
     /// Whether this driver knows a unit.

@@ -93,7 +93,7 @@ pub(crate) fn plan(spec: &UnitSpec, container: &Container, host: &Host) -> Resul
         processes: host.processes,
         oom_score_adj: OOM_SCORE_ADJ,
         gpus: container.gpus,
-        devices: Vec::new(),
+        devices: container.devices.clone(),
         kept_output: 0,
         labels: labels(spec, container, &host.owner),
     })

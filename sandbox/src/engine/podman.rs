@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::images::{Credentials, Image, Reference, working_dir};
 use super::{
     ALL_GPUS, ContainerPlan, ContainerState, Engine, EngineInfo, EngineKind, LABEL_MADE_FROM, LABEL_OWNER,
-    LABEL_UNIT, Labelled, Output, PlannedNetwork, Users, refused, unreachable,
+    LABEL_UNIT, Labelled, Listed, Output, PlannedNetwork, Users, refused, unreachable,
 };
 use crate::driver::Stream;
 use crate::error::Error;
@@ -370,6 +370,20 @@ impl Engine for Podman {
             Err(error) if is_missing(&error) => Ok(()),
             Err(error) => Err(self.failed("remove a container")(error)),
         }
+    }
+
+    async fn containers(&self) -> Result<Vec<Listed>, Error> {
+        let options = ContainerListOpts::builder().all(true).build();
+        let found = self.api.containers().list(&options).await.map_err(self.failed("list containers"))?;
+        let listed = |found: podman_api::models::ListContainer| Listed {
+            id: found.id.unwrap_or_default(),
+            name: found.names.unwrap_or_default().into_iter().next().unwrap_or_default(),
+            image: found.image.unwrap_or_default(),
+            state: found.state.unwrap_or_default(),
+            status: found.status.unwrap_or_default(),
+            created_at: found.created.map(|at| at.timestamp()),
+        };
+        Ok(found.into_iter().map(listed).collect())
     }
 
     async fn owned(&self, owner: &str) -> Result<Vec<Labelled>, Error> {

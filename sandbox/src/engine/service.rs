@@ -12,7 +12,9 @@ use rustix::process::{Resource, getrlimit};
 
 use super::driver::Containers;
 use super::host::most_processes;
-use super::{ALL_GPUS, Bind, ContainerPlan, LABEL_MADE_FROM, LABEL_SERVICE, PlannedNetwork, Users, plan};
+use super::{
+    ALL_GPUS, Bind, ContainerPlan, LABEL_MADE_FROM, LABEL_SERVICE, Listed, PlannedNetwork, Users, plan,
+};
 use crate::error::Error;
 
 /// Bytes of output that the engine keeps, for who looks why a service does not work.
@@ -77,7 +79,7 @@ impl Containers {
     /// # Errors
     /// [`Error::Engine`], [`Error::EngineUnreachable`].
     pub async fn service_state(&self, name: &str) -> Result<Option<ServiceState>, Error> {
-        let found = self.engine().inspect(&self.service_container(name)).await?;
+        let found = self.0.engine.inspect(&self.service_container(name)).await?;
         Ok(found.map(|state| ServiceState {
             running: state.running,
             exit_code: state.exit_code,
@@ -94,7 +96,7 @@ impl Containers {
     pub async fn start_service(&self, service: &Service) -> Result<(), Error> {
         self.remove_service(&service.name).await?;
         let plan = self.service_plan(service);
-        let engine = self.engine();
+        let engine = &self.0.engine;
         let started = match engine.create(&plan).await {
             Ok(id) => engine.start(&id).await,
             Err(error) => Err(error),
@@ -113,7 +115,7 @@ impl Containers {
     /// # Errors
     /// [`Error::Engine`], [`Error::EngineUnreachable`].
     pub async fn remove_service(&self, name: &str) -> Result<(), Error> {
-        self.engine().remove(&self.service_container(name)).await
+        self.0.engine.remove(&self.service_container(name)).await
     }
 
     /// The last lines that a service has written.
@@ -121,11 +123,19 @@ impl Containers {
     /// # Errors
     /// [`Error::Engine`], [`Error::EngineUnreachable`].
     pub async fn service_output(&self, name: &str, lines: u32) -> Result<String, Error> {
-        self.engine().last_output(&self.service_container(name), lines).await
+        self.0.engine.last_output(&self.service_container(name), lines).await
+    }
+
+    /// All containers of the engine, whoever made them, running or not.
+    ///
+    /// # Errors
+    /// [`Error::Engine`], [`Error::EngineUnreachable`].
+    pub async fn all_containers(&self) -> Result<Vec<Listed>, Error> {
+        self.0.engine.containers().await
     }
 
     fn service_container(&self, name: &str) -> String {
-        plan::container_name(self.owner(), &format!("service-{name}"))
+        plan::container_name(&self.0.owner, &format!("service-{name}"))
     }
 
     fn service_plan(&self, service: &Service) -> ContainerPlan {
@@ -141,8 +151,8 @@ impl Containers {
             read_only: false,
         });
         let mut labels: BTreeMap<String, String> =
-            [(LABEL_SERVICE, self.owner()), (LABEL_MADE_FROM, &service.made_from)]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            [(LABEL_SERVICE, &self.0.owner), (LABEL_MADE_FROM, &service.made_from)]
+                .map(|(name, value)| (name.to_owned(), value.clone()))
                 .into();
         labels.insert("dev.windlass.service-name".to_owned(), service.name.clone());
         ContainerPlan {

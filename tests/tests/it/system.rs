@@ -3,6 +3,7 @@
 mod backups;
 mod containers;
 mod egress;
+mod facts;
 pub(crate) mod fleet;
 mod inference;
 mod kills;

@@ -239,8 +239,14 @@ impl Text {
             self.field("System", Some(format!("{} {} (kernel {})", host.os, host.arch, host.kernel)));
             self.field("Cpus", Some(host.cpus.to_string()));
             self.field("Memory", Some(human::bytes(host.memory_mib.saturating_mul(1024 * 1024))));
-            self.field("GPUs", (host.gpus > 0).then(|| host.gpus.to_string()));
+            let devices = host.devices.join(", ");
+            let devices = if devices.is_empty() { String::new() } else { format!(": {devices}") };
+            self.field("GPUs", (host.gpus > 0).then(|| format!("{}{devices}", host.gpus)));
             self.field("Runtimes", Some(host.runtimes.join(", ")));
+            self.field("Engines", Some(host.engines.join(", ")));
+            for lack in &host.lacks {
+                self.field("Lacks", Some(lack));
+            }
         }
         self.time("Last seen", status.last_seen_at);
         self.time("Created", metadata.creation_timestamp);

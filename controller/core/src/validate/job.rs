@@ -239,12 +239,19 @@ fn check_steps(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
 }
 
 fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, findings: &mut Findings) {
-    let Step { name: _, command, script, container, env, working_dir, timeout, continue_on_error: _ } = step;
-    let kinds =
-        [("command", command.is_some()), ("script", script.is_some()), ("container", container.is_some())];
+    let Step { name: _, command, script, container, facts, env, working_dir, timeout, continue_on_error: _ } =
+        step;
+    let kinds = [
+        ("command", command.is_some()),
+        ("script", script.is_some()),
+        ("container", container.is_some()),
+        ("facts", facts.is_some()),
+    ];
     let mut given = kinds.into_iter().filter(|(_, given)| *given).map(|(kind, _)| kind);
     match (given.next(), given.next()) {
-        (None, _) => findings.refuse(field, "does nothing; write a `command`, a `script` or a `container`"),
+        (None, _) => {
+            findings.refuse(field, "does nothing; write a `command`, a `script`, a `container` or `facts`")
+        }
         (Some(first), Some(second)) => {
             let message = format!("stands beside {field}.{first}; write one of them, or make two steps");
             findings.refuse(format!("{field}.{second}"), message);
@@ -260,6 +267,9 @@ fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, finding
     }
     if let Some(script) = script {
         check_script(script, &format!("{field}.script"), findings);
+    }
+    if let Some(facts) = facts {
+        findings.check_unique(&facts.include, &format!("{field}.facts.include"));
     }
     findings.check_environment(env, &format!("{field}.env"));
     if let Some(path) = working_dir {

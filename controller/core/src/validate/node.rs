@@ -12,6 +12,7 @@ use windlass_crds::protocol::worker_api::MAX_REQUEST;
 use windlass_crds::quantity::Bytes;
 use windlass_crds::schema::Kind;
 
+use super::facts;
 use super::findings::{Findings, under};
 use super::inference;
 use super::job::check_resources;
@@ -39,6 +40,7 @@ pub(super) fn check(node: &NodeConfig) -> Vec<FieldError> {
         dispatch: _,
         worker_api,
         inference,
+        facts,
     } = &node.spec;
     findings.extend(check_labels(labels, "spec.labels"));
     for key in labels.keys() {
@@ -54,6 +56,9 @@ pub(super) fn check(node: &NodeConfig) -> Vec<FieldError> {
     }
     if let Some(inference) = inference {
         inference::check(inference, sandbox, "spec.inference", &mut findings);
+    }
+    if let Some(facts) = facts {
+        facts::check(facts, "spec.facts", &mut findings);
     }
     findings.finish()
 }

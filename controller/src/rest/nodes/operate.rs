@@ -14,9 +14,9 @@ use windlass_crds::{NodeConfig, Span};
 use windlass_store::{NewDrain, NodeRow, Overdue};
 
 use super::super::App;
-use super::super::extract::{Json as Input, Operator, Path};
+use super::super::extract::{Json as Input, Operator, Path, Query};
 use super::super::present;
-use crate::error::ApiError;
+use crate::error::{ApiError, Code};
 
 pub(in crate::rest) async fn cordon(
     State(app): State<App>,
@@ -89,6 +89,34 @@ pub(in crate::rest) async fn history(
         })
     });
     Ok(Json(json!({"kind": "NodeHistory", "items": items.collect::<Vec<_>>()})))
+}
+
+/// How many reports are asked for.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::rest) struct FactsQuery {
+    limit: Option<u32>,
+}
+
+/// The most reports of one answer.
+const MOST_FACTS: u32 = 50;
+
+/// What a node has told of its host, newest first; one report where nobody says how many.
+pub(in crate::rest) async fn facts(
+    State(app): State<App>,
+    _: Operator,
+    Path(name): Path<String>,
+    Query(query): Query<FactsQuery>,
+) -> Result<Json<Value>, ApiError> {
+    find(&app, &name).await?;
+    let limit = query.limit.unwrap_or(1);
+    if !(1..=MOST_FACTS).contains(&limit) {
+        let message = format!("limit: {limit} is not between 1 and {MOST_FACTS}");
+        return Err(ApiError::new(Code::BadRequest, message));
+    }
+    let rows = app.store.node_facts(&name, limit).await?;
+    let items = rows.iter().map(|row| json!({"receivedAt": row.received_at, "facts": row.facts}));
+    Ok(Json(json!({"kind": "NodeFacts", "items": items.collect::<Vec<_>>()})))
 }
 
 /// What a node holds, oldest first.

@@ -3,6 +3,7 @@
 pub(crate) mod changing;
 pub(crate) mod claiming;
 pub(crate) mod creating;
+pub(crate) mod facts;
 pub(crate) mod fleet;
 pub(crate) mod keeping;
 pub(crate) mod leasing;

@@ -171,6 +171,9 @@ contract! {
         a_picture_is_completed_only_of_an_ended_job_as_it_was_decided_on
         what_is_learned_of_a_fenced_attempt_changes_nothing
     }
+    facts {
+        the_last_facts_of_a_node_are_kept_once_and_go_with_it
+    }
     nodes {
         a_new_node_needs_a_token
         a_new_node_with_a_token_is_created_and_the_use_is_counted

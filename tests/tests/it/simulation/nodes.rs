@@ -184,6 +184,7 @@ impl HostProbe for Host {
                 storage_free_mb: None,
             },
             gpu: None,
+            problems: Vec::new(),
         }
     }
 }

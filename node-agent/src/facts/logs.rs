@@ -1,0 +1,179 @@
+//! Ends of log files: what is new in each since the last look, over rotations.
+//!
+//! A file is known by its device and number. When another has taken its place, what was left of the old one is read from
+//! `PATH.1`, where it usually goes; a file that has become shorter was cut and begins anew.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+
+use windlass_crds::facts::{LogFile, LogTail};
+
+/// Bytes of a file in one report where nobody says otherwise.
+const USUAL: u64 = 16 << 10;
+/// The most, whatever is said.
+const MOST: u64 = 64 << 10;
+
+/// How far each file was read.
+#[derive(Debug, Default)]
+pub(super) struct Tails {
+    places: BTreeMap<String, Place>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    device: u64,
+    inode: u64,
+    offset: u64,
+}
+
+impl Tails {
+    /// Reads what is new. What cannot be read is noted, and looked for again the next time.
+    pub(super) fn read(&mut self, files: &[LogFile], problems: &mut Vec<String>) -> Vec<LogTail> {
+        self.places.retain(|path, _| files.iter().any(|file| file.path == *path));
+        let mut tails = Vec::new();
+        for LogFile { path, max_bytes } in files {
+            let most = max_bytes.map_or(USUAL, windlass_crds::Bytes::get).clamp(1, MOST);
+            match read_one(path, self.places.get(path).copied(), most) {
+                Ok((tail, place)) => {
+                    self.places.insert(path.clone(), place);
+                    tails.push(tail);
+                }
+                Err(error) => problems.push(format!("facts.logs: {path} cannot be read: {error}")),
+            }
+        }
+        tails
+    }
+}
+
+fn read_one(path: &str, before: Option<Place>, most: u64) -> io::Result<(LogTail, Place)> {
+    let mut file = open(path)?;
+    let found = file.metadata()?;
+    let (device, inode, size) = (found.dev(), found.ino(), found.len());
+    let same = |before: &Place| (before.device, before.inode) == (device, inode);
+    let (old, from, rotated) = match before {
+        // At first the end is told, and nothing is counted as left out.
+        None => (Vec::new(), size.saturating_sub(most), false),
+        Some(before) if same(&before) && before.offset <= size => (Vec::new(), before.offset, false),
+        Some(before) if same(&before) => (Vec::new(), 0, true),
+        Some(before) => (rest_of(path, before), 0, true),
+    };
+    file.seek(SeekFrom::Start(from))?;
+    let mut new = old;
+    // No more than was there at the look: a file that grows all the time has an end all the same.
+    file.take(size - from.min(size)).read_to_end(&mut new)?;
+    let skipped = (new.len() as u64).saturating_sub(most);
+    let cut = usize::try_from(skipped).unwrap_or(usize::MAX).min(new.len());
+    let text = String::from_utf8_lossy(&new[cut..]).into_owned();
+    let tail = LogTail { path: path.to_owned(), text, size_bytes: size, skipped_bytes: skipped, rotated };
+    Ok((tail, Place { device, inode, offset: size }))
+}
+
+/// What an earlier file of the path still had, if it is where it usually goes.
+fn rest_of(path: &str, before: Place) -> Vec<u8> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = open(&format!("{path}.1"))?;
+        let found = file.metadata()?;
+        let mut rest = Vec::new();
+        if (found.dev(), found.ino()) == (before.device, before.inode) {
+            file.seek(SeekFrom::Start(before.offset))?;
+            file.take(MOST).read_to_end(&mut rest)?;
+        }
+        Ok(rest)
+    };
+    // It may have been removed or compressed; then what was left of it is lost, which `rotated` tells.
+    read().unwrap_or_default()
+}
+
+/// Opens a plain file; does not wait for a writer where somebody has put a pipe there.
+fn open(path: &str) -> io::Result<File> {
+    let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file"));
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::path::Path;
+
+    use super::*;
+
+    struct World {
+        folder: tempfile::TempDir,
+        tails: Tails,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { folder: tempfile::tempdir().unwrap(), tails: Tails::default() }
+        }
+
+        fn path(&self) -> String {
+            self.folder.path().join("log").display().to_string()
+        }
+
+        fn append(&self, text: &str) {
+            let mut file = OpenOptions::new().create(true).append(true).open(self.path()).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        }
+
+        fn read(&mut self, most: u64) -> LogTail {
+            let file = LogFile { path: self.path(), max_bytes: Some(windlass_crds::Bytes::new(most)) };
+            let mut problems = Vec::new();
+            let tails = self.tails.read(&[file], &mut problems);
+            tails.into_iter().next().unwrap_or_else(|| panic!("{problems:?}"))
+        }
+    }
+
+    #[test]
+    fn each_line_is_told_once_and_what_does_not_fit_is_counted() {
+        let mut world = World::new();
+        world.append("one\n");
+        assert_eq!(world.read(100).text, "one\n");
+        assert_eq!(world.read(100).text, "");
+        world.append("two\nthree\n");
+        let tail = world.read(6);
+        assert_eq!((tail.text.as_str(), tail.skipped_bytes, tail.rotated), ("three\n", 4, false));
+    }
+
+    #[test]
+    fn the_end_of_a_file_that_was_rotated_away_is_not_lost() {
+        let mut world = World::new();
+        world.append("a\n");
+        world.read(100);
+        world.append("b\n");
+        std::fs::rename(world.path(), format!("{}.1", world.path())).unwrap();
+        world.append("c\n");
+        let tail = world.read(100);
+        assert_eq!((tail.text.as_str(), tail.rotated), ("b\nc\n", true));
+        assert_eq!(world.read(100).text, "");
+    }
+
+    #[test]
+    fn a_file_that_was_cut_begins_anew() {
+        let mut world = World::new();
+        world.append("long line\n");
+        world.read(100);
+        std::fs::write(world.path(), "x\n").unwrap();
+        let tail = world.read(100);
+        assert_eq!((tail.text.as_str(), tail.rotated, tail.size_bytes), ("x\n", true, 2));
+    }
+
+    #[test]
+    fn a_pipe_or_a_folder_is_a_problem_and_no_wait() {
+        let mut tails = Tails::default();
+        let mut problems = Vec::new();
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        let file = |path: &Path| LogFile { path: path.display().to_string(), max_bytes: None };
+        assert!(tails.read(&[file(&pipe), file(folder.path())], &mut problems).is_empty());
+        assert_eq!(problems.len(), 2, "{problems:?}");
+    }
+}
