@@ -250,7 +250,7 @@ fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, finding
     let mut given = kinds.into_iter().filter(|(_, given)| *given).map(|(kind, _)| kind);
     match (given.next(), given.next()) {
         (None, _) => {
-            findings.refuse(field, "does nothing; write a `command`, a `script`, a `container` or `facts`")
+            findings.refuse(field, "does nothing; write a `command`, a `script`, a `container` or `facts`");
         }
         (Some(first), Some(second)) => {
             let message = format!("stands beside {field}.{first}; write one of them, or make two steps");
