@@ -1,5 +1,5 @@
 # The commands of every day. CI runs the same ones.
-.PHONY: run build test test-sim test-vm test-mutants lint generate bench help
+.PHONY: run build test test-sim test-vm test-mutants fuzz lint generate bench help
 
 # cargo-nextest is faster and isolates each test in a process of its own; plain cargo runs the same tests.
 NEXTEST := $(shell cargo nextest --version 2>/dev/null)
@@ -34,11 +34,14 @@ else
 	WINDLASS_SIM_SEEDS=$(SEEDS) WINDLASS_SIM_FIRST=$(FIRST) cargo test -p windlass-tests --test it simulation::
 endif
 
-test-vm: ## Boot a machine with systemd and cgroup v2, and run the sandbox's suite and `windlass doctor` in it.
+test-vm: ## Boot a machine with systemd and cgroup v2, and run the sandbox's suites and `windlass doctor` in it.
 	tests/vm/run
 
 test-mutants: ## Break the code in kept ways and require that a test catches each (MUTANTS='name …' for some).
 	tests/mutants/run $(MUTANTS)
+
+fuzz: ## Fuzz what reads manifests, images, requests and rules, two minutes each (TARGETS='name …' SECONDS_EACH=n RUNS=n).
+	tests/fuzz/run $(TARGETS)
 
 lint: ## Check format, lints and documentation.
 	cargo fmt --all --check

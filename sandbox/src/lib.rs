@@ -37,6 +37,7 @@ pub use identity::{DEFAULT_UIDS, Identities, Identity};
 pub use image::{Images, LocalImage};
 pub use lease::{Deadline, Lease};
 pub use native::{Native, SandboxConfig};
+pub use policy::planned_steps;
 pub use spec::{
     Container, Entrypoint, Limit, LimitName, LimitSource, Limits, Mount, Network, SystemRoot, UnitId,
     UnitSpec,

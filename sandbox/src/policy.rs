@@ -196,6 +196,25 @@ pub(crate) fn plan(spec: &UnitSpec, host: &Host, enforcement: Enforcement) -> Re
     })
 }
 
+/// The steps of the sandbox of a unit, in words, on a host that lacks nothing: what people and tests look at.
+///
+/// # Errors
+/// [`Error::InvalidSpec`] for what no plan can be made of.
+pub fn planned_steps(spec: &UnitSpec) -> Result<Vec<String>, Error> {
+    spec.validate()?;
+    let host = Host {
+        system: SYSTEM.iter().map(|path| (*path, Place::Present)).collect(),
+        landlock: Some(SOCKET_SCOPE),
+        cgroup_namespace: true,
+        time_namespace: true,
+        resolver: true,
+        filter: seccomp::compile(seccomp::Denial::HandedOn),
+        denied: seccomp::denied(),
+    };
+    let plan = plan(spec, &host, Enforcement::default())?;
+    Ok(plan.steps().map(ToString::to_string).collect())
+}
+
 /// User and group inside.
 fn inside_ids(spec: &UnitSpec) -> (u32, u32) {
     match &spec.system {

@@ -76,7 +76,7 @@ impl Images {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub(crate) fn open(dir: PathBuf, units: PathBuf, limits: ImageLimits) -> Result<Self, Error> {
+    pub fn open(dir: PathBuf, units: PathBuf, limits: ImageLimits) -> Result<Self, Error> {
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(Error::io("create", &dir))?;
         let inner = Inner { dir, units, limits, number: AtomicU64::new(0), work: Mutex::default() };
         for name in inner.names()? {
