@@ -428,6 +428,7 @@ impl Inner {
             cgroup_namespace: probes.failure(Feature::CgroupNamespace).is_none(),
             time_namespace: probes.failure(Feature::TimeNamespace).is_none(),
             resolver: Path::new(policy::RESOLVER).exists(),
+            opened_outside: Identity::caller().uid == 0,
             filter: seccomp::compile(denial),
             denied: match denial {
                 seccomp::Denial::HandedOn => seccomp::denied(),

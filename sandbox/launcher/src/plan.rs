@@ -133,7 +133,8 @@ pub enum Resource {
 }
 
 /// One step of making a sandbox, carried out in order by the first process of the new namespaces. Until
-/// [`Step::EnterRoot`] relative paths are below the new root and absolute ones on the host; after it all paths are inside.
+/// [`Step::EnterRoot`] relative paths are below the new root and absolute ones on the host; after it all paths are inside. Where
+/// the supervisor opens host paths, it can come before the unit is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
     /// Moves into the unit's cgroups.
