@@ -103,8 +103,17 @@ pub(crate) enum Change {
     Keep,
     /// It is to be served no more.
     Close,
-    /// It is served at another place. `closed` is the one that had to be closed for that.
-    Open { place: Place, door: Door, closed: Option<Place> },
+    /// It is served at another place.
+    Open(Box<Opened>),
+}
+
+/// A door that was opened.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    place: Place,
+    door: Door,
+    /// The place that had to be closed for that.
+    closed: Option<Place>,
 }
 
 /// The Worker API of this node. Cheap to share.
@@ -167,7 +176,7 @@ impl WorkerApi {
             .is_some_and(|(at, _)| at.listen.port() == place.listen.port() && at.listen.port() != 0);
         let closed = if in_the_way { open.take().map(|(at, _)| at) } else { None };
         match self.open(&place, closed.is_some()).await {
-            Ok(door) => Ok(Change::Open { place, door, closed }),
+            Ok(door) => Ok(Change::Open(Box::new(Opened { place, door, closed }))),
             Err(error) => {
                 if let Some(closed) = closed {
                     *open = self.reopen(closed).await;
@@ -195,7 +204,8 @@ impl WorkerApi {
                 }
                 self.inner.served.send_if_modified(|served| served.take().is_some());
             }
-            Change::Open { place, door, closed: _ } => {
+            Change::Open(opened) => {
+                let Opened { place, door, closed: _ } = *opened;
                 tracing::info!(address = %place.listen, url = door.base_url, "Worker API served");
                 self.inner.served.send_replace(Some(Served {
                     api: WorkerApiCapability { base_url: door.base_url.clone() },
@@ -213,7 +223,8 @@ impl WorkerApi {
     pub(crate) async fn take_back(&self, change: Change) {
         match change {
             Change::Keep | Change::Close => {}
-            Change::Open { place: _, door, closed } => {
+            Change::Open(opened) => {
+                let Opened { place: _, door, closed } = *opened;
                 drop(door);
                 if let Some(closed) = closed {
                     let mut open = self.inner.open.lock().await;

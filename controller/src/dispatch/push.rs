@@ -125,12 +125,11 @@ impl Push {
                         stays
                     });
                     for (name, uid) in wanted {
-                        if !tasks.contains_key(&name) {
+                        tasks.entry(name).or_insert_with_key(|name| {
                             let span = tracing::info_span!("dispatch.push", node.name = %name);
                             let serving = Serving::new(self.clone(), name.clone());
-                            let task = tokio::spawn(serving.run(stop.clone()).instrument(span));
-                            tasks.insert(name, (uid, task));
-                        }
+                            (uid, tokio::spawn(serving.run(stop.clone()).instrument(span)))
+                        });
                     }
                 }
                 Err(error) => tell(&mut trouble, &error.into()),

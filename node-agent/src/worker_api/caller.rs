@@ -51,7 +51,7 @@ pub(super) async fn identify(
             Ok(token) if same(&token, given) => return Ok(Caller::Other),
             Ok(_) => {}
             Err(problem) => {
-                tracing::warn!(path, error = problem, "the Worker API's token file cannot be used")
+                tracing::warn!(path, error = problem, "the Worker API's token file cannot be used");
             }
         }
     }
