@@ -97,6 +97,7 @@ pub(crate) enum Verb {
     Restore(verbs::restore::Args),
     Identity(verbs::identity::Args),
     JoinToken(verbs::join_token::Args),
+    Secret(verbs::secret::Args),
     Export(verbs::export::Args),
     Import(verbs::import::Args),
     Crds(verbs::crds::Args),

@@ -8,6 +8,7 @@ mod causes;
 mod credentials;
 mod error;
 pub(crate) mod model;
+mod secret;
 pub(crate) mod sse;
 mod stream;
 
@@ -33,7 +34,7 @@ use crate::kind::Kind;
 use crate::settings::{Origin, Resolved, Settings, is_loopback};
 use model::{
     CreatedJoinToken, Items, Job, JoinToken, LogPage, NewJoinToken, Node, Outcome, Page, QueueSettings,
-    Version,
+    Rotated, Secret, SecretRequest, Version,
 };
 
 /// How long the server may take to accept a connection.
@@ -322,6 +323,44 @@ impl Client {
     pub(crate) async fn revoke_join_token(&self, id: &str) -> Result<(), Error> {
         let request = self.request(Method::DELETE, self.url(&["join-tokens", id]));
         self.send(request.timeout(ANSWER_TIMEOUT)).await.map(drop)
+    }
+
+    /// Sets values of a Secret.
+    pub(crate) async fn set_secret(
+        &self,
+        namespace: &str,
+        name: &str,
+        request: &SecretRequest,
+    ) -> Result<Secret, Error> {
+        let url = self.url(&["namespaces", namespace, "secrets", name]);
+        self.json(self.request(Method::PUT, url).json(request), "a Secret").await
+    }
+
+    /// The Secrets of a namespace, or of all, without their values.
+    pub(crate) async fn secrets(&self, namespace: Option<&str>) -> Result<Vec<Secret>, Error> {
+        let url = match namespace {
+            Some(namespace) => self.url(&["namespaces", namespace, "secrets"]),
+            None => self.url(&["secrets"]),
+        };
+        Ok(self.json::<Items<Secret>>(self.request(Method::GET, url), "the Secrets").await?.items)
+    }
+
+    /// Deletes a Secret, or one of its keys.
+    pub(crate) async fn delete_secret(
+        &self,
+        namespace: &str,
+        name: &str,
+        key: Option<&str>,
+    ) -> Result<(), Error> {
+        let mut path = vec!["namespaces", namespace, "secrets", name];
+        path.extend(key.iter().flat_map(|key| ["keys", key]));
+        let request = self.request(Method::DELETE, self.url(&path));
+        self.send(request.timeout(ANSWER_TIMEOUT)).await.map(drop)
+    }
+
+    /// Puts all secrets under the first key of the controller's key file.
+    pub(crate) async fn rotate_secrets(&self) -> Result<Rotated, Error> {
+        self.json(self.request(Method::POST, self.url(&["secrets", "rotate"])), "a rotation").await
     }
 
     /// Whether the server has an input already.

@@ -27,6 +27,7 @@ pub(crate) mod restore;
 pub(crate) mod retry;
 pub(crate) mod rollout;
 pub(crate) mod run;
+pub(crate) mod secret;
 pub(crate) mod set;
 pub(crate) mod validate;
 pub(crate) mod version;
@@ -113,6 +114,7 @@ pub(crate) async fn perform(line: CommandLine, console: Console) -> Result<Exit,
         Verb::Import(args) => import::perform(&context, &args).await,
         Verb::Identity(args) => identity::perform(&context, &args),
         Verb::Crds(args) => crds::perform(&context, &args).await,
+        Verb::Secret(args) => secret::perform(&context, args).await,
         Verb::JoinToken(args) => join_token::perform(&context, args).await,
         Verb::Explain(args) => explain::perform(&context, &args),
         Verb::Completion(args) => completion::perform(&context, &args),

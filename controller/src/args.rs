@@ -12,6 +12,7 @@ use crate::bodies::Place;
 use crate::connections::{self, ConnectionLimits};
 use crate::dispatch::LeaseSettings;
 use crate::kube::KubeArgs;
+use crate::secrets::{self, KeyPlace};
 
 /// Settings of the controller.
 #[derive(Args, Clone, Debug)]
@@ -57,6 +58,20 @@ pub struct ControllerArgs {
     /// need the same.
     #[arg(long, env = "WINDLASS_BODIES", value_name = "URL")]
     pub bodies: Option<Place>,
+
+    /// A file with the keys that seal secrets, as `windlass secret new-key` makes it; the first one seals. Without it the systemd
+    /// credential `windlass-secrets-key`, else, where the database is a file, one that is made in the state folder. Controllers that
+    /// share a database need the same.
+    #[arg(long, env = "WINDLASS_SECRETS_KEY_FILE", value_name = "FILE")]
+    pub secrets_key_file: Option<PathBuf>,
+
+    /// The folder with the credentials that systemd gives.
+    #[arg(long, env = "CREDENTIALS_DIRECTORY", value_name = "DIR", hide = true)]
+    pub credentials_directory: Option<PathBuf>,
+
+    /// Remove the secret values that no key opens. For a key that is lost.
+    #[arg(long)]
+    pub discard_unreadable_secrets: bool,
 
     /// The address to listen on; port 0 takes a free one.
     #[arg(long, env = "WINDLASS_LISTEN", default_value = "127.0.0.1:12082", value_name = "ADDRESS")]
@@ -194,6 +209,9 @@ impl ControllerArgs {
             admin_token_file: None,
             authority: None,
             bodies: None,
+            secrets_key_file: None,
+            credentials_directory: None,
+            discard_unreadable_secrets: false,
             listen,
             advertise_url: None,
             tls_san: Vec::new(),
@@ -222,6 +240,12 @@ impl ControllerArgs {
             return Err(Error::TokenLife { life });
         }
         Ok(jiff::SignedDuration::try_from(life.get()).unwrap_or(jiff::SignedDuration::MAX))
+    }
+
+    /// Where the keys of secrets are.
+    pub(crate) fn key_place(&self) -> KeyPlace {
+        let own = self.store.is_none().then(|| self.state_dir.clone());
+        secrets::key_place(self.secrets_key_file.clone(), self.credentials_directory.clone(), own)
     }
 
     /// The times of the agent protocol, if they make sense together.

@@ -32,6 +32,7 @@ use crate::auth::{self, NodeTokens};
 use crate::bodies::Bodies;
 use crate::clock::{Clock, IdSource};
 use crate::error::{ApiError, Code};
+use crate::secrets::Secrets;
 
 pub(crate) use claim::{is_closed, room, slots};
 pub use push::{CallError, MakeClient, Push, Target, WorkerClient, WorkerTokens};
@@ -66,6 +67,8 @@ pub struct DispatchParts {
     pub store: Store,
     /// Bodies of log chunks and inputs.
     pub bodies: Bodies,
+    /// What attempts are given of secrets.
+    pub secrets: Secrets,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
     /// New ids and chance.

@@ -17,6 +17,7 @@ pub mod kube;
 pub mod metrics;
 pub mod reconcile;
 pub mod rest;
+pub mod secrets;
 pub mod server;
 pub mod state;
 mod submit;

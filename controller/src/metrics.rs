@@ -75,6 +75,20 @@ pub enum Delivery {
     Failed,
 }
 
+/// What came of a secret that a job names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::EnumIter)]
+#[strum(serialize_all = "snake_case")]
+pub(crate) enum SecretDelivery {
+    /// The node was given it.
+    Given,
+    /// There is no such Secret or key.
+    Missing,
+    /// The controller lacks the key that opens it, or it is damaged.
+    Unreadable,
+    /// The job has more of them than one job may have.
+    TooLarge,
+}
+
 /// The controller's metrics; cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
@@ -92,6 +106,7 @@ struct Inner {
     expired_leases: Gauge,
     connections: Gauge,
     refused_connections: Family<RefusalLabels, Counter>,
+    secrets: Family<DeliveryLabels, Counter>,
     closed_connections: Family<ClosingLabels, Counter>,
     damaged_rows: Gauge,
     swept_bodies: Counter,
@@ -143,6 +158,11 @@ impl Metrics {
         let connections = Gauge::default();
         registry.register("connections", "Connections that are open.", connections.clone());
         // With each reason from the start, because an increase is seen only of what was there before.
+        let secrets = Family::<DeliveryLabels, Counter>::default();
+        for outcome in SecretDelivery::iter() {
+            drop(secrets.get_or_create(&DeliveryLabels { outcome: outcome.into() }));
+        }
+        registry.register("secrets", "Secrets that jobs name, by what came of it.", secrets.clone());
         let refused_connections = Family::<RefusalLabels, Counter>::default();
         for reason in Refusal::iter() {
             drop(refused_connections.get_or_create(&RefusalLabels { reason: reason.into() }));
@@ -204,6 +224,7 @@ impl Metrics {
             expired_leases,
             connections,
             refused_connections,
+            secrets,
             closed_connections,
             damaged_rows,
             swept_bodies,
@@ -226,6 +247,11 @@ impl Metrics {
     /// Says how many connections are open.
     pub fn connections(&self, open: usize) {
         self.inner.connections.set(i64::try_from(open).unwrap_or(i64::MAX));
+    }
+
+    /// Notes what came of a secret that a job names.
+    pub(crate) fn secret(&self, outcome: SecretDelivery) {
+        self.inner.secrets.get_or_create(&DeliveryLabels { outcome: outcome.into() }).inc();
     }
 
     /// Counts a connection that was turned away.

@@ -18,6 +18,7 @@ pub(crate) mod pace;
 pub(crate) mod present;
 mod queues;
 mod rollouts;
+mod secrets;
 mod sse;
 mod templates;
 
@@ -39,6 +40,7 @@ use crate::clock::{Clock, IdSource};
 use crate::dispatch::Dispatch;
 use crate::error::{ApiError, Code};
 use crate::metrics::Metrics;
+use crate::secrets::Secrets;
 use crate::submit::Submission;
 
 pub(crate) use join_tokens::{NewJoinToken, create as create_join_token};
@@ -58,6 +60,8 @@ pub struct AppParts {
     pub bodies: Bodies,
     /// The agent protocol.
     pub dispatch: Dispatch,
+    /// Secrets.
+    pub secrets: Secrets,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
     /// New ids and chance.
@@ -122,6 +126,14 @@ pub fn router(app: App) -> Router {
         .route("/v1/rollouts/{name}/undo", post(rollouts::undo))
         .route("/v1/join-tokens", post(join_tokens::post).get(join_tokens::list))
         .route("/v1/join-tokens/{id}", delete(join_tokens::revoke))
+        .route("/v1/secrets", get(secrets::list_all))
+        .route("/v1/secrets/rotate", post(secrets::rotate))
+        .route("/v1/namespaces/{namespace}/secrets", get(secrets::list))
+        .route(
+            "/v1/namespaces/{namespace}/secrets/{name}",
+            get(secrets::get).put(secrets::set).delete(secrets::remove),
+        )
+        .route("/v1/namespaces/{namespace}/secrets/{name}/keys/{key}", delete(secrets::remove_key))
         .route("/v1/inputs/{digest}", get(inputs::head))
         .route("/v1/nodes/register", post(agent::register))
         .route("/v1/nodes/capability", post(agent::capability))

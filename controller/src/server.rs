@@ -25,6 +25,7 @@ use crate::kube;
 use crate::metrics::Metrics;
 use crate::reconcile::{self, LoopParts};
 use crate::rest::{self, App, AppParts, NewJoinToken};
+use crate::secrets::{self, Secrets};
 use crate::state::{self, AdminToken, Opening, State};
 use crate::tls;
 
@@ -40,6 +41,9 @@ pub enum Error {
     /// The store could not be used.
     #[error("could not use the database")]
     Store(#[from] windlass_store::Error),
+    /// The keys of secrets cannot be used.
+    #[error("could not open the secrets")]
+    Secrets(#[source] secrets::Error),
     /// There is no certificate.
     #[error(transparent)]
     Tls(#[from] tls::Error),
@@ -73,6 +77,7 @@ impl Error {
             Self::Args(_) | Self::Connections(_) => true,
             Self::State(_)
             | Self::Store(_)
+            | Self::Secrets(_)
             | Self::Tls(_)
             | Self::Listen { .. }
             | Self::Serve(_)
@@ -126,6 +131,10 @@ impl Controller {
             ids: &*ids,
         };
         let State { store, bodies, authority, admin_token_file } = state::open(opening).await?;
+        let metrics = Metrics::new();
+        let keys = (args.key_place(), args.discard_unreadable_secrets);
+        let secrets = Secrets::open(store.clone(), clock.clone(), ids.clone(), metrics.clone(), keys).await;
+        let secrets = secrets.map_err(Error::Secrets)?;
         let tokens = NodeTokens::new(&node_token_secret(&store, &*ids).await?);
 
         let listening = |source| Error::Listen { address: args.listen, source };
@@ -145,6 +154,7 @@ impl Controller {
         let dispatch = Dispatch::new(DispatchParts {
             store: store.clone(),
             bodies: bodies.clone(),
+            secrets: secrets.clone(),
             clock: clock.clone(),
             ids: ids.clone(),
             tokens,
@@ -155,7 +165,6 @@ impl Controller {
             stopping: stop.clone(),
         });
         let mut tasks = JoinSet::new();
-        let metrics = Metrics::new();
         let parts = LoopParts {
             dispatch: &dispatch,
             store: &store,
@@ -184,6 +193,7 @@ impl Controller {
             store: store.clone(),
             bodies,
             dispatch,
+            secrets,
             clock,
             ids,
             metrics: metrics.clone(),

@@ -212,7 +212,7 @@ const FIRST_START: &str = "first-start";
 /// The file that is locked while parts are looked at and made.
 pub(crate) const LOCK: &str = ".lock";
 /// Names, or beginnings of names, of what a controller keeps in its folder.
-const OURS: [&str; 6] = ["windlass.db", "pki", "admin.", "bodies", FIRST_START, LOCK];
+const OURS: [&str; 7] = ["windlass.db", "pki", "admin.", "bodies", "secrets.", FIRST_START, LOCK];
 /// The setting that names the authority, by the SHA-256 of its certificate in hexadecimal.
 pub(crate) const AUTHORITY: &str = "authority";
 /// The setting with the secret that node tokens are signed with. A database with it has been in use.

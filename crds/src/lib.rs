@@ -24,6 +24,7 @@ pub mod quantity;
 pub mod rollout;
 pub mod sandbox_job;
 pub mod schema;
+pub mod secret;
 
 pub use duration::Span;
 pub use egress::EgressRule;
@@ -34,6 +35,7 @@ pub use node_config::{NodeConfig, NodeConfigSpec, NodeConfigStatus};
 pub use priority::Priority;
 pub use quantity::{Bytes, Cpu};
 pub use sandbox_job::{JobPhase, SandboxJob, SandboxJobSpec, SandboxJobStatus};
+pub use secret::SecretUse;
 
 /// The API group of every kind.
 pub const GROUP: &str = "windlass.dev";

@@ -30,6 +30,7 @@ const SUBDOMAIN: &str =
 const LABEL_VALUE: &str = "letters, digits, `-`, `_` and `.`, starting and ending with a letter or digit";
 const LABEL_KEY: &str = "a name of letters, digits, `-`, `_` and `.`, optionally after a DNS name and `/`";
 const ENVIRONMENT: &str = "letters, digits and `_`, not starting with a digit";
+const SECRET_KEY: &str = "letters, digits, `-`, `_` and `.`";
 
 /// The most characters of a DNS label, a label's value, and a label key's name.
 pub const LABEL_MAX: usize = 63;
@@ -77,6 +78,13 @@ pub fn check_environment_name(text: &str) -> Result<(), Error> {
     check_length(text, 255)?;
     let first = !text.starts_with(|c: char| c.is_ascii_digit());
     check_form(first && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'), ENVIRONMENT)
+}
+
+/// Checks the key of a value in a Secret.
+pub fn check_secret_key(text: &str) -> Result<(), Error> {
+    check_length(text, SUBDOMAIN_MAX)?;
+    let form = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+    check_form(form, SECRET_KEY)
 }
 
 fn check_length(text: &str, limit: usize) -> Result<(), Error> {

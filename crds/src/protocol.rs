@@ -21,6 +21,7 @@ mod claim;
 mod config;
 mod problem;
 mod report;
+mod secret;
 pub mod worker_api;
 
 pub use bootstrap::{
@@ -45,6 +46,7 @@ pub use report::{
     EgressAttempts, LogBody, NODE_RECORDS, Outcome, Record, RecordBody, RecordOutcome, ReportRequest,
     ReportResponse, StepEnded, Stream, Terminal, TerminalPhase,
 };
+pub use secret::{SecretBytes, SecretValue};
 
 /// The version that every payload carries.
 pub const VERSION: u32 = 1;

@@ -15,6 +15,7 @@ use crate::egress::EgressRule;
 use crate::facts::FactsStep;
 use crate::priority::Priority;
 use crate::quantity::{Bytes, Cpu};
+use crate::secret::SecretUse;
 
 /// A piece of work: one or more steps with one workspace, run on one node in a sandbox.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
@@ -109,6 +110,11 @@ pub struct SandboxJobSpec {
     /// Shorthand for a job of one step: a script and its interpreter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub script: Option<Script>,
+
+    /// Secrets of the one step in shorthand; `steps` have their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub secrets: Vec<SecretUse>,
 
     /// Holds the job back in its queue while true. A running attempt is not touched.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -616,6 +622,11 @@ pub struct Step {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 256, "additionalProperties" = {"type": "string", "maxLength": 131_072}))]
     pub env: BTreeMap<String, String>,
+
+    /// Values of Secrets that this step is given, and no other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub secrets: Vec<SecretUse>,
 
     /// The working directory, relative to `/workspace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -118,6 +118,7 @@ impl Running {
             host,
             driver,
             sandbox,
+            node_key,
             workspaces,
             plugins,
             egress,
@@ -142,7 +143,7 @@ impl Running {
             readiness.set(Part::Sandbox, Some(cause));
         }
 
-        let (ledger, entries) = Ledger::open(Arc::clone(&fs)).await?;
+        let (ledger, entries) = Ledger::open(Arc::clone(&fs), node_key.clone()).await?;
         let (outbox, writer) = Outbox::open(Arc::clone(&fs)).await?;
         let found = Found {
             entries,
@@ -216,6 +217,7 @@ impl Running {
             ledger: Arc::clone(&ledger),
             held: held.clone(),
             driver,
+            node_key,
             workspaces,
             inputs,
             in_force: in_force.clone(),

@@ -41,6 +41,23 @@ pub struct AgentArgs {
     #[arg(long, env = "WINDLASS_AGENT_DOCKER_SOCKET", value_name = "PATH")]
     pub docker_socket: Option<PathBuf>,
 
+    /// A folder in memory (tmpfs) for the secrets of jobs that run. Without it `/run` for root, else `$XDG_RUNTIME_DIR`, else `/dev/shm`.
+    #[arg(long, env = "WINDLASS_AGENT_RUNTIME_DIR", value_name = "PATH")]
+    pub runtime_dir: Option<PathBuf>,
+
+    /// The folder in memory that the system gives to this user.
+    #[arg(long, env = "XDG_RUNTIME_DIR", value_name = "PATH", hide = true)]
+    pub user_runtime_dir: Option<PathBuf>,
+
+    /// A file with the key that seals secrets in the ledger and the outbox, as `windlass secret new-key` makes it. Without it the systemd
+    /// credential `windlass-node-key`, else one in memory, and jobs with secrets are not carried on after a reboot.
+    #[arg(long, env = "WINDLASS_AGENT_SECRETS_KEY_FILE", value_name = "PATH")]
+    pub secrets_key_file: Option<PathBuf>,
+
+    /// The folder with the credentials that systemd gives.
+    #[arg(long, env = "CREDENTIALS_DIRECTORY", value_name = "PATH", hide = true)]
+    pub credentials_directory: Option<PathBuf>,
+
     /// The node's name; without it the host's.
     #[arg(long, env = "WINDLASS_NODE_NAME", value_name = "NAME")]
     pub name: Option<String>,
@@ -71,6 +88,8 @@ impl std::fmt::Debug for AgentArgs {
             .field("cgroup_parent", &self.cgroup_parent)
             .field("podman_socket", &self.podman_socket)
             .field("docker_socket", &self.docker_socket)
+            .field("runtime_dir", &self.runtime_dir)
+            .field("secrets_key_file", &self.secrets_key_file)
             .field("name", &self.name)
             .field("labels", &self.labels)
             .field("concurrency", &self.concurrency)
@@ -81,6 +100,25 @@ impl std::fmt::Debug for AgentArgs {
 }
 
 impl AgentArgs {
+    /// Where a folder in memory may be, best first.
+    pub(crate) fn memory_places(&self) -> Vec<PathBuf> {
+        if let Some(given) = &self.runtime_dir {
+            return vec![given.clone()];
+        }
+        let own = if rustix::process::geteuid().is_root() {
+            Some(PathBuf::from("/run"))
+        } else {
+            self.user_runtime_dir.clone()
+        };
+        own.into_iter().chain([PathBuf::from("/dev/shm")]).collect()
+    }
+
+    /// The file with the node's key, where there is one.
+    pub(crate) fn key_file(&self) -> Option<PathBuf> {
+        let credential = self.credentials_directory.as_ref().map(|folder| folder.join("windlass-node-key"));
+        self.secrets_key_file.clone().or(credential.filter(|file| file.exists()))
+    }
+
     /// The labels as a map; of a key that is given twice the last value counts.
     pub(crate) fn label_map(&self) -> BTreeMap<String, String> {
         self.labels.iter().cloned().collect()
@@ -119,7 +157,7 @@ mod tests {
         let line = [
             "agent",
             "--join",
-            "wl1.secret",
+            "wl1.hunter2",
             "--label",
             "a=1",
             "--label",
@@ -130,7 +168,7 @@ mod tests {
         let args = Cli::parse_from(line).args;
         assert_eq!(args.label_map(), crate::testing::labels(&[("a", "1"), ("example.org/b", "x")]));
         assert_eq!(args.concurrency, Some(3));
-        assert!(!format!("{args:?}").contains("secret"));
+        assert!(!format!("{args:?}").contains("hunter2"));
     }
 
     #[test]

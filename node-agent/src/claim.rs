@@ -216,8 +216,13 @@ impl Claims {
         let host_boot = self.clock.host_boot();
         let took = assignments.into_iter().map(|assignment| {
             let lease_until = first_sent_at + Duration::from_secs(assignment.lease_seconds);
-            let entry =
-                ledger::Entry { assignment, lease_until, host_boot: host_boot.clone(), pushed: false };
+            let entry = ledger::Entry {
+                assignment,
+                lease_until,
+                host_boot: host_boot.clone(),
+                pushed: false,
+                sealed: None,
+            };
             async move {
                 if draining {
                     let message = "the agent is draining and takes no more work".to_owned();

@@ -25,6 +25,8 @@ pub(crate) mod inputs;
 pub(crate) mod limits;
 pub(crate) mod output;
 pub(crate) mod policy;
+mod pump;
+mod secrets;
 mod step;
 mod system;
 mod verdict;
@@ -59,10 +61,12 @@ use crate::held::{Control, HeldAttempts, StopCause};
 use crate::ids::IdSource;
 use crate::inference::InferenceHandle;
 use crate::ledger::{Entry, Ledger};
+use crate::mask::Mask;
 use crate::names::{attempt_name, unit_id};
 use crate::outbox::{NewRecord, Outbox, Progress};
 use crate::plugins::Registry;
 use crate::session::SessionHandle;
+use crate::vault::NodeKey;
 use crate::watch;
 use crate::worker_api::runs::{End, Runs};
 use crate::workspaces::{Content, Home, Placement, Workspaces};
@@ -89,6 +93,7 @@ pub(crate) struct ExecutorParts {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) held: HeldAttempts,
     pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) node_key: NodeKey,
     pub(crate) workspaces: Arc<dyn Workspaces>,
     pub(crate) inputs: InputCache,
     pub(crate) in_force: InForce,
@@ -137,6 +142,8 @@ pub(crate) struct AttemptTask {
     refusal: Option<policy::Refusal>,
     /// Records that go out with the next that must be durable.
     pending: Vec<NewRecord>,
+    /// Takes the attempt's secrets out of what leaves the node.
+    mask: Mask,
     /// The images that are known to be on the node, by their full names.
     images: BTreeMap<String, Image>,
     /// The ids of the images that native steps have seen as their system, by what the job calls them.
@@ -152,6 +159,7 @@ impl AttemptTask {
         recovered: Recovered,
     ) -> Self {
         let name = attempt_name(&entry.assignment.attempt);
+        let mask = secrets::mask(&entry.assignment.secrets);
         let started = recovered.progress.started_at.map(|at| {
             // The wall clock carries it over the restart; it cannot have started in the future.
             let ago = Duration::try_from(parts.clock.now().duration_since(at)).unwrap_or_default();
@@ -171,6 +179,7 @@ impl AttemptTask {
             mounts: Vec::new(),
             refusal: None,
             pending: Vec::new(),
+            mask,
             images: BTreeMap::new(),
             systems: BTreeMap::new(),
         };
@@ -187,6 +196,8 @@ impl AttemptTask {
             let verdict = match self.execute().await {
                 Ok(verdict) | Err(verdict) => verdict,
             };
+            let message = verdict.message.clone().map(|message| self.mask.text(message));
+            let verdict = Verdict { message, ..verdict };
             tracing::info!(
                 phase = %verdict.phase,
                 reason = verdict.reason,
@@ -245,6 +256,9 @@ impl AttemptTask {
             } else {
                 Verdict::released("NodeRebooted", "the node was booted before the job started")
             });
+        }
+        if self.entry.sealed.is_some() {
+            return Err(secrets::lost(self.recovered.progress.started_at.is_some()));
         }
         let home = match self.recovered.progress.started_at {
             Some(_) => self.take_up()?,
@@ -315,6 +329,7 @@ impl AttemptTask {
         {
             return Err(Verdict::released("InferenceUnavailable", why));
         }
+        secrets::check(self.assignment(), steps)?;
         self.mounts = self.host_mounts(host_paths);
         self.fetch_images(steps).await?;
         let (placements, inputs) = self.placements().await?;
@@ -521,6 +536,7 @@ impl AttemptTask {
 
     fn record(&mut self, body: RecordBody) {
         let at = self.parts.clock.now();
+        let body = self.mask.record(body);
         self.pending.push(NewRecord { at, body, mark: None });
     }
 
@@ -619,6 +635,7 @@ pub(crate) fn steps(assignment: &Assignment) -> Vec<Step> {
         name: "main".to_owned(),
         command: spec.command.clone(),
         script: spec.script.clone(),
+        secrets: spec.secrets.clone(),
         ..Step::default()
     };
     let mut steps = vec![shorthand];

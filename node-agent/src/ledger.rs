@@ -16,6 +16,7 @@ use windlass_crds::protocol::{Assignment, AttemptId};
 
 use crate::fs::AgentFs;
 use crate::names::attempt_name;
+use crate::vault::NodeKey;
 
 const FOLDER: &str = "ledger";
 /// Ended attempts that are remembered in memory, against an answer that the network delivers a second time. A claim
@@ -34,6 +35,40 @@ pub(crate) struct Entry {
     /// It came by the Worker API, which keeps its result.
     #[serde(default)]
     pub(crate) pushed: bool,
+    /// In the file: the assignment's secrets, sealed with the node's key, and nowhere else in it. In memory: those that the
+    /// node's key of now does not open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sealed: Option<String>,
+}
+
+impl Entry {
+    /// The entry as it is written.
+    fn to_file(&self, key: &NodeKey) -> Vec<u8> {
+        const STRINGS: &str = "it has only string keys and so becomes JSON";
+        let mut kept = self.clone();
+        let secrets = std::mem::take(&mut kept.assignment.secrets);
+        if !secrets.is_empty() {
+            let secrets = serde_json::to_vec(&secrets).expect(STRINGS);
+            kept.sealed = Some(key.seal(&self.place(), &secrets));
+        }
+        serde_json::to_vec(&kept).expect(STRINGS)
+    }
+
+    /// The entry that was written.
+    fn of_file(content: &[u8], key: &NodeKey) -> Result<Self, serde_json::Error> {
+        let mut entry: Self = serde_json::from_slice(content)?;
+        let opened = entry.sealed.as_deref().and_then(|sealed| key.open(&entry.place(), sealed));
+        if let Some(secrets) = opened {
+            entry.assignment.secrets = serde_json::from_slice(&secrets)?;
+            entry.sealed = None;
+        }
+        Ok(entry)
+    }
+
+    /// What the secrets are sealed for.
+    fn place(&self) -> String {
+        format!("ledger {}", self.assignment.attempt)
+    }
 }
 
 /// Why the ledger could not be read or written.
@@ -105,6 +140,7 @@ pub(crate) enum Taken {
 /// The attempts that this node has taken on.
 pub(crate) struct Ledger {
     fs: Arc<dyn AgentFs>,
+    key: NodeKey,
     /// Protects the sets of names only; no file is touched under it.
     known: Mutex<Known>,
 }
@@ -117,19 +153,21 @@ struct Known {
 
 impl Ledger {
     /// Reads all entries.
-    pub(crate) async fn open(fs: Arc<dyn AgentFs>) -> Result<(Self, BTreeMap<AttemptId, Entry>), Error> {
+    pub(crate) async fn open(
+        fs: Arc<dyn AgentFs>,
+        key: NodeKey,
+    ) -> Result<(Self, BTreeMap<AttemptId, Entry>), Error> {
         let mut entries = BTreeMap::new();
         for name in fs.list(FOLDER).await.map_err(Error::List)? {
             let content = fs.read(&format!("{FOLDER}/{name}")).await;
             let content = content.map_err(|source| Error::Read { name: name.clone(), source })?;
             // A file that was listed and is missing now was removed by hand just then.
             let Some(content) = content else { continue };
-            let entry: Entry =
-                serde_json::from_slice(&content).map_err(|source| Error::Damaged { name, source })?;
+            let entry = Entry::of_file(&content, &key).map_err(|source| Error::Damaged { name, source })?;
             entries.insert(entry.assignment.attempt.clone(), entry);
         }
         let known = Known { here: entries.keys().cloned().collect(), ended: VecDeque::new() };
-        Ok((Self { fs, known: Mutex::new(known) }, entries))
+        Ok((Self { fs, key, known: Mutex::new(known) }, entries))
     }
 
     /// Takes an attempt on. [`Taken::New`] means that the entry is durable; it is said once for an attempt.
@@ -139,7 +177,7 @@ impl Ledger {
             return Ok(Taken::Known);
         }
         let name = file_name(attempt);
-        let content = serde_json::to_vec(entry).expect("an entry has only string keys and so becomes JSON");
+        let content = entry.to_file(&self.key);
         match self.fs.create_new(&format!("{FOLDER}/{name}"), content).await {
             Ok(()) => Ok(Taken::New),
             Err(source) => {
@@ -188,7 +226,10 @@ fn file_name(attempt: &AttemptId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{MemoryFs, assignment};
+    use windlass_crds::protocol::{SecretBytes, SecretValue};
+
+    use crate::ids::SystemIds;
+    use crate::testing::{MemoryFs, assignment, node_key};
 
     fn entry(job: &str, epoch: u64) -> Entry {
         Entry {
@@ -196,19 +237,20 @@ mod tests {
             lease_until: Duration::from_secs(25),
             host_boot: "boot".to_owned(),
             pushed: false,
+            sealed: None,
         }
     }
 
     #[tokio::test]
     async fn an_attempt_is_taken_on_once_and_survives_a_restart() {
         let fs = Arc::new(MemoryFs::default());
-        let (ledger, entries) = Ledger::open(fs.clone()).await.unwrap();
+        let (ledger, entries) = Ledger::open(fs.clone(), node_key()).await.unwrap();
         assert!(entries.is_empty());
         assert_eq!(ledger.take(&entry("job", 1)).await.unwrap(), Taken::New);
         assert_eq!(ledger.take(&entry("job", 1)).await.unwrap(), Taken::Known);
         assert_eq!(ledger.take(&entry("job", 2)).await.unwrap(), Taken::New);
 
-        let (ledger, entries) = Ledger::open(fs.clone()).await.unwrap();
+        let (ledger, entries) = Ledger::open(fs.clone(), node_key()).await.unwrap();
         assert_eq!(entries.len(), 2);
         assert_eq!(ledger.take(&entry("job", 1)).await.unwrap(), Taken::Known);
         ledger.remove(&entry("job", 1).assignment.attempt).await.unwrap();
@@ -217,13 +259,13 @@ mod tests {
             Taken::Known,
             "a late answer changes nothing"
         );
-        assert_eq!(Ledger::open(fs).await.unwrap().1.len(), 1);
+        assert_eq!(Ledger::open(fs, node_key()).await.unwrap().1.len(), 1);
     }
 
     #[tokio::test]
     async fn a_full_disk_takes_nothing_on() {
         let fs = Arc::new(MemoryFs::default());
-        let (ledger, _) = Ledger::open(fs.clone()).await.unwrap();
+        let (ledger, _) = Ledger::open(fs.clone(), node_key()).await.unwrap();
         fs.set_full(true);
         assert_eq!(ledger.take(&entry("job", 1)).await.unwrap_err().kind(), "ledger_write");
         fs.set_full(false);
@@ -234,7 +276,30 @@ mod tests {
     async fn a_damaged_entry_is_named() {
         let fs = Arc::new(MemoryFs::default());
         fs.create_new("ledger/bad.json", b"{".to_vec()).await.unwrap();
-        let error = Ledger::open(fs).await.err().unwrap();
+        let error = Ledger::open(fs, node_key()).await.err().unwrap();
         assert!(error.to_string().contains("bad.json"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn secrets_are_in_the_file_only_sealed_and_without_the_key_they_stay_so() {
+        let fs = Arc::new(MemoryFs::default());
+        let mut entry = entry("job", 1);
+        entry.assignment.secrets = vec![SecretValue {
+            name: "s".to_owned(),
+            key: "k".to_owned(),
+            value: Some(SecretBytes::new(b"swordfish".to_vec())),
+            problem: None,
+        }];
+        let (ledger, _) = Ledger::open(fs.clone(), node_key()).await.unwrap();
+        ledger.take(&entry).await.unwrap();
+        let file = fs.read("ledger/job-1.json").await.unwrap().unwrap();
+        let text = String::from_utf8(file).unwrap();
+        assert!(!text.contains("swordfish") && !text.contains("c3dvcmRmaXNo"), "{text}");
+        let (_, entries) = Ledger::open(fs.clone(), node_key()).await.unwrap();
+        assert_eq!(entries[&entry.assignment.attempt], entry);
+        let other = NodeKey::new(&[9; 32], Arc::new(SystemIds));
+        let (_, entries) = Ledger::open(fs, other).await.unwrap();
+        let found = &entries[&entry.assignment.attempt];
+        assert!(found.sealed.is_some() && found.assignment.secrets.is_empty());
     }
 }

@@ -27,6 +27,8 @@ mod ids;
 mod inference;
 mod keeper_thread;
 mod ledger;
+mod mask;
+mod memory;
 mod names;
 mod outbox;
 pub mod plugins;
@@ -39,6 +41,7 @@ mod status;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod token;
+mod vault;
 mod watch;
 mod worker_api;
 mod workspaces;
@@ -63,9 +66,10 @@ pub use session::Session;
 pub use start::{Error as StartError, RunningAgent};
 pub use status::AgentStatus;
 pub use token::{Error as TokenError, JoinToken};
+pub use vault::{Error as NodeKeyError, NodeKey};
 pub use windlass_sandbox::engine::Engines;
 pub use worker_api::{ApiHost, Door, TlsHost};
-pub use workspaces::{Content, Home, HostWorkspaces, LeaseWriter, Placement, Workspaces};
+pub use workspaces::{Content, Home, HostWorkspaces, LeaseWriter, Placement, StepSecrets, Workspaces};
 
 /// An error and its causes as one line.
 pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {

@@ -88,6 +88,7 @@ mod tests {
             lease_until: Duration::ZERO,
             host_boot: host_boot.to_owned(),
             pushed: false,
+            sealed: None,
         };
         (id(job), entry)
     }

@@ -28,11 +28,13 @@ use crate::clock::{Clock, SystemClock};
 use crate::executor::egress::Egress;
 use crate::fs::DiskFs;
 use crate::identity::{self, Enrolment, Identity};
-use crate::ids::SystemIds;
+use crate::ids::{IdSource, SystemIds};
+use crate::memory::MemoryFolder;
 use crate::plugins::Registry;
 use crate::registration::{self, JoinSecret, OnRegistered};
 use crate::status::AgentStatus;
 use crate::token::{self, JoinToken};
+use crate::vault::{self, NodeKey};
 use crate::worker_api::TlsHost;
 use crate::workspaces::HostWorkspaces;
 
@@ -97,6 +99,9 @@ pub enum Error {
     /// The sandbox cannot be opened.
     #[error("the sandbox cannot be opened")]
     Sandbox(#[source] windlass_sandbox::Error),
+    /// The node's key cannot be used.
+    #[error(transparent)]
+    NodeKey(#[from] vault::Error),
     /// The host does not tell which run of it this is.
     #[error("cannot read /proc/sys/kernel/random/boot_id")]
     Clock(#[source] io::Error),
@@ -113,6 +118,7 @@ impl Error {
             | Self::Client(_)
             | Self::BrokenEnrolment { .. }
             | Self::Sandbox(_)
+            | Self::NodeKey(_)
             | Self::Clock(_) => false,
         }
     }
@@ -130,6 +136,7 @@ impl Error {
             Self::Client(_) => "client",
             Self::BrokenEnrolment { .. } => "broken_enrolment",
             Self::Sandbox(_) => "sandbox",
+            Self::NodeKey(_) => "node_key",
             Self::Clock(_) => "clock",
         }
     }
@@ -196,8 +203,15 @@ impl Agent {
         ];
         let engines = engines::open(&state, &native.config().launcher, sockets, &mut sandbox).await;
         let images = native.images().clone();
-        let workspaces =
-            HostWorkspaces::open_state(&state, native.identities().clone()).map_err(Error::Sandbox)?;
+        let ids: Arc<dyn IdSource> = Arc::new(SystemIds);
+        let memory = MemoryFolder::choose(&args.memory_places(), &state);
+        let node_key = node_key(&args, &memory, &ids)?;
+        let secrets = memory.map(|memory| memory.secrets());
+        if let Err(why) = &secrets {
+            tracing::warn!(reason = why, "jobs with secrets cannot run here");
+        }
+        let workspaces = HostWorkspaces::open_state(&state, native.identities().clone(), secrets)
+            .map_err(Error::Sandbox)?;
 
         let Contact { url, authority: _, join } = contact;
         let egress = Egress::system(url.host_str().map(str::to_owned));
@@ -222,11 +236,12 @@ impl Agent {
             client: client as Arc<dyn ControllerClient>,
             lease_client,
             clock,
-            ids: Arc::new(SystemIds),
+            ids,
             fs: Arc::new(DiskFs::new(&state)),
             host: Arc::new(SystemHost::new(&state)),
             driver: Arc::new(Drivers::new(Arc::new(native), engines.clone())),
             sandbox,
+            node_key,
             workspaces: Arc::new(workspaces),
             plugins: Registry::built_in(),
             egress,
@@ -286,6 +301,21 @@ fn lock(state: &Path) -> Result<File, Error> {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::InUse { path: state.to_owned() }),
         Err(TryLockError::Error(source)) => Err(failed("lock")(source)),
+    }
+}
+
+/// The key that seals what durable files keep of secrets.
+fn node_key(
+    args: &AgentArgs,
+    memory: &Result<MemoryFolder, String>,
+    ids: &Arc<dyn IdSource>,
+) -> Result<NodeKey, Error> {
+    match args.key_file() {
+        Some(file) => Ok(NodeKey::read(&file, Arc::clone(ids))?),
+        None => {
+            let file = memory.as_ref().ok().map(MemoryFolder::key_file);
+            Ok(NodeKey::until_reboot(file, Arc::clone(ids)))
+        }
     }
 }
 

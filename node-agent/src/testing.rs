@@ -12,6 +12,7 @@ mod files;
 mod sandbox;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use windlass_crds::protocol::{
@@ -25,6 +26,7 @@ pub use self::clock::{SeededIds, VirtualClock};
 pub use self::files::{Crash, MemoryFs};
 pub use self::sandbox::{FakeSandbox, OnStart};
 use crate::capabilities::{HostFacts, HostProbe};
+use crate::vault::NodeKey;
 
 /// A host that never changes: four cores, 8 GiB.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,6 +88,11 @@ pub fn configuration(node: &str, version: u64) -> Configuration {
     }
 }
 
+/// A node's key.
+pub fn node_key() -> NodeKey {
+    NodeKey::new(&[5; 32], Arc::new(SeededIds::new(5)))
+}
+
 /// An assignment of a job with one step; the name is `job-` and the uid, the lease 25 s.
 pub fn assignment(job: &str, epoch: u64, command: &[&str]) -> Assignment {
     let step = Step {
@@ -103,6 +110,7 @@ pub fn assignment(job: &str, epoch: u64, command: &[&str]) -> Assignment {
         lease_seconds: 25,
         claimed_at: Timestamp::UNIX_EPOCH,
         task_id: None,
+        secrets: Vec::new(),
     }
 }
 

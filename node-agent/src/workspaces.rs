@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use windlass_sandbox::{
-    Archive, ArchiveLimits, Deadline, DiskQuota, Error as SandboxError, Identities, Identity, Lease,
+    Archive, ArchiveLimits, Deadline, DiskQuota, Error as SandboxError, Handed, Identities, Identity, Lease,
     Workspace,
 };
 
@@ -70,6 +70,26 @@ pub enum Content {
     Archive(PathBuf),
 }
 
+/// The secrets of one step.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct StepSecrets {
+    /// Environment variables, in UTF-8 and without NUL.
+    pub environment: Vec<(String, Vec<u8>)>,
+    /// Files, by paths that lead to nowhere else.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for StepSecrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names =
+            |pairs: &[(String, Vec<u8>)]| pairs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        f.debug_struct("StepSecrets")
+            .field("environment", &names(&self.environment))
+            .field("files", &names(&self.files))
+            .finish()
+    }
+}
+
 /// Makes and removes the places where attempts live.
 #[async_trait]
 pub trait Workspaces: Send + Sync + 'static {
@@ -97,6 +117,18 @@ pub trait Workspaces: Send + Sync + 'static {
     /// # Errors
     /// What the sandbox says.
     async fn write_script(&self, home: &Home, step: u32, source: &str) -> Result<(), SandboxError>;
+
+    /// Puts the secrets of a step where only its unit finds them, and never on a disk. What an earlier try left is replaced.
+    ///
+    /// # Errors
+    /// [`SandboxError::Unsupported`] where the host has no place in memory, and what the sandbox says.
+    async fn hand_over(&self, home: &Home, step: u32, secrets: StepSecrets) -> Result<Handed, SandboxError>;
+
+    /// Removes the secrets of a step, whose unit has ended; none are fine.
+    ///
+    /// # Errors
+    /// What the sandbox says.
+    async fn take_back(&self, home: &Home, step: u32) -> Result<(), SandboxError>;
 
     /// Removes a home; one that is gone is fine. Nothing may run in it.
     ///
@@ -127,15 +159,22 @@ struct Folders {
     workspaces: PathBuf,
     leases: PathBuf,
     identities: Identities,
+    /// The folder in memory for secrets, or why there is none.
+    secrets: Result<PathBuf, String>,
 }
 
 impl HostWorkspaces {
-    /// Keeps homes under `state`, which exists, with users from `identities`. No other user of the host can look into
+    /// Keeps homes under `state`, which exists, with users from `identities`, and secrets in the folder in memory of `secrets`; where
+    /// there is none, that says why. No other user of the host can look into
     /// them, whatever modes a job gives to its files.
     ///
     /// # Errors
     /// When folders cannot be made.
-    pub fn open_state(state: &Path, identities: Identities) -> Result<Self, SandboxError> {
+    pub fn open_state(
+        state: &Path,
+        identities: Identities,
+        secrets: Result<PathBuf, String>,
+    ) -> Result<Self, SandboxError> {
         let (workspaces, leases) = (state.join("workspaces"), state.join("leases"));
         for folder in [&workspaces, &leases] {
             std::fs::create_dir_all(folder).map_err(io("make", folder))?;
@@ -143,7 +182,7 @@ impl HostWorkspaces {
             std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
                 .map_err(io("set mode of", folder))?;
         }
-        Ok(Self { inner: Arc::new(Folders { workspaces, leases, identities }) })
+        Ok(Self { inner: Arc::new(Folders { workspaces, leases, identities, secrets }) })
     }
 
     async fn blocking<T: Send + 'static>(
@@ -240,6 +279,106 @@ impl Folders {
     }
 }
 
+impl Folders {
+    /// See [`Workspaces::hand_over`]. The unit's user reads the files; the environment is for its supervisor alone.
+    fn hand_over(
+        &self,
+        name: &str,
+        identity: Identity,
+        step: u32,
+        secrets: &StepSecrets,
+    ) -> Result<Handed, SandboxError> {
+        let root = self.secrets.as_ref().map_err(|why| SandboxError::Unsupported {
+            feature: "secrets".to_owned(),
+            needed: why.clone(),
+        })?;
+        for folder in root.parent().into_iter().chain([root.as_path()]) {
+            crate::memory::claim(folder).map_err(io("make", folder))?;
+        }
+        let own = root.join(name).join(step.to_string());
+        remove_folder(&own)?;
+        make_folder(&own, 0o700)?;
+        let mut handed = Handed::default();
+        if !secrets.environment.is_empty() {
+            let path = own.join("environment");
+            let mut content = Vec::new();
+            for (variable, value) in &secrets.environment {
+                content.extend_from_slice(variable.as_bytes());
+                content.push(b'=');
+                content.extend_from_slice(value);
+                content.push(0);
+            }
+            write_new(&path, &content)?;
+            handed.environment = Some(path);
+        }
+        if !secrets.files.is_empty() {
+            let folder = own.join("files");
+            make_folder(&folder, 0o700)?;
+            for (path, content) in &secrets.files {
+                let path = folder.join(path);
+                make_folder(path.parent().unwrap_or(&folder), 0o700)?;
+                write_new(&path, content)?;
+            }
+            give_away(&folder, identity)?;
+            handed.folder = Some(folder);
+        }
+        Ok(handed)
+    }
+}
+
+fn make_folder(path: &Path, mode: u32) -> Result<(), SandboxError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(io("make", path))
+}
+
+fn write_new(path: &Path, content: &[u8]) -> Result<(), SandboxError> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = std::fs::OpenOptions::new();
+    let made = options.write(true).create_new(true).mode(0o400).open(path);
+    made.and_then(|mut file| file.write_all(content)).map_err(io("write", path))
+}
+
+/// Makes everything in a folder somebody's own to read, deepest first.
+fn give_away(path: &Path, identity: Identity) -> Result<(), SandboxError> {
+    let is_folder = path.is_dir();
+    if is_folder {
+        for entry in std::fs::read_dir(path).map_err(io("list", path))? {
+            give_away(&entry.map_err(io("list", path))?.path(), identity)?;
+        }
+    }
+    let mode = if is_folder { 0o500 } else { 0o400 };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io("set mode of", path))?;
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(path, Some(identity.uid), Some(identity.gid))
+            .map_err(io("give away", path))?;
+    }
+    Ok(())
+}
+
+/// Removes a folder of our own with all that is in it; one that is gone is fine.
+fn remove_folder(path: &Path) -> Result<(), SandboxError> {
+    // An ordinary user cannot remove what is in a folder that is closed to writing.
+    let unlock = |path: &Path| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700));
+    let mut folders = vec![path.to_owned()];
+    while let Some(folder) = folders.pop() {
+        match unlock(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            result => result.map_err(io("set mode of", &folder))?,
+        }
+        for entry in std::fs::read_dir(&folder).map_err(io("list", &folder))? {
+            let entry = entry.map_err(io("list", &folder))?;
+            if entry.file_type().map_err(io("inspect", &folder))?.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Whether an archive is compressed, by its first two bytes.
 fn archive_kind(file: &mut std::fs::File) -> std::io::Result<Archive> {
     use std::io::{Read as _, Seek as _};
@@ -293,6 +432,20 @@ impl Workspaces for HostWorkspaces {
         .await
     }
 
+    async fn hand_over(&self, home: &Home, step: u32, secrets: StepSecrets) -> Result<Handed, SandboxError> {
+        let (name, identity) = (home.name.clone(), home.identity);
+        self.blocking(move |folders| folders.hand_over(&name, identity, step, &secrets)).await
+    }
+
+    async fn take_back(&self, home: &Home, step: u32) -> Result<(), SandboxError> {
+        let name = home.name.clone();
+        self.blocking(move |folders| match &folders.secrets {
+            Ok(secrets) => remove_folder(&secrets.join(name).join(step.to_string())),
+            Err(_) => Ok(()),
+        })
+        .await
+    }
+
     async fn remove(&self, name: &str) -> Result<(), SandboxError> {
         let name = name.to_owned();
         self.blocking(move |folders| {
@@ -304,6 +457,9 @@ impl Workspaces for HostWorkspaces {
                 }
                 Ok(()) | Err(_) => {}
             }
+            if let Ok(secrets) = &folders.secrets {
+                remove_folder(&secrets.join(&name))?;
+            }
             folders.identities.release(&name)
         })
         .await
@@ -312,10 +468,16 @@ impl Workspaces for HostWorkspaces {
     async fn list(&self) -> Result<Vec<String>, SandboxError> {
         self.blocking(|folders| {
             let mut names = Workspace::names(&folders.workspaces)?;
-            let leases = &folders.leases;
-            for entry in std::fs::read_dir(leases).map_err(io("list", leases))? {
-                let entry = entry.map_err(io("list", leases))?;
-                names.extend(entry.file_name().into_string().ok());
+            for folder in std::iter::once(&folders.leases).chain(&folders.secrets) {
+                let entries = match std::fs::read_dir(folder) {
+                    // The one for secrets is made when there are any.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    entries => entries.map_err(io("list", folder))?,
+                };
+                for entry in entries {
+                    let entry = entry.map_err(io("list", folder))?;
+                    names.extend(entry.file_name().into_string().ok());
+                }
             }
             Ok(names.into_iter().collect())
         })
@@ -326,6 +488,10 @@ impl Workspaces for HostWorkspaces {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn no_memory() -> Result<PathBuf, String> {
+        Err("this test has no folder in memory".to_owned())
+    }
 
     fn archive() -> Vec<u8> {
         // A tar archive by hand: one member, `dir/file`, of five bytes.
@@ -351,7 +517,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let identities =
             Identities::open(state.path().join("identities"), windlass_sandbox::DEFAULT_UIDS).unwrap();
-        let homes = HostWorkspaces::open_state(state.path(), identities).unwrap();
+        let homes = HostWorkspaces::open_state(state.path(), identities, no_memory()).unwrap();
         let source = state.path().join("archive.tar");
         std::fs::write(&source, archive()).unwrap();
         let place = |path: &str, content, executable| Placement {
@@ -400,7 +566,7 @@ mod tests {
         std::fs::set_permissions(&workspaces, std::fs::Permissions::from_mode(0o755)).unwrap();
         let identities =
             Identities::open(state.path().join("identities"), windlass_sandbox::DEFAULT_UIDS).unwrap();
-        HostWorkspaces::open_state(state.path(), identities).unwrap();
+        HostWorkspaces::open_state(state.path(), identities, no_memory()).unwrap();
         for folder in ["workspaces", "leases"] {
             let mode = std::fs::metadata(state.path().join(folder)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o700, "{folder}");
@@ -412,7 +578,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let identities =
             Identities::open(state.path().join("identities"), windlass_sandbox::DEFAULT_UIDS).unwrap();
-        let homes = HostWorkspaces::open_state(state.path(), identities).unwrap();
+        let homes = HostWorkspaces::open_state(state.path(), identities, no_memory()).unwrap();
         let source = state.path().join("archive.tar");
         std::fs::write(&source, archive()).unwrap();
         let contents =
@@ -442,12 +608,65 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let identities =
             Identities::open(state.path().join("identities"), windlass_sandbox::DEFAULT_UIDS).unwrap();
-        let homes = HostWorkspaces::open_state(state.path(), identities).unwrap();
+        let homes = HostWorkspaces::open_state(state.path(), identities, no_memory()).unwrap();
         for path in ["../x", "/etc/x", "a/../../x"] {
             let content = Content::Text(String::new());
             let placement = Placement { path: path.to_owned(), content, executable: false, disk_bytes: None };
             let error = homes.create("job-1", vec![placement], None, Duration::ZERO).await.unwrap_err();
             assert_eq!(error.kind(), "unsafe_path", "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn secrets_of_a_step_are_its_users_to_read_and_go_with_it() {
+        let state = tempfile::tempdir().unwrap();
+        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let identities = Identities::open(state.path().join("ids"), windlass_sandbox::DEFAULT_UIDS).unwrap();
+        let place = memory.path().join("agent/secrets");
+        let homes = HostWorkspaces::open_state(state.path(), identities, Ok(place.clone())).unwrap();
+        let home = homes.create("a-1", Vec::new(), None, Duration::from_secs(60)).await.unwrap();
+        let pair = |name: &str, value: &[u8]| (name.to_owned(), value.to_vec());
+        let secrets = StepSecrets {
+            environment: vec![pair("A", b"swordfish"), pair("B", b"x=y")],
+            files: vec![pair("tls/key.pem", b"key\0"), pair("token", b"t")],
+        };
+        assert!(!format!("{secrets:?}").contains("swordfish"));
+        for _ in 0..2 {
+            let handed = homes.hand_over(&home, 0, secrets.clone()).await.unwrap();
+            let environment = std::fs::read(handed.environment.unwrap()).unwrap();
+            assert_eq!(environment, b"A=swordfish\0B=x=y\0");
+            let folder = handed.folder.unwrap();
+            let key = folder.join("tls/key.pem");
+            assert_eq!(std::fs::read(&key).unwrap(), b"key\0");
+            use std::os::unix::fs::MetadataExt as _;
+            for (path, mode) in [(&folder, 0o500), (&folder.join("tls"), 0o500), (&key, 0o400)] {
+                let found = std::fs::metadata(path).unwrap();
+                assert_eq!(
+                    (found.mode() & 0o777, found.uid()),
+                    (mode, home.identity.uid),
+                    "{}",
+                    path.display()
+                );
+            }
+        }
+        homes.take_back(&home, 0).await.unwrap();
+        homes.take_back(&home, 0).await.unwrap();
+        assert!(!place.join("a-1/0").exists());
+        homes.hand_over(&home, 1, secrets).await.unwrap();
+        assert_eq!(homes.list().await.unwrap(), ["a-1"]);
+        homes.remove("a-1").await.unwrap();
+        assert!(!place.join("a-1").exists() && homes.list().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn without_a_folder_in_memory_there_are_no_secrets() {
+        let state = tempfile::tempdir().unwrap();
+        let identities = Identities::open(state.path().join("ids"), windlass_sandbox::DEFAULT_UIDS).unwrap();
+        let homes = HostWorkspaces::open_state(state.path(), identities, no_memory()).unwrap();
+        let home = homes.create("a-1", Vec::new(), None, Duration::from_secs(60)).await.unwrap();
+        let error = homes.hand_over(&home, 0, StepSecrets::default()).await.unwrap_err();
+        assert_eq!(error.kind(), "unsupported");
+        assert!(error.to_string().contains("this test has no folder in memory"), "{error}");
+        homes.remove("a-1").await.unwrap();
     }
 }

@@ -39,8 +39,8 @@ pub use lease::{Deadline, Lease};
 pub use native::{Native, SandboxConfig};
 pub use policy::planned_steps;
 pub use spec::{
-    Container, Entrypoint, Limit, LimitName, LimitSource, Limits, Mount, Network, SystemRoot, UnitId,
-    UnitSpec,
+    Container, Entrypoint, HANDED, Handed, Limit, LimitName, LimitSource, Limits, Mount, Network, SystemRoot,
+    UnitId, UnitSpec,
 };
 pub use workspace::{Archive, ArchiveLimits, DiskMeans, DiskQuota, Unpacked, Workspace};
 

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::identity::Identity;
 use crate::image::JOB;
 use crate::seccomp;
-use crate::spec::{Network, SystemRoot, UnitSpec};
+use crate::spec::{HANDED, Network, SystemRoot, UnitSpec};
 use crate::workspace::DiskMeans;
 
 /// Where programs are looked for if the environment does not say.
@@ -187,6 +187,7 @@ pub(crate) fn plan(spec: &UnitSpec, host: &Host, enforcement: Enforcement) -> Re
             )?,
         },
         cgroups,
+        environment_file: spec.handed.environment.clone(),
         lease: spec.lease_file.clone(),
         timeout_ms: spec.timeout.map(millis),
         grace_ms: millis(spec.grace),
@@ -406,6 +407,10 @@ fn steps(spec: &UnitSpec, host: &Host, enforcement: &Enforcement) -> Result<Vec<
             target: text("mounts", target)?,
             read_only: mount.read_only,
         });
+    }
+    if let Some(folder) = &spec.handed.folder {
+        let source = host_path("handed", folder)?;
+        steps.push(Step::Attach { source, target: fixed(HANDED), read_only: true });
     }
     steps.push(Step::SealRoot);
 

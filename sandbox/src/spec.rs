@@ -203,6 +203,30 @@ pub struct Mount {
     pub read_only: bool,
 }
 
+/// Where a unit finds the files of [`Handed::folder`].
+pub const HANDED: &str = "/run/windlass/secrets";
+
+/// What a unit is given and no record of it holds: its specification only says where it is. The caller removes it when the unit
+/// has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Handed {
+    /// A host folder that is shown at [`HANDED`], to be read only. Absolute, without symbolic links.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<PathBuf>,
+    /// A host file with further environment, over that of the unit: `NAME=value` in UTF-8, each with a NUL behind it. It is read when
+    /// the unit is started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<PathBuf>,
+}
+
+impl Handed {
+    /// Whether nothing is handed over.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        self.folder.is_none() && self.environment.is_none()
+    }
+}
+
 /// What runs inside a container, beside the unit's command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Entrypoint {
@@ -311,6 +335,9 @@ pub struct UnitSpec {
     pub identity: Identity,
     /// Further host paths.
     pub mounts: Vec<Mount>,
+    /// What no record holds.
+    #[serde(default, skip_serializing_if = "Handed::is_nothing")]
+    pub handed: Handed,
     /// The network that it sees.
     pub network: Network,
     /// Its limits.
@@ -352,6 +379,7 @@ impl UnitSpec {
             workspace,
             identity,
             mounts: Vec::new(),
+            handed: Handed::default(),
             network: Network::None,
             limits: Limits::default(),
             lease_file,
@@ -420,7 +448,8 @@ impl UnitSpec {
         {
             return invalid("hostname", "must be 1 to 63 of letters, digits, '-' and '.'");
         }
-        for path in [&self.workspace, &self.lease_file] {
+        let handed = self.handed.folder.iter().chain(&self.handed.environment);
+        for path in [&self.workspace, &self.lease_file].into_iter().chain(handed) {
             if !path.is_absolute() {
                 return invalid("workspace", "host paths must be absolute");
             }

@@ -33,6 +33,9 @@ fn the_help_of_every_verb_is_as_it_was_reviewed() {
             help(Args::command(), &["join-token", action])
         );
     }
+    for action in ["set", "list", "delete", "rotate", "new-key"] {
+        insta::assert_snapshot!(format!("help_secret_{action}"), help(Args::command(), &["secret", action]));
+    }
     insta::assert_snapshot!("help_identity_create", help(Args::command(), &["identity", "create"]));
     for action in ["start", "status"] {
         insta::assert_snapshot!(

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+pub(crate) use super::secret::{Rotated, Secret, SecretKey, SecretRequest};
 use windlass_crds::node_config::AtDeadline;
 use windlass_crds::protocol::{LogBody, Stream};
 use windlass_crds::{JobPhase, NodeConfigStatus, Priority, SandboxJobStatus, Span};

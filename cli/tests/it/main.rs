@@ -12,6 +12,7 @@ mod offline;
 mod queues;
 mod rollouts;
 mod run;
+mod secrets;
 mod terminal;
 mod wait;
 mod why;

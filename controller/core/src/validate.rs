@@ -11,6 +11,7 @@ mod job;
 mod labels;
 mod node;
 mod paths;
+mod secrets;
 mod template;
 mod update;
 
@@ -166,7 +167,8 @@ pub fn normalised(spec: &SandboxJobSpec) -> SandboxJobSpec {
     let mut spec = spec.clone();
     let (command, script) = (spec.command.take(), spec.script.take());
     if spec.steps.is_empty() && (command.is_some() || script.is_some()) {
-        spec.steps.push(Step { name: MAIN_STEP.to_owned(), command, script, ..Step::default() });
+        let secrets = std::mem::take(&mut spec.secrets);
+        spec.steps.push(Step { name: MAIN_STEP.to_owned(), command, script, secrets, ..Step::default() });
     }
     spec
 }

@@ -124,7 +124,12 @@ impl Dispatch {
             on_behalf: asker.on_behalf,
         };
         let claimed = self.parts.store.claim(self.now(), spec).await?;
-        Ok(claimed.into_iter().map(|claimed| self.assignment(claimed)).collect())
+        let mut assignments = Vec::with_capacity(claimed.len());
+        for claimed in claimed {
+            // Should this fail, the node asks again by the same request, and gets the same attempts.
+            assignments.push(self.assignment(claimed).await?);
+        }
+        Ok(assignments)
     }
 
     /// The requirement classes that a node with this offer fits, ascending.
@@ -132,10 +137,11 @@ impl Dispatch {
         self.fits.fitting(&self.parts.store, offer).await
     }
 
-    fn assignment(&self, claimed: ClaimedJob) -> Assignment {
+    async fn assignment(&self, claimed: ClaimedJob) -> Result<Assignment, ApiError> {
         let ClaimedJob { job, epoch, number, lease, offline } = claimed;
+        let secrets = self.parts.secrets.deliver(&job.namespace, &job.spec).await?;
         tracing::info!(job.id = %job.uid, job.epoch = epoch, node.name = job.node.as_deref(), "job claimed");
-        Assignment {
+        Ok(Assignment {
             attempt: AttemptId { job: job.uid, epoch },
             namespace: job.namespace,
             name: job.name,
@@ -145,7 +151,8 @@ impl Dispatch {
             lease_seconds: lease.as_secs(),
             claimed_at: self.now(),
             task_id: None,
-        }
+            secrets,
+        })
     }
 
     /// What to do with the attempts that a node says it holds.

@@ -360,6 +360,7 @@ impl Serving {
             };
             tracing::info!(job.id = %job.uid, attempt.epoch = attempt.epoch, "delivery taken up");
             let left = attempt.lease_until.duration_since(now).unsigned_abs();
+            let secrets = dispatch.parts.secrets.deliver(&job.namespace, &job.spec).await?;
             self.deliver(
                 Assignment {
                     attempt: attempt.id(),
@@ -370,6 +371,7 @@ impl Serving {
                     offline: attempt.offline,
                     lease_seconds: left.as_secs(),
                     claimed_at: attempt.claimed_at,
+                    secrets,
                     task_id: None,
                 },
                 true,

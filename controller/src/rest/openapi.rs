@@ -13,6 +13,7 @@ use windlass_crds::{JobTemplate, NodeConfig, SandboxJob};
 use super::jobs::BatchResult;
 use super::nodes::DrainRequest;
 use super::queues::QueueRequest;
+use super::secrets::{Secret, SecretRequest};
 
 /// Who may call an operation.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -471,6 +472,76 @@ const OPERATIONS: &[Operation] = &[
     ),
     op(
         "get",
+        "/v1/secrets",
+        "secrets",
+        "List Secrets of all namespaces, without their values.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, None)],
+    ),
+    op(
+        "post",
+        "/v1/secrets/rotate",
+        "secrets",
+        "Read the key file again, and put all secrets under its first key.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, None)],
+    ),
+    op(
+        "get",
+        "/v1/namespaces/{namespace}/secrets",
+        "secrets",
+        "List Secrets, without their values.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, None)],
+    ),
+    op(
+        "get",
+        "/v1/namespaces/{namespace}/secrets/{name}",
+        "secrets",
+        "Read which keys a Secret has.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(200, Some("Secret"))],
+    ),
+    op(
+        "put",
+        "/v1/namespaces/{namespace}/secrets/{name}",
+        "secrets",
+        "Set values of a Secret; its other keys stay. A value is never shown again.",
+        Operator,
+        NO_QUERY,
+        Some("SecretRequest"),
+        &[(201, Some("Secret")), (200, Some("Secret"))],
+    ),
+    op(
+        "delete",
+        "/v1/namespaces/{namespace}/secrets/{name}",
+        "secrets",
+        "Delete a Secret.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(204, None)],
+    ),
+    op(
+        "delete",
+        "/v1/namespaces/{namespace}/secrets/{name}/keys/{key}",
+        "secrets",
+        "Delete one key of a Secret.",
+        Operator,
+        NO_QUERY,
+        None,
+        &[(204, None)],
+    ),
+    op(
+        "get",
         "/v1/inputs/{digest}",
         "inputs",
         "Tell whether an input is there; also HEAD.",
@@ -647,6 +718,8 @@ pub fn build() -> Value {
         add::<ReportResponse>,
         add::<DrainRequest>,
         add::<QueueRequest>,
+        add::<Secret>,
+        add::<SecretRequest>,
         add::<NewRollout>,
         add::<Rollout>,
         add::<BatchResult>,

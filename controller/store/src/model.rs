@@ -17,6 +17,7 @@ mod report;
 mod reservation;
 mod retention;
 mod rollout;
+mod secret;
 mod stats;
 mod template;
 mod token;
@@ -49,6 +50,7 @@ pub use report::{
 pub use reservation::{NewReservation, ReservationRow, WaitingRow};
 pub use retention::{BodyOf, Pruned, RetentionPolicy, StoredBody};
 pub use rollout::{NewRollout, RolloutNodeRow, RolloutRow, RolloutStep};
+pub use secret::{PutSecret, SealedValue, SecretEntryRow, SecretValueRow};
 pub use stats::{Counts, PriorityRow, QueueCounts, QueueRow};
 pub use template::{PutTemplate, TemplateRow};
 pub use token::{ApiTokenRow, JoinTokenRow};

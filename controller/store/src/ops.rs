@@ -22,6 +22,7 @@ mod reportable;
 mod reservations;
 mod retention;
 mod rollouts;
+mod secrets;
 mod settings;
 mod stats;
 mod templates;

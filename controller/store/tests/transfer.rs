@@ -176,11 +176,19 @@ async fn fill(store: &Store) {
         expires_at: None,
     };
     store.create_api_token(token).await.unwrap();
+    let value = windlass_store::SealedValue {
+        entry: "k".into(),
+        key_id: "id".into(),
+        wrapped_key: vec![1, 0, 255],
+        sealed: vec![0; 40],
+        size: 7,
+    };
+    store.put_secret(at(4), ("default", "s"), vec![value], 9).await.unwrap();
     store.append_event(at(4), event()).await.unwrap();
 }
 
 /// What a restore leaves as it was, of what [`fill`] has made.
-const AS_IT_WAS: [&str; 23] = [
+const AS_IT_WAS: [&str; 24] = [
     "api_tokens",
     "body_removals",
     "capability_snapshots",
@@ -203,6 +211,7 @@ const AS_IT_WAS: [&str; 23] = [
     "records",
     "reservations",
     "rollouts",
+    "secret_values",
     "templates",
 ];
 

@@ -20,6 +20,7 @@ mod origins;
 mod push;
 mod queues;
 mod rollouts;
+mod secrets;
 mod shared;
 mod startup;
 mod streams;

@@ -18,10 +18,13 @@ use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings, Work
 use windlass_controller::metrics::Metrics;
 use windlass_controller::reconcile::{Nodes, Orphans, Reservations, Rollouts, Sweeper};
 use windlass_controller::rest::{AppParts, router};
+use windlass_controller::secrets::{Keyring, Secrets};
 use windlass_store::{ApiTokenRow, Store, StoreOptions, StoreUrl};
 
 /// The API token of the operator.
 const OPERATOR: &str = "operator";
+/// The key that seals secrets.
+pub(crate) const SECRETS_KEY: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
 
 pub(crate) struct World {
     pub(crate) router: Router,
@@ -69,20 +72,30 @@ impl World {
             expires_at: None,
         };
         store.create_api_token(token).await.expect("the token is new");
-        Self::started(store, bodies, clock)
+        Self::started(store, bodies, clock, Keyring::of_text(SECRETS_KEY).expect("it is a key"))
+    }
+
+    /// A world whose controller has no key for secrets.
+    pub(crate) async fn without_key() -> Self {
+        let World { store, bodies, clock, .. } = Self::new().await;
+        Self::started(store, bodies, clock, Keyring::none())
     }
 
     /// What a controller is that is started now on the same database.
     pub(crate) fn restarted(&self) -> Self {
-        Self::started(self.store.clone(), self.bodies.clone(), self.clock.clone())
+        let keys = Keyring::of_text(SECRETS_KEY).expect("it is a key");
+        Self::started(self.store.clone(), self.bodies.clone(), self.clock.clone(), keys)
     }
 
-    fn started(store: Store, bodies: Bodies, clock: Arc<ManualClock>) -> Self {
+    fn started(store: Store, bodies: Bodies, clock: Arc<ManualClock>, keys: Keyring) -> Self {
         let ids = Arc::new(RandomIds::seeded(1));
         let stopping = CancellationToken::new();
+        let metrics = Metrics::new();
+        let secrets = Secrets::new(store.clone(), clock.clone(), ids.clone(), metrics.clone(), keys);
         let dispatch = Dispatch::new(DispatchParts {
             store: store.clone(),
             bodies: bodies.clone(),
+            secrets: secrets.clone(),
             clock: clock.clone(),
             ids: ids.clone(),
             tokens: NodeTokens::new(b"test"),
@@ -92,7 +105,6 @@ impl World {
             ca_pem: None,
             stopping: stopping.clone(),
         });
-        let metrics = Metrics::new();
         let sweeper =
             Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone(), metrics.clone());
         let orphans = Orphans::new(store.clone(), bodies.clone(), clock.clone(), metrics.clone());
@@ -104,6 +116,7 @@ impl World {
             store: store.clone(),
             bodies: bodies.clone(),
             dispatch: dispatch.clone(),
+            secrets,
             clock: clock.clone(),
             ids,
             metrics,

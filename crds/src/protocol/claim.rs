@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::read_lenient;
+use super::{SecretValue, read_lenient};
 use crate::sandbox_job::{OfflinePolicy, SandboxJobSpec};
 
 /// One execution of a job. Every report names it, and a report of an older epoch is refused.
@@ -135,6 +135,9 @@ pub struct Assignment {
     /// The task that the job belongs to, where that is not the job itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_id: Option<String>,
+    /// The values of the secrets that its steps name. They are in no other answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretValue>,
 }
 
 /// What to do with an attempt that the node holds.

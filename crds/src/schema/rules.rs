@@ -84,6 +84,21 @@ const JOB_RULES: &[Rule] = &[
         rule: "self.all(name, !name.startsWith('WINDLASS_'))",
         message: "names that begin with WINDLASS_ are reserved",
     },
+    Rule {
+        at: "",
+        rule: "!has(self.secrets) || size(self.secrets) == 0 || !has(self.steps) || size(self.steps) == 0",
+        message: "`secrets` stands beside `steps`; write it in the steps that need them",
+    },
+    Rule {
+        at: "secrets[]",
+        rule: "has(self.env) != has(self.file)",
+        message: "write exactly one of `env` and `file`",
+    },
+    Rule {
+        at: "steps[].secrets[]",
+        rule: "has(self.env) != has(self.file)",
+        message: "write exactly one of `env` and `file`",
+    },
 ];
 
 const NODE_LISTS: &[(&str, Unique)] = &[

@@ -18,6 +18,7 @@ use crate::identity::Identity;
 use crate::ids::IdSource;
 use crate::plugins::Registry;
 use crate::registration::{self, JoinSecret, OnRegistered};
+use crate::vault::NodeKey;
 use crate::worker_api::ApiHost;
 use crate::workspaces::Workspaces;
 use crate::{ledger, outbox};
@@ -86,6 +87,8 @@ pub struct AgentParts {
     pub driver: Arc<dyn Driver>,
     /// What the sandbox can do here.
     pub sandbox: SandboxCapability,
+    /// Seals secrets in durable files.
+    pub node_key: NodeKey,
     /// Where attempts live.
     pub workspaces: Arc<dyn Workspaces>,
     /// What can be done for a step.

@@ -27,9 +27,12 @@ use crate::registration::JoinSecret;
 use crate::testing::controller::FakeController;
 use crate::testing::{
     Crash, FakeSandbox, FixedHost, MemoryFs, SeededIds, VirtualClock, assignment, capability, configuration,
-    script,
+    node_key, script,
 };
+use crate::vault::NodeKey;
 use crate::workspaces::Workspaces as _;
+
+mod secrets;
 
 const NODE: &str = "node-1";
 
@@ -45,6 +48,7 @@ struct World {
     join: Option<(&'static str, bool)>,
     /// What serves the Worker API.
     api: Option<FakeHost>,
+    key: NodeKey,
 }
 
 /// An agent that runs.
@@ -67,6 +71,7 @@ impl World {
             concurrency: 4,
             join: Some(("secret", false)),
             api: None,
+            key: node_key(),
         }
     }
 
@@ -84,6 +89,7 @@ impl World {
             host: Arc::new(FixedHost),
             driver: Arc::new(self.sandbox.clone()),
             sandbox: capability(),
+            node_key: self.key.clone(),
             workspaces: Arc::new(self.sandbox.clone()),
             plugins: Registry::built_in(),
             egress: Egress::system(None),
@@ -848,6 +854,7 @@ async fn after_a_reboot_what_ran_is_lost_and_what_had_not_started_is_given_back(
         lease_until: world.clock.boottime() + secs(25),
         host_boot: "boot-1".to_owned(),
         pushed: false,
+        sealed: None,
     };
     world.fs.create_new("ledger/b-1.json", serde_json::to_vec(&entry).unwrap()).await.unwrap();
     let run = world.start();
@@ -873,6 +880,7 @@ async fn an_attempt_that_was_noted_and_not_begun_goes_on_when_its_lease_is_renew
             lease_until: world.clock.boottime(),
             host_boot: world.clock.host_boot(),
             pushed: false,
+            sealed: None,
         };
         world.fs.create_new("ledger/a-1.json", serde_json::to_vec(&entry).unwrap()).await.unwrap();
         let run = world.start();

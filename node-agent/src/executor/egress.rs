@@ -15,6 +15,7 @@ use windlass_sandbox::{Driver, UnitId};
 
 use crate::clock::Clock;
 use crate::inference::InferenceHandle;
+use crate::mask::Mask;
 use crate::outbox::{NewRecord, Outbox};
 
 /// How long the controller's name may take to be looked up, while the step's connections wait.
@@ -43,6 +44,7 @@ pub(super) struct StepProxy {
     pub(super) transfer: Option<u64>,
     /// Where the job wants the node's server of models.
     pub(super) inference: Option<InferenceHandle>,
+    pub(super) mask: Mask,
 }
 
 impl Egress {
@@ -64,7 +66,7 @@ impl StepProxy {
                 message: format!("step `{}` reaches nobody: {why}", self.step),
                 data: None,
             };
-            let record = NewRecord { at: self.clock.now(), body, mark: None };
+            let record = NewRecord { at: self.clock.now(), body: self.mask.record(body), mark: None };
             self.outbox.push(&self.attempt, vec![record]);
         }
     }
@@ -79,9 +81,10 @@ impl StepProxy {
         };
         let limits = Limits { transfer: self.transfer, ..Limits::default() };
         let (outbox, clock) = (Arc::clone(&self.outbox), Arc::clone(&self.clock));
-        let (attempt, step) = (self.attempt.clone(), self.step.clone());
+        let (attempt, step, mask) = (self.attempt.clone(), self.step.clone(), self.mask.clone());
         let sink = move |record: Record| {
-            let record = NewRecord { at: clock.now(), body: event(&step, record), mark: None };
+            let body = mask.record(event(&step, record));
+            let record = NewRecord { at: clock.now(), body, mark: None };
             outbox.push(&attempt, vec![record]);
         };
         let local = match &self.inference {

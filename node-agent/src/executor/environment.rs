@@ -28,6 +28,9 @@ pub(crate) fn environment(assignment: &Assignment, step: &Step) -> BTreeMap<Stri
         ("OUTPUT", format!("{WORKSPACE}/.windlass/output")),
     ];
     environment.extend(ours.map(|(name, value)| (format!("{RESERVED}{name}"), value)));
+    if step.secrets.iter().any(|secret| secret.file.is_some()) {
+        environment.insert(format!("{RESERVED}SECRETS_DIR"), windlass_sandbox::HANDED.to_owned());
+    }
     environment
 }
 

@@ -39,7 +39,13 @@ impl StepRun<'_> {
         let mut text =
             serde_json::to_string_pretty(&facts).expect("facts have only string keys and so become JSON");
         text.push('\n');
-        if !parts.facts_outbox.send(facts) {
+        let text = self.task.mask.text(text);
+        // Facts may hold what the job was told in confidence, such as the environment of its containers.
+        if !self.task.mask.is_nothing() {
+            let message =
+                "the facts are kept in the job's output only: the job has secrets, which are masked there";
+            self.task.event("info", "FactsNotKept", message.to_owned());
+        } else if !parts.facts_outbox.send(facts) {
             let message = "the facts are not kept beside the job's output: too much waits for the controller";
             self.task.event("warn", "FactsNotKept", message.to_owned());
         }

@@ -19,6 +19,10 @@ pub(crate) struct OutputMark {
     stdout: StreamMark,
     #[serde(default)]
     stderr: StreamMark,
+    /// What was read up to `position` and waits in front of the chunks because it could be the beginning of a secret: sealed, and
+    /// opened by whoever sealed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) held: Option<String>,
 }
 
 /// What was done with one stream.
@@ -67,16 +71,29 @@ impl Chunker {
         self.current.is_some_and(|stream| whole_characters(&self.stream(stream).pending) > 0)
     }
 
-    /// Takes bytes that were read, at most [`CHUNK_BYTES`]; `position` is where the spool is read on.
+    /// Takes bytes that were read; `position` is where the spool is read on.
+    #[cfg(test)]
     pub(crate) fn push(&mut self, stream: Stream, bytes: &[u8], position: u64, chunks: &mut Vec<Chunk>) {
+        self.push_before(stream, bytes, (position, None), chunks);
+    }
+
+    /// Takes bytes; after them the spool is read on at a position, and what was read before it and is held back comes first.
+    pub(crate) fn push_before(
+        &mut self,
+        stream: Stream,
+        bytes: &[u8],
+        (position, held): (u64, Option<String>),
+        chunks: &mut Vec<Chunk>,
+    ) {
         let full = self.stream(stream).pending.len() + bytes.len() > CHUNK_BYTES;
         if self.current.is_some_and(|current| current != stream || full) {
             chunks.extend(self.flush());
         }
         self.current = Some(stream);
         self.mark.position = position;
+        self.mark.held = held;
         self.stream_mut(stream).pending.extend_from_slice(bytes);
-        // More than one turn only when a part of a character came before bytes that fill a chunk.
+        // More than one turn only when bytes that were held back came before bytes that fill a chunk.
         while self.stream(stream).pending.len() >= CHUNK_BYTES {
             let cut = whole_characters(&self.stream(stream).pending[..CHUNK_BYTES]);
             chunks.push(self.cut(stream, cut));

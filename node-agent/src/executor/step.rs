@@ -7,36 +7,34 @@ use std::time::Duration;
 use crate::watch;
 use async_trait::async_trait;
 use jiff::Timestamp;
-use tokio::time::Instant;
 use windlass_crds::facts::FactsStep;
 use windlass_crds::protocol::worker_api::Truncated;
-use windlass_crds::protocol::{AttemptId, LogBody, RecordBody, StepEnded, Stream};
+use windlass_crds::protocol::{RecordBody, StepEnded, Stream};
 use windlass_crds::sandbox_job::{ContainerUser, Limit as JobLimit, Network as JobNetwork, Step, StepUsage};
 use windlass_sandbox::driver::{KillProof, UnitPhase};
 use windlass_sandbox::engine::{EngineKind, Image};
 use windlass_sandbox::{
     Container, DiskQuota, Driver, EndReason, Entrypoint, Error as SandboxError, Exit, Limit, LimitName,
-    Limits, Network, OutputChunk, Prepared, Stop, StopReason, UnitId, UnitSpec,
+    Limits, Network, Prepared, Stop, StopReason, UnitId, UnitSpec,
 };
 
 use super::AttemptTask;
 use super::egress::StepProxy;
 use super::environment::{WORKSPACE, environment};
 use super::limits::{Effective, EffectiveLimits, resolve};
-use super::output::{Chunk, Chunker, OutputMark};
+use super::pump::{self, Maskers, Pump};
+use super::secrets;
 use super::verdict::{Verdict, describe, plugin_reason, sandbox_verdict};
 use crate::clock::Clock;
 use crate::held::{Control, StopCause};
 use crate::names::unit_id;
-use crate::outbox::{NewRecord, Outbox, StepProgress};
+use crate::outbox::StepProgress;
 use crate::plugins::{self, Program, StepRunner};
 use crate::worker_api::runs::Collector;
 use crate::workspaces::{Home, script_path};
 
 /// Time between TERM and KILL when a job is cancelled or a step takes too long.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long output may wait for more of it before it is sent: not noticeable to a person who watches.
-const FLUSH_AFTER: Duration = Duration::from_millis(20);
 /// Bytes of each stream that a step may keep where the node's rules do not say.
 const OUTPUT_CAP: u64 = 10 << 20;
 /// Between tries to tell a unit's supervisor to stop it.
@@ -114,6 +112,7 @@ impl<'a> StepRun<'a> {
             }
         }
         let exit = self.supervise().await?;
+        self.task.take_back(self.home, self.index, self.step).await;
         self.note_end(&exit);
         if self.task.entry.pushed {
             self.keep_output(&exit).await;
@@ -170,6 +169,7 @@ impl<'a> StepRun<'a> {
             let own = system.as_ref().and_then(|system| system.image.config.working_dir.clone());
             spec.cwd = of_engine.or(own).unwrap_or(spec.cwd);
         }
+        spec.handed = self.task.hand_over(self.home, self.index, self.step).await?;
         spec.container = image.map(|(kind, name, image)| self.container(kind, name, &image));
         spec.system = system;
         let driver = Arc::clone(&self.task.parts.driver);
@@ -304,6 +304,8 @@ impl<'a> StepRun<'a> {
             attempt: self.task.attempt(),
             step: self.index,
             unit: &self.unit,
+            mask: &self.task.mask,
+            key: &parts.node_key,
         };
         let mark = self.before.mark.take().unwrap_or_default();
         // The proxy serves for as long as the unit runs.
@@ -331,6 +333,9 @@ impl<'a> StepRun<'a> {
             never = pass_stops(&*parts.driver, &self.unit, control, &*parts.clock) => match never {},
             followed = follow => followed,
         };
+        if let Err(pump::Error::Sealed) = pumped {
+            return Err(secrets::lost(true));
+        }
         if let Err(error) = pumped {
             let message = crate::error_chain(&error);
             tracing::warn!(unit = %self.unit, error = message, "output of a step cannot be read");
@@ -348,16 +353,25 @@ impl<'a> StepRun<'a> {
     /// Keeps what the unit has written, up to what a response of the Worker API carries.
     async fn keep_output(&self, exit: &Exit) {
         let mut collector = Collector::default();
+        let mut maskers = Maskers::new(&self.task.mask);
         let mut source = self.task.parts.driver.output(&self.unit, 0);
         let mut discarded = Truncated { stdout: exit.stdout.truncated, stderr: exit.stderr.truncated };
         loop {
             match source.next().await {
                 Ok(Some(chunk)) => {
-                    if !collector.take(stream_word(chunk.stream), &chunk.bytes) {
+                    let stream = pump::stream_word(chunk.stream);
+                    if !collector.take(stream, &maskers.of(stream).push(&chunk.bytes)) {
                         break;
                     }
                 }
-                Ok(None) => break,
+                Ok(None) => {
+                    for (stream, cut) in
+                        [(Stream::Stdout, discarded.stdout), (Stream::Stderr, discarded.stderr)]
+                    {
+                        collector.take(stream, &maskers.of(stream).finish(cut));
+                    }
+                    break;
+                }
                 Err(error) => {
                     tracing::warn!(unit = %self.unit, error = %crate::error_chain(&error), "output of a step cannot be read again");
                     discarded = Truncated { stdout: true, stderr: true };
@@ -388,6 +402,7 @@ impl<'a> StepRun<'a> {
             rules: sandbox.egress.clone(),
             transfer: self.task.rules.max_transfer_bytes,
             inference: sandbox.inference.then(|| parts.inference.clone()),
+            mask: self.task.mask.clone(),
         })
     }
 
@@ -486,80 +501,6 @@ async fn pass_stops(
     }
 }
 
-/// Reads a unit's output and hands it on as log records.
-struct Pump<'a> {
-    outbox: &'a Outbox,
-    driver: &'a dyn Driver,
-    clock: &'a dyn Clock,
-    attempt: &'a AttemptId,
-    step: u32,
-    unit: &'a UnitId,
-}
-
-impl Pump<'_> {
-    /// Reads until the unit has ended and everything is read. The records are queued, not durable.
-    async fn run(&self, mark: OutputMark) -> Result<(), SandboxError> {
-        let mut chunker = Chunker::new(mark);
-        let mut source = self.driver.output(self.unit, chunker.position());
-        let mut flush_at: Option<Instant> = None;
-        let mut at = self.clock.now();
-        loop {
-            // The spool is the buffer: what is not read now is read later.
-            self.outbox.room().await;
-            let due = flush_at.unwrap_or_else(Instant::now);
-            // Cancel-safe: a read that is dropped loses nothing, and a timer neither.
-            let read = tokio::select! {
-                biased;
-                read = source.next() => Some(read),
-                () = tokio::time::sleep_until(due), if flush_at.is_some() => None,
-            };
-            let mut chunks = Vec::new();
-            match read {
-                Some(Ok(Some(OutputChunk { stream, offset: _, time_ms, bytes, next_cursor }))) => {
-                    at = timestamp(time_ms).unwrap_or(at);
-                    chunker.push(stream_word(stream), &bytes, next_cursor, &mut chunks);
-                }
-                Some(Ok(None)) => {
-                    chunks = chunker.finish();
-                    self.hand_on(chunks, at);
-                    return Ok(());
-                }
-                Some(Err(error)) => {
-                    chunks = chunker.finish();
-                    self.hand_on(chunks, at);
-                    return Err(error);
-                }
-                None => {}
-            }
-            if flush_at.is_some_and(|flush_at| Instant::now() >= flush_at) {
-                chunks.extend(chunker.flush());
-            }
-            self.hand_on(chunks, at);
-            let soon = flush_at.unwrap_or_else(|| Instant::now() + FLUSH_AFTER);
-            flush_at = chunker.has_pending().then_some(soon);
-        }
-    }
-
-    fn hand_on(&self, chunks: Vec<Chunk>, at: Timestamp) {
-        if chunks.is_empty() {
-            return;
-        }
-        let record = |chunk: Chunk| {
-            let Chunk { stream, offset, bytes, mark } = chunk;
-            let body = RecordBody::Log { step: self.step, stream, offset, body: LogBody::from_bytes(bytes) };
-            NewRecord { at, body, mark: Some(mark) }
-        };
-        self.outbox.push(self.attempt, chunks.into_iter().map(record).collect());
-    }
-}
-
-const fn stream_word(stream: windlass_sandbox::Stream) -> Stream {
-    match stream {
-        windlass_sandbox::Stream::Stdout => Stream::Stdout,
-        windlass_sandbox::Stream::Stderr => Stream::Stderr,
-    }
-}
-
 const fn limit_word(limit: LimitName) -> JobLimit {
     match limit {
         LimitName::Cpu => JobLimit::Cpu,
@@ -613,7 +554,7 @@ fn unit_limits(limits: EffectiveLimits, accepted: &[JobLimit]) -> Limits {
     }
 }
 
-fn timestamp(milliseconds: i64) -> Option<Timestamp> {
+pub(super) fn timestamp(milliseconds: i64) -> Option<Timestamp> {
     Timestamp::from_millisecond(milliseconds).ok()
 }
 

@@ -15,12 +15,12 @@ use async_trait::async_trait;
 use windlass_sandbox::driver::{KillProof, StreamEnd, Unenforced, UnitPhase, UnitState, Usage};
 use windlass_sandbox::spec::LimitSource;
 use windlass_sandbox::{
-    DiskQuota, Driver, EndReason, Error, Exit, Identity, LimitName, OutputChunk, OutputReader, OutputSource,
-    Prepared, Stop, StopReason, Stream, UnitId, UnitSpec,
+    DiskQuota, Driver, EndReason, Error, Exit, Handed, Identity, LimitName, OutputChunk, OutputReader,
+    OutputSource, Prepared, Stop, StopReason, Stream, UnitId, UnitSpec,
 };
 
 use crate::clock::Clock;
-use crate::workspaces::{Home, LeaseWriter, Placement, Workspaces};
+use crate::workspaces::{Home, LeaseWriter, Placement, StepSecrets, Workspaces};
 
 /// Units, homes and leases of one host. Clones are the same host.
 #[derive(Clone)]
@@ -55,6 +55,7 @@ struct State {
 struct FakeHome {
     placements: Vec<Placement>,
     scripts: BTreeMap<u32, String>,
+    secrets: BTreeMap<u32, StepSecrets>,
 }
 
 struct Unit {
@@ -116,6 +117,11 @@ impl FakeSandbox {
     /// The specification of a unit that exists.
     pub fn spec(&self, id: &UnitId) -> Option<UnitSpec> {
         self.world.state().units.get(id).map(|unit| unit.spec.clone())
+    }
+
+    /// The secrets of a step that runs.
+    pub fn handed(&self, home: &str, step: u32) -> Option<StepSecrets> {
+        self.world.state().homes.get(home)?.secrets.get(&step).cloned()
     }
 
     /// The homes that exist, with what was placed in them.
@@ -496,7 +502,7 @@ impl Workspaces for FakeSandbox {
     ) -> Result<Home, Error> {
         {
             let mut state = self.world.now_state();
-            state.homes.insert(name.to_owned(), FakeHome { placements, scripts: BTreeMap::new() });
+            state.homes.insert(name.to_owned(), FakeHome { placements, ..FakeHome::default() });
             state.leases.insert(PathBuf::from(format!("/leases/{name}")), lease_until);
         }
         Ok(self.home(name))
@@ -510,6 +516,25 @@ impl Workspaces for FakeSandbox {
     async fn write_script(&self, home: &Home, step: u32, source: &str) -> Result<(), Error> {
         if let Some(home) = self.world.state().homes.get_mut(&home.name) {
             home.scripts.insert(step, source.to_owned());
+        }
+        Ok(())
+    }
+
+    async fn hand_over(&self, home: &Home, step: u32, secrets: StepSecrets) -> Result<Handed, Error> {
+        let place = |what: &str| PathBuf::from(format!("/memory/{}/{step}/{what}", home.name));
+        let handed = Handed {
+            folder: (!secrets.files.is_empty()).then(|| place("files")),
+            environment: (!secrets.environment.is_empty()).then(|| place("environment")),
+        };
+        if let Some(home) = self.world.state().homes.get_mut(&home.name) {
+            home.secrets.insert(step, secrets);
+        }
+        Ok(handed)
+    }
+
+    async fn take_back(&self, home: &Home, step: u32) -> Result<(), Error> {
+        if let Some(home) = self.world.state().homes.get_mut(&home.name) {
+            home.secrets.remove(&step);
         }
         Ok(())
     }

@@ -192,6 +192,7 @@ impl Intake {
             host_boot: self.clock.host_boot(),
             assignment,
             pushed: true,
+            sealed: None,
         };
         match self.ledger.take(&entry).await {
             Ok(Taken::New) => {}

@@ -182,6 +182,7 @@ fn bare(sandbox: RunSandbox, task_id: String, job_id: String, node: &Node<'_>) -
         offline: OfflinePolicy::Continue,
         lease_seconds: hold.as_secs(),
         claimed_at: node.now,
+        secrets: Vec::new(),
         task_id: Some(task_id),
     };
     Ok(Wanted { assignment, hold: Some(hold) })

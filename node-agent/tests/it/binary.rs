@@ -88,6 +88,7 @@ fn job(uid: &str, scripts: &[(&str, &str)]) -> Assignment {
         lease_seconds: 25,
         claimed_at: jiff::Timestamp::UNIX_EPOCH,
         task_id: None,
+        secrets: Vec::new(),
     }
 }
 

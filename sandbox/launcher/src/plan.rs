@@ -451,6 +451,9 @@ pub struct LaunchPlan {
     pub base: Base,
     /// What is its own.
     pub own: Own,
+    /// A file with further environment that is in no plan: `NAME=value`, each with a NUL behind it. Read when the unit begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment_file: Option<PathBuf>,
     /// The unit's cgroups, if it needs any.
     pub cgroups: Option<Cgroups>,
     /// The lease file.

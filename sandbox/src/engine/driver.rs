@@ -325,6 +325,7 @@ impl Inner {
             container: planned,
             reference: container.reference,
             holder: (spec.network == Network::Restricted).then(|| self.holder.clone()),
+            environment_file: spec.handed.environment.clone(),
             lease: spec.lease_file.clone(),
             timeout_ms: spec.timeout.map(millis),
             grace_ms: millis(spec.grace),

@@ -8,7 +8,7 @@ use super::{Bind, ContainerPlan, LABEL_OWNER, LABEL_UNIT, PlannedNetwork, Users}
 use crate::egress;
 use crate::error::Error;
 use crate::policy::DEFAULT_PATH;
-use crate::spec::{Container, Network, UnitSpec};
+use crate::spec::{Container, HANDED, Network, UnitSpec};
 
 /// Where the workspace is inside.
 pub(crate) const WORKSPACE: &str = "/workspace";
@@ -146,6 +146,9 @@ fn binds(spec: &UnitSpec) -> Result<Vec<Bind>, Error> {
             });
         }
         binds.push(Bind { source: mount.source.clone(), target, read_only: mount.read_only });
+    }
+    if let Some(folder) = &spec.handed.folder {
+        binds.push(Bind { source: folder.clone(), target: HANDED.to_owned(), read_only: true });
     }
     let odd = |path: &PathBuf| path.to_str().is_none_or(|path| path.contains(':'));
     if let Some(bind) = binds.iter().find(|bind| odd(&bind.source)) {

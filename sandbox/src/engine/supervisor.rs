@@ -49,6 +49,9 @@ pub(crate) struct Launch {
     pub(crate) reference: String,
     /// The program of a restricted unit's holder.
     pub(crate) holder: Option<PathBuf>,
+    /// A file with further environment, as in [`crate::spec::Handed::environment`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) environment_file: Option<PathBuf>,
     pub(crate) lease: PathBuf,
     pub(crate) timeout_ms: Option<u64>,
     pub(crate) grace_ms: u64,

@@ -1,14 +1,14 @@
 //! One table over all runtimes: a unit means the same, whoever carries it out.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use windlass_sandbox::egress::{self, Policy, Proxy, Resolver, Rule, Target};
-use windlass_sandbox::{EndReason, Limit, LimitName, Mount, Network};
+use windlass_sandbox::{EndReason, Handed, Limit, LimitName, Mount, Network};
 
 use crate::world::{World, printed};
 
@@ -72,6 +72,57 @@ async fn the_environment_is_what_is_declared_and_little_else() {
         let name = runtime.run(&world.unit(&runtime, "host", &["cat", "/proc/sys/kernel/hostname"])).await;
         assert_eq!(name.ok(), "windlass\n");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_handed_over_is_read_by_the_unit_alone_and_is_in_none_of_its_records() {
+    for runtime in World::new().runtimes().await {
+        let world = World::new();
+        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let files = memory.path().join("files");
+        std::fs::create_dir_all(files.join("d")).unwrap();
+        std::fs::write(files.join("d/key"), "s3cret-file\n").unwrap();
+        for (path, mode) in [("d/key", 0o400), ("d", 0o500), ("", 0o500)] {
+            let path = files.join(path);
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            std::os::unix::fs::chown(&path, Some(world.identity.uid), Some(world.identity.gid)).unwrap();
+        }
+        let environment = memory.path().join("environment");
+        std::fs::write(&environment, "HANDED=s3cret-variable=x\nand more\0A=over\0").unwrap();
+        let script = "cat /run/windlass/secrets/d/key; echo \"$HANDED\" $A; \
+                      for path in new d/new d/key; do (echo x > /run/windlass/secrets/$path) 2>/dev/null && echo wrote $path; done; \
+                      rm -f /run/windlass/secrets/d/key 2>/dev/null && echo removed; true";
+        let mut unit = world.script(&runtime, "handed", script);
+        unit.env = BTreeMap::from([("A".to_owned(), "under".to_owned())]);
+        unit.handed = Handed { folder: Some(files.clone()), environment: Some(environment) };
+        runtime.driver.prepare(&unit).await.unwrap();
+        let leaks = files_with(world.dir.path(), b"s3cret-");
+        assert!(leaks.is_empty(), "{leaks:?} by {}", runtime.name());
+        let ran = runtime.run(&unit).await;
+        assert_eq!(ran.ok(), "s3cret-file\ns3cret-variable=x\nand more over\n", "{}", runtime.name());
+        runtime.driver.cleanup(&unit.id).await.unwrap();
+        let plain =
+            runtime.run(&world.script(&runtime, "plain", "ls /run/windlass 2>&1; echo $HANDED")).await;
+        assert!(!plain.stdout.contains("s3cret"), "{plain:?}");
+        let leaks = files_with(world.dir.path(), b"s3cret-");
+        assert!(leaks.is_empty(), "{leaks:?} by {}", runtime.name());
+    }
+}
+
+/// The files below a folder that hold these bytes.
+fn files_with(folder: &std::path::Path, bytes: &[u8]) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let kind = path.symlink_metadata().unwrap().file_type();
+        if kind.is_dir() {
+            found.extend(files_with(&path, bytes));
+        } else if kind.is_file() {
+            let content = std::fs::read(&path).unwrap();
+            found.extend(content.windows(bytes.len()).any(|window| window == bytes).then_some(path));
+        }
+    }
+    found
 }
 
 #[tokio::test(flavor = "multi_thread")]

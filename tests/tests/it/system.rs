@@ -10,5 +10,6 @@ mod kills;
 mod network;
 mod once;
 mod push;
+mod secrets;
 mod shared;
 mod verbs;

@@ -77,6 +77,9 @@ spec:
         - --authority=/etc/windlass/identity
         - --admin-token-file=/etc/windlass/identity/admin.token
         {{- end }}
+        {{- if $controller.secretsKey.existingSecret }}
+        - --secrets-key-file=/etc/windlass/secrets/secrets.key
+        {{- end }}
         {{- if $controller.bodies.existingClaim }}
         - --bodies=file:///var/lib/windlass-bodies/bodies
         {{- else if $controller.bodies.url }}
@@ -146,6 +149,9 @@ spec:
         {{- if $controller.identity.existingSecret }}
         - {name: identity, mountPath: /etc/windlass/identity, readOnly: true}
         {{- end }}
+        {{- if $controller.secretsKey.existingSecret }}
+        - {name: secrets-key, mountPath: /etc/windlass/secrets, readOnly: true}
+        {{- end }}
         {{- if $store.passwordKey }}
         - {name: store, mountPath: /etc/windlass/store, readOnly: true}
         {{- end }}
@@ -171,6 +177,13 @@ spec:
     {{- with $controller.identity.existingSecret }}
     - name: identity
       secret: {secretName: {{ . }}, defaultMode: 0440}
+    {{- end }}
+    {{- if $controller.secretsKey.existingSecret }}
+    - name: secrets-key
+      secret:
+        secretName: {{ $controller.secretsKey.existingSecret }}
+        defaultMode: 0440
+        items: [{key: {{ $controller.secretsKey.key }}, path: secrets.key}]
     {{- end }}
     {{- if $store.passwordKey }}
     - name: store

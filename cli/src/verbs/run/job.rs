@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use windlass_core::validate::validate_job;
 use windlass_crds::manifest;
 use windlass_crds::sandbox_job::{Backoff, Network};
-use windlass_crds::{Bytes, Cpu, EgressRule, Priority, SandboxJob, SandboxJobSpec, Span};
+use windlass_crds::{Bytes, Cpu, EgressRule, Priority, SandboxJob, SandboxJobSpec, SecretUse, Span};
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Report};
@@ -66,6 +66,11 @@ pub(super) struct JobArgs {
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
     env: Vec<(String, String)>,
 
+    /// Give the program this value of a Secret as a variable of its environment, or as a file below `/run/windlass/secrets` where TARGET begins
+    /// with `@`. The flag may be given more than once.
+    #[arg(long, value_name = "TARGET=SECRET/KEY", value_parser = parse_secret)]
+    secret: Vec<SecretUse>,
+
     /// Let the steps reach this much of the network: `None`, `Restricted` or `Open`.
     #[arg(long, value_name = "NETWORK", value_parser = parse_network)]
     network: Option<Network>,
@@ -86,6 +91,17 @@ pub(super) struct JobArgs {
     /// Give up after this many attempts were lost with their nodes.
     #[arg(long, value_name = "TIMES")]
     lost_attempts: Option<u32>,
+}
+
+fn parse_secret(text: &str) -> Result<SecretUse, String> {
+    let form = "write VARIABLE=SECRET/KEY, or @FILE=SECRET/KEY";
+    let (target, secret) = text.split_once('=').ok_or(form)?;
+    let (name, key) = secret.split_once('/').ok_or(form)?;
+    let (env, file) = match target.strip_prefix('@') {
+        Some(file) => (None, Some(file.to_owned())),
+        None => (Some(target.to_owned()), None),
+    };
+    Ok(SecretUse { name: name.to_owned(), key: key.to_owned(), env, file })
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {
@@ -163,6 +179,7 @@ impl JobArgs {
             memory,
             timeout,
             env,
+            secret,
             network,
             egress,
             retry,
@@ -187,6 +204,7 @@ impl JobArgs {
         resources.memory = memory.or(resources.memory);
         spec.timeout = timeout.or(spec.timeout);
         spec.sandbox.env.extend(env.iter().cloned());
+        spec.secrets.extend(secret.iter().cloned());
         let restricted = (!egress.is_empty()).then_some(Network::Restricted);
         spec.sandbox.network = network.or(restricted).unwrap_or(spec.sandbox.network);
         if !egress.is_empty() {

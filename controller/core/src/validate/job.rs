@@ -1,5 +1,7 @@
 //! The rules for jobs.
 
+use std::collections::BTreeMap;
+
 use windlass_crds::host_image::BadHostImage;
 use windlass_crds::manifest::{check_metadata, check_spec};
 use windlass_crds::names::Quoted;
@@ -10,7 +12,7 @@ use windlass_crds::schema::Kind;
 use windlass_crds::{HostImage, ImageName, SandboxJob, SandboxJobSpec, Span};
 
 use super::findings::Findings;
-use super::{DEFAULT_TIMEOUT, MAX_ARGUMENT_BYTES, MAX_TIMEOUT, MAX_TTL, MIN_TIMEOUT, labels, paths};
+use super::{DEFAULT_TIMEOUT, MAX_ARGUMENT_BYTES, MAX_TIMEOUT, MAX_TTL, MIN_TIMEOUT, labels, paths, secrets};
 
 pub(super) fn check(job: &SandboxJob) -> Vec<FieldError> {
     let mut findings = Findings::new(check_spec(Kind::SandboxJob, &job.spec));
@@ -227,6 +229,12 @@ fn check_steps(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
     if let Some(script) = script {
         check_script(script, &format!("{at}.script"), findings);
     }
+    if steps.is_empty() {
+        secrets::check(&spec.secrets, &BTreeMap::new(), &format!("{at}.secrets"), findings);
+    } else if !spec.secrets.is_empty() {
+        let message = format!("stands beside {at}.steps; write it in the steps that need them");
+        findings.refuse(format!("{at}.secrets"), message);
+    }
     for (index, step) in steps.iter().enumerate() {
         let field = format!("{at}.steps[{index}]");
         if let Some(other) = steps[..index].iter().position(|earlier| earlier.name == step.name) {
@@ -239,8 +247,18 @@ fn check_steps(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
 }
 
 fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, findings: &mut Findings) {
-    let Step { name: _, command, script, container, facts, env, working_dir, timeout, continue_on_error: _ } =
-        step;
+    let Step {
+        name: _,
+        command,
+        script,
+        container,
+        facts,
+        env,
+        secrets,
+        working_dir,
+        timeout,
+        continue_on_error: _,
+    } = step;
     let kinds = [
         ("command", command.is_some()),
         ("script", script.is_some()),
@@ -272,6 +290,7 @@ fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, finding
         findings.check_unique(&facts.include, &format!("{field}.facts.include"));
     }
     findings.check_environment(env, &format!("{field}.env"));
+    secrets::check(secrets, env, &format!("{field}.secrets"), findings);
     if let Some(path) = working_dir {
         paths::check_relative(path, &format!("{field}.workingDir"), findings);
     }

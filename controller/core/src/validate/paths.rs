@@ -8,7 +8,7 @@ use windlass_crds::sandbox_job::{HostPath, Input, WorkspaceSpec};
 use super::findings::Findings;
 
 /// The most bytes of one part of a path, as on every common file system.
-const MAX_PART: usize = 255;
+pub(super) const MAX_PART: usize = 255;
 
 /// Checks what is placed in the workspace.
 pub(super) fn check_workspace(workspace: &WorkspaceSpec, at: &str, findings: &mut Findings) {
@@ -97,6 +97,6 @@ pub(super) fn check_relative<'a>(path: &'a str, at: &str, findings: &mut Finding
 }
 
 /// The parts of a path that name something.
-fn parts(path: &str) -> impl Iterator<Item = &str> {
+pub(super) fn parts(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|part| !part.is_empty() && *part != ".")
 }

@@ -16,4 +16,5 @@ pub(crate) mod queues;
 pub(crate) mod reporting;
 pub(crate) mod reserving;
 pub(crate) mod rollouts;
+pub(crate) mod secrets;
 pub(crate) mod transitions;

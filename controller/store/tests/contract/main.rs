@@ -48,6 +48,13 @@ macro_rules! contract {
 }
 
 contract! {
+    secrets {
+        values_read_back_and_setting_one_leaves_the_others
+        lists_tell_of_values_without_them
+        a_secret_with_too_many_keys_is_left_as_it_was
+        a_secret_is_gone_with_its_last_key
+        keys_are_wrapped_anew_unless_the_value_has_changed
+    }
     creating {
         a_created_job_reads_back_as_it_was_answered
         a_batch_answers_in_order

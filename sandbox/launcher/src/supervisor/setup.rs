@@ -19,7 +19,7 @@ use crate::child::{self, Child, Stage};
 use crate::deadline::boottime_ns;
 use crate::exit::KillProof;
 use crate::handover;
-use crate::plan::{self, Base, Cgroups, LaunchPlan, Step};
+use crate::plan::{self, Base, Cgroups, LaunchPlan, Step, Text};
 use crate::record::{self, Planned, ProcessName, SupervisorRecord};
 use crate::sys::{self, Fork};
 
@@ -101,7 +101,26 @@ fn end(init: Pid, init_fd: &OwnedFd) {
 /// Reads the plan of a unit.
 pub(super) fn read_plan(dir: &Path) -> Result<LaunchPlan, Error> {
     let planned: Option<Planned> = record::read(&dir.join(record::PLAN)).map_err(failed("read the plan"))?;
-    Ok(planned.ok_or_else(|| failed("read the plan")(Errno::NOENT))?.launch)
+    let mut plan = planned.ok_or_else(|| failed("read the plan")(Errno::NOENT))?.launch;
+    if let Some(path) = &plan.environment_file {
+        let content = std::fs::read(path).map_err(failed("read the environment that was handed over"))?;
+        add_environment(&mut plan.own.environment, &content)?;
+    }
+    Ok(plan)
+}
+
+/// Adds what a file of environment holds, in place of what has the same name.
+fn add_environment(environment: &mut Vec<Text>, content: &[u8]) -> Result<(), Error> {
+    // What is wrong with it is not told: it would tell of the content.
+    let unreadable = || failed("understand the environment that was handed over")(Errno::INVAL);
+    for entry in content.split(|byte| *byte == 0).filter(|entry| !entry.is_empty()) {
+        let entry = std::str::from_utf8(entry).map_err(|_| unreadable())?;
+        let (name, _) = entry.split_once('=').ok_or_else(unreadable)?;
+        let is_other = |known: &Text| known.as_str().split_once('=').is_none_or(|(other, _)| other != name);
+        environment.retain(is_other);
+        environment.push(Text::new(entry).map_err(|_| unreadable())?);
+    }
+    Ok(())
 }
 
 impl Supervisor {

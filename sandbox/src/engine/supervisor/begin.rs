@@ -92,6 +92,13 @@ impl Unit {
     /// Makes and starts everything; gives the output and the container's first process, if it was still there to be seen.
     async fn begin(&mut self, made: &mut Made) -> Result<(Output, Option<AsyncFd<OwnedFd>>), Failure> {
         let engine = Arc::clone(&made.engine);
+        if let Some(path) = &self.launch.environment_file {
+            let what = "read the environment that was handed over";
+            let content = std::fs::read_to_string(path).map_err(|error| Failure::Io(what, error))?;
+            let entries = content.split('\0').filter_map(|entry| entry.split_once('='));
+            let entries = entries.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            self.launch.container.env.extend(entries);
+        }
         if let Some(program) = &self.launch.holder {
             let plan = holder::plan(&self.launch.container, program);
             let id = engine.create(&plan).await.map_err(Failure::Engine)?;

@@ -23,6 +23,7 @@ use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings, Work
 use windlass_controller::metrics::Metrics;
 use windlass_controller::reconcile::{Reservations, Sweeper};
 use windlass_controller::rest::{AppParts, router};
+use windlass_controller::secrets::{Keyring, Secrets};
 use windlass_store::{ApiTokenRow, Change, JoinTokenRow, Store, StoreOptions, StoreUrl};
 
 /// The secret that every agent joins with.
@@ -87,9 +88,13 @@ impl Controller {
         let (clock, ids) = (self.clock.clone(), self.ids.clone());
         let running = on(self.runtime(), async move {
             let stopping = CancellationToken::new();
+            let metrics = Metrics::new();
+            let keys = Keyring::none();
+            let secrets = Secrets::new(store.clone(), clock.clone(), ids.clone(), metrics.clone(), keys);
             let dispatch = Dispatch::new(DispatchParts {
                 store: store.clone(),
                 bodies: bodies.clone(),
+                secrets: secrets.clone(),
                 clock: clock.clone(),
                 ids: ids.clone(),
                 tokens: NodeTokens::new(b"simulation"),
@@ -99,7 +104,6 @@ impl Controller {
                 ca_pem: None,
                 stopping: stopping.clone(),
             });
-            let metrics = Metrics::new();
             let sweeper =
                 Sweeper::new(dispatch.clone(), store.clone(), bodies.clone(), clock.clone(), metrics.clone());
             let reservations =
@@ -108,6 +112,7 @@ impl Controller {
                 store,
                 bodies,
                 dispatch: dispatch.clone(),
+                secrets,
                 clock,
                 ids,
                 metrics,

@@ -89,6 +89,7 @@ impl Node {
             host: Arc::new(Host(self.plan.clone())),
             driver: Arc::new(self.sandbox.clone()),
             sandbox: capability(),
+            node_key: windlass_agent::testing::node_key(),
             workspaces: Arc::new(self.sandbox.clone()),
             plugins: Registry::built_in(),
             egress: Egress::system(None),

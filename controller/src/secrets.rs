@@ -1,0 +1,331 @@
+//! Secrets: sealed before they reach the store, and opened for the one attempt that names them.
+//!
+//! ```text
+//!  value ─► sealed by a key of its own ─► row            key file ─► Keyring
+//!           that key ─► wrapped by the keyring's first ─► row
+//!
+//!  claim ─► the attempt's steps name (Secret, key) ─► rows ─► unwrap, open ─► SecretValue of the assignment
+//! ```
+//!
+//! *Guarantees*: the database, its backups and every answer but that of a claim hold no value. A sealed value opens only in the
+//! row that it was sealed for. Rotation wraps the values' keys anew and never opens a value.
+
+mod keys;
+mod seal;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use windlass_crds::SandboxJobSpec;
+use windlass_crds::protocol::{SecretBytes, SecretValue};
+use windlass_crds::secret::{MAX_ATTEMPT_BYTES, MAX_KEYS};
+use windlass_store::{PutSecret, SealedValue, SecretValueRow, Store};
+
+use self::seal::Key;
+use crate::clock::{Clock, IdSource};
+use crate::error::{ApiError, Code};
+use crate::metrics::{Metrics, SecretDelivery};
+
+pub(crate) use self::keys::{CREDENTIAL, FILE};
+pub use self::keys::{Error as KeyError, KeyPlace, Keyring, add as add_key};
+
+/// How many values are wrapped anew in one step of a rotation.
+const ROTATION_BATCH: u32 = 200;
+
+/// Why a controller cannot use its secrets.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The keys cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// Secrets are sealed under keys that are not there.
+    #[error(
+        "the database has {values} secret values under the key {key}, and {place}; put that key back, or give the values up with \
+         --discard-unreadable-secrets"
+    )]
+    MissingKey {
+        /// The key's id.
+        key: String,
+        /// How many values it wraps.
+        values: u64,
+        /// Where it was looked for, as a clause.
+        place: String,
+    },
+    /// The store could not be used.
+    #[error("could not use the database")]
+    Store(#[from] windlass_store::Error),
+}
+
+/// What became of a rotation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rotated {
+    /// The key that wraps all values now.
+    pub key: String,
+    /// How many values were wrapped anew.
+    pub values: u64,
+}
+
+/// Sets and delivers secrets; cheap to clone.
+#[derive(Clone)]
+pub struct Secrets {
+    store: Store,
+    clock: Arc<dyn Clock>,
+    ids: Arc<dyn IdSource>,
+    metrics: Metrics,
+    keys: Keyring,
+}
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Secrets").field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+impl Secrets {
+    /// With these keys.
+    pub fn new(
+        store: Store,
+        clock: Arc<dyn Clock>,
+        ids: Arc<dyn IdSource>,
+        metrics: Metrics,
+        keys: Keyring,
+    ) -> Self {
+        Self { store, clock, ids, metrics, keys }
+    }
+
+    /// Reads the keys, makes one in the state folder where none is needed, and checks that every value can be opened. With
+    /// `discard` those that cannot are removed.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub(crate) async fn open(
+        store: Store,
+        clock: Arc<dyn Clock>,
+        ids: Arc<dyn IdSource>,
+        metrics: Metrics,
+        (place, discard): (KeyPlace, bool),
+    ) -> Result<Self, Error> {
+        let mut used = store.secret_keys().await?;
+        let fresh = used.is_empty() || discard;
+        let keys = Keyring::open(place, fresh.then_some(&*ids))?;
+        used.retain(|(key, _)| keys.find(key).is_none());
+        for (key, values) in used {
+            if !discard {
+                let place = match keys.place() {
+                    KeyPlace::Given(path) => format!("{} does not have it", path.display()),
+                    KeyPlace::StateFolder(path) if path.exists() => {
+                        format!("{} does not have it", path.display())
+                    }
+                    KeyPlace::StateFolder(path) => {
+                        format!("the file that had it, {}, is missing", path.display())
+                    }
+                    KeyPlace::Nowhere => {
+                        "this controller has no --secrets-key-file and no credential `windlass-secrets-key`"
+                            .to_owned()
+                    }
+                };
+                return Err(Error::MissingKey { key, values, place });
+            }
+            let removed = store.discard_secrets(&key).await?;
+            tracing::warn!(key, values = removed, "secret values were removed that no key opens");
+        }
+        Ok(Self { store, clock, ids, metrics, keys })
+    }
+
+    /// Sets values of a Secret.
+    pub(crate) async fn set(
+        &self,
+        (namespace, name): (&str, &str),
+        values: &BTreeMap<String, SecretBytes>,
+    ) -> Result<PutSecret, ApiError> {
+        let sealing = self.sealing()?;
+        let seal = |(entry, value): (&String, &SecretBytes)| {
+            let place = Place { namespace, name, entry };
+            let own = self.ids.secret();
+            SealedValue {
+                entry: entry.clone(),
+                key_id: sealing.id().to_owned(),
+                wrapped_key: sealing.seal(self.nonce(), &place.of_key(), &own),
+                sealed: Key::new(&own).seal(self.nonce(), &place.of_value(), value.expose()),
+                size: value.expose().len() as u64,
+            }
+        };
+        let sealed = values.iter().map(seal).collect();
+        Ok(self.store.put_secret(self.clock.now(), (namespace, name), sealed, MAX_KEYS).await?)
+    }
+
+    /// Wraps the keys of all values by the first key of the file, which is read again.
+    pub(crate) async fn rotate(&self) -> Result<Rotated, ApiError> {
+        self.keys
+            .reload()
+            .map_err(|error| ApiError::internal("the keys of secrets cannot be read", error))?;
+        let sealing = self.sealing()?;
+        let mut values = 0;
+        loop {
+            let mut rows = self.store.secrets_under_other_keys(sealing.id(), ROTATION_BATCH).await?;
+            if rows.is_empty() {
+                break;
+            }
+            for row in &mut rows {
+                let wrapped =
+                    self.unwrap(row).map(|key| sealing.seal(self.nonce(), &Place::of(row).of_key(), &key));
+                row.value.wrapped_key = wrapped.map_err(|problem| ApiError::new(Code::Conflict, problem))?;
+                row.value.key_id = sealing.id().to_owned();
+            }
+            let changed = self.store.rewrap_secrets(rows).await?;
+            values += changed;
+            if changed == 0 {
+                // Every row was set meanwhile by a controller that has not read the new file.
+                let detail = "another controller seals with another key; give all controllers the same key file, and \
+                              rotate again";
+                return Err(ApiError::new(Code::Conflict, detail));
+            }
+        }
+        tracing::info!(key = sealing.id(), values, "secrets are under the first key of the file");
+        Ok(Rotated { key: sealing.id().to_owned(), values })
+    }
+
+    /// The values that a job's steps name, each once. What is missing is told in its place.
+    ///
+    /// # Errors
+    /// What the store reports.
+    pub async fn deliver(
+        &self,
+        namespace: &str,
+        spec: &SandboxJobSpec,
+    ) -> Result<Vec<SecretValue>, ApiError> {
+        let uses = spec.steps.iter().flat_map(|step| &step.secrets).chain(&spec.secrets);
+        let wanted: BTreeSet<(&str, &str)> =
+            uses.map(|secret| (secret.name.as_str(), secret.key.as_str())).collect();
+        let mut known: BTreeMap<&str, Vec<SecretValueRow>> = BTreeMap::new();
+        let mut delivered = Vec::new();
+        let mut bytes = 0;
+        for (name, key) in wanted {
+            let rows = match known.entry(name) {
+                std::collections::btree_map::Entry::Occupied(rows) => rows.into_mut(),
+                std::collections::btree_map::Entry::Vacant(place) => {
+                    place.insert(self.store.secret_values(namespace, name).await?)
+                }
+            };
+            let found = rows.iter().find(|row| row.value.entry == key);
+            let (outcome, value) = match found {
+                None => (SecretDelivery::Missing, Err(missing(namespace, name, key, rows.is_empty()))),
+                Some(row) => match self.open_value(row) {
+                    Err(problem) => (SecretDelivery::Unreadable, Err(problem)),
+                    Ok(value) if bytes + value.len() > MAX_ATTEMPT_BYTES => {
+                        let problem = format!(
+                            "with the value `{key}` of Secret `{namespace}/{name}` the job's secrets have more than the \
+                             {MAX_ATTEMPT_BYTES} bytes that one job is given; put large content into an upload that is encrypted, \
+                             and its key into the Secret"
+                        );
+                        (SecretDelivery::TooLarge, Err(problem))
+                    }
+                    Ok(value) => {
+                        bytes += value.len();
+                        (SecretDelivery::Given, Ok(value))
+                    }
+                },
+            };
+            self.metrics.secret(outcome);
+            let (value, problem) = match value {
+                Ok(value) => (Some(SecretBytes::new(value)), None),
+                Err(problem) => (None, Some(problem)),
+            };
+            delivered.push(SecretValue { name: name.to_owned(), key: key.to_owned(), value, problem });
+        }
+        Ok(delivered)
+    }
+
+    fn open_value(&self, row: &SecretValueRow) -> Result<Vec<u8>, String> {
+        let own = self.unwrap(row)?;
+        let opened = Key::new(&own).open(&Place::of(row).of_value(), &row.value.sealed);
+        opened.ok_or_else(|| damaged(row))
+    }
+
+    /// The key of a value.
+    fn unwrap(&self, row: &SecretValueRow) -> Result<[u8; seal::KEY_BYTES], String> {
+        let Some(key) = self.keys.find(&row.value.key_id) else {
+            return Err(format!(
+                "the value `{}` of Secret `{}/{}` is under the key {}, which this controller does not have; put the key back, or \
+                 set the value again",
+                row.value.entry, row.namespace, row.name, row.value.key_id
+            ));
+        };
+        let own = key.open(&Place::of(row).of_key(), &row.value.wrapped_key);
+        own.and_then(|own| own.try_into().ok()).ok_or_else(|| damaged(row))
+    }
+
+    fn sealing(&self) -> Result<Arc<Key>, ApiError> {
+        self.keys.sealing().ok_or_else(|| {
+            ApiError::new(
+                Code::Conflict,
+                "this controller has no key for secrets; start it with --secrets-key-file FILE, which `windlass secret new-key FILE` \
+                 makes",
+            )
+        })
+    }
+
+    fn nonce(&self) -> [u8; 12] {
+        let mut nonce = [0; 12];
+        nonce.copy_from_slice(&self.ids.secret()[..12]);
+        nonce
+    }
+}
+
+fn missing(namespace: &str, name: &str, key: &str, all: bool) -> String {
+    let what = if all {
+        format!("there is no Secret `{namespace}/{name}`")
+    } else {
+        format!("Secret `{namespace}/{name}` has no key `{key}`")
+    };
+    format!("{what}; set it with `windlass secret set -n {namespace} {name} {key}`, and run the job again")
+}
+
+fn damaged(row: &SecretValueRow) -> String {
+    format!(
+        "the value `{}` of Secret `{}/{}` is damaged in the database; set it again",
+        row.value.entry, row.namespace, row.name
+    )
+}
+
+/// The row that something is sealed for.
+struct Place<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    entry: &'a str,
+}
+
+impl<'a> Place<'a> {
+    fn of(row: &'a SecretValueRow) -> Self {
+        Self { namespace: &row.namespace, name: &row.name, entry: &row.value.entry }
+    }
+
+    fn of_key(&self) -> Vec<u8> {
+        self.tagged("windlass secret key")
+    }
+
+    fn of_value(&self) -> Vec<u8> {
+        self.tagged("windlass secret value")
+    }
+
+    /// No part can hold a NUL.
+    fn tagged(&self, what: &str) -> Vec<u8> {
+        [what, self.namespace, self.name, self.entry].join("\0").into_bytes()
+    }
+}
+
+/// Where a controller's keys are: a file that is named, one that systemd gives, or the state folder of a controller that has its
+/// database alone.
+pub(crate) fn key_place(
+    file: Option<PathBuf>,
+    credentials: Option<PathBuf>,
+    own_folder: Option<PathBuf>,
+) -> KeyPlace {
+    let credential = credentials.map(|folder| folder.join(CREDENTIAL)).filter(|file| file.exists());
+    match (file.or(credential), own_folder) {
+        (Some(file), _) => KeyPlace::Given(file),
+        (None, Some(folder)) => KeyPlace::StateFolder(folder.join(FILE)),
+        (None, None) => KeyPlace::Nowhere,
+    }
+}

@@ -1,0 +1,189 @@
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use proptest::prelude::*;
+use serde_json::json;
+use windlass_crds::protocol::{StepEnded, Terminal, TerminalPhase};
+use windlass_crds::sandbox_job::StepUsage;
+
+use super::*;
+
+fn mask(values: &[&str]) -> Mask {
+    Mask::new(values.iter().map(|value| value.as_bytes()))
+}
+
+fn masked(values: &[&str], text: &str) -> String {
+    mask(values).text(text.to_owned())
+}
+
+/// What a stream becomes that comes in pieces; after each piece the masker is made anew from what it has kept back, as after a
+/// restart of the agent.
+fn streamed(mask: &Mask, pieces: &[&[u8]]) -> Vec<u8> {
+    let mut held = Held::default();
+    let mut out = Vec::new();
+    for piece in pieces {
+        let mut masker = Masker::resume(mask.clone(), held);
+        out.extend(masker.push(piece));
+        let kept = serde_json::to_string(masker.held()).unwrap();
+        held = serde_json::from_str(&kept).unwrap();
+    }
+    out.extend(Masker::resume(mask.clone(), held).finish(false));
+    out
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+#[test]
+fn every_form_of_a_value_is_masked_and_nothing_else() {
+    let value = "correct horse \"battery\"";
+    let encoded = |text: &str| STANDARD.encode(text);
+    for (text, expected) in [
+        (format!("a {value} b"), "a *** b".to_owned()),
+        ("nothing to see, correct?".to_owned(), "nothing to see, correct?".to_owned()),
+        (json!({"v": value}).to_string(), r#"{"v":"***"}"#.to_owned()),
+        (format!("{value}{value}"), "***".to_owned()),
+        (format!("x{}y", &value[..10]), format!("x{}y", &value[..10])),
+    ] {
+        assert_eq!(masked(&[value], &text), expected, "{text}");
+    }
+    for before in ["", "u", "us", "user:", "x".repeat(50).as_str()] {
+        for after in ["", "!", "!!", "\n"] {
+            let text = encoded(&format!("{before}{value}{after}"));
+            let shown = masked(&[value], &text);
+            let kept = shown.replace("***", "").len();
+            // At most the digits at both ends that hold bits of what is around.
+            assert!(
+                shown.contains("***") && kept <= (before.len() + after.len()) * 4 / 3 + 6,
+                "{text} {shown}"
+            );
+        }
+    }
+}
+
+#[test]
+fn lines_of_a_key_are_masked_alone_and_its_frame_is_not() {
+    let key = "-----BEGIN KEY-----\nMIIEvQIBADANBg\nkqhkiG9w0BAQEF\n-----END KEY-----\n";
+    assert_eq!(masked(&[key], &format!("<{key}>")), "<***>");
+    let listed = "  MIIEvQIBADANBg  # 1\n\tkqhkiG9w0BAQEF\n-----END KEY-----";
+    assert_eq!(masked(&[key], listed), "  ***  # 1\n\t***\n-----END KEY-----");
+    assert_eq!(masked(&["hunter2\n"], "it is hunter2."), "it is ***.", "without the end of its line");
+}
+
+#[test]
+fn base64_that_a_program_has_broken_into_lines_is_masked() {
+    let value: String = (0..400).map(|n: u32| char::from_digit(n * 7 % 36, 36).unwrap()).collect();
+    let encoded = STANDARD.encode(&value);
+    for columns in [64, 76] {
+        let lines: Vec<&str> =
+            encoded.as_bytes().chunks(columns).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        let shown = masked(&[&value], &lines.join("\n"));
+        let longest = shown.split(['\n', '*']).map(str::len).max().unwrap();
+        assert!(longest < 8, "{shown}");
+    }
+}
+
+#[test]
+fn what_overlaps_is_masked_as_a_whole() {
+    assert_eq!(masked(&["abcdef", "defghi"], "<abcdefghi>"), "<***>");
+    assert_eq!(masked(&["abcd", "xabcdy"], "xabcdy xabcdz"), "*** x***z");
+    assert_eq!(masked(&["aaaa"], "aaaaaa"), "***");
+}
+
+#[test]
+fn a_stream_that_was_cut_does_not_end_in_the_beginning_of_a_secret() {
+    let mut masker = Masker::new(mask(&["swordfish"]));
+    assert_eq!(masker.push(b"it is sword"), b"it is ");
+    assert!(!masker.held().is_empty());
+    assert_eq!(masker.clone().finish(false), b"sword");
+    assert_eq!(masker.finish(true), b"***");
+}
+
+#[test]
+fn what_is_no_secret_goes_on_at_once() {
+    let mut masker = Masker::new(mask(&["swordfish"]));
+    assert_eq!(masker.push(b"hello s"), b"hello ");
+    assert_eq!(masker.push(b"ailor"), b"sailor");
+    assert!(masker.held().is_empty());
+    let mut nothing = Masker::new(Mask::new([]));
+    assert_eq!(nothing.push(b"swordfish"), b"swordfish");
+}
+
+#[test]
+fn records_are_masked_in_every_text() {
+    let mask = mask(&["swordfish"]);
+    let text = || "is swordfish!".to_owned();
+    let data = json!({"a": ["swordfish", 1], "swordfish": {"b": "xswordfishx"}});
+    let bodies = [
+        RecordBody::Event { level: "info".into(), reason: "R".into(), message: text(), data: Some(data) },
+        RecordBody::StepEnded(StepEnded {
+            step: 0,
+            succeeded: false,
+            reason: "Exited".into(),
+            message: Some(text()),
+            exit_code: None,
+            signal: None,
+            usage: StepUsage::default(),
+        }),
+        RecordBody::Terminal(Terminal {
+            phase: TerminalPhase::Failed,
+            reason: "StepFailed".into(),
+            message: Some(text()),
+            exit_code: None,
+            last_sequence: 0,
+        }),
+    ];
+    for body in bodies {
+        let json = serde_json::to_string(&mask.record(body)).unwrap();
+        assert!(!json.contains("swordfish") && json.contains("is ***!"), "{json}");
+    }
+}
+
+/// Secrets of few letters, so that they overlap with each other and with the text.
+fn secret() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        prop::collection::vec(prop::sample::select(b"ab\n".to_vec()), 4..12),
+        prop::collection::vec(any::<u8>(), 4..40),
+    ]
+    .prop_filter("the mask itself may be shown", |secret| !secret.contains(&b'*'))
+}
+
+proptest! {
+    #[test]
+    fn no_cut_of_a_stream_lets_a_secret_pass(
+        secrets in prop::collection::vec(secret(), 1..4),
+        text in prop::collection::vec(prop::sample::select(b"abc\n".to_vec()), 0..60),
+        places in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<bool>()), 0..6),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+    ) {
+        let mut text = text;
+        for (which, place, as_base64) in places {
+            let secret = &secrets[which.index(secrets.len())];
+            let form = if as_base64 { STANDARD.encode(secret).into_bytes() } else { secret.clone() };
+            let at = place.index(text.len() + 1);
+            text.splice(at..at, form);
+        }
+        let mask = Mask::new(secrets.iter().map(Vec::as_slice));
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
+        cuts.extend([0, text.len()]);
+        cuts.sort_unstable();
+        let pieces: Vec<&[u8]> = cuts.windows(2).map(|ends| &text[ends[0]..ends[1]]).collect();
+        let out = streamed(&mask, &pieces);
+        for secret in &secrets {
+            prop_assert!(!contains(&out, secret), "{:?} is in {:?}", secret, out);
+        }
+        prop_assert_eq!(&out, &streamed(&mask, &[&text]), "the cuts make no difference");
+        let bytes: Vec<&[u8]> = text.chunks(1).collect();
+        prop_assert_eq!(&out, &streamed(&mask, &bytes));
+    }
+
+    #[test]
+    fn a_stream_without_secrets_stays_as_it_is(
+        text in prop::collection::vec(prop::sample::select(b"abc\n".to_vec()), 0..200),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mask = mask(&["abxxxxba", "cccccccccccd"]);
+        let (one, two) = text.split_at(cut.index(text.len() + 1));
+        prop_assert_eq!(streamed(&mask, &[one, two]), text);
+    }
+}
