@@ -34,6 +34,9 @@ impl Default for GpuProbe {
     }
 }
 
+/// Model and MiB of memory, by PCI address.
+type Described = BTreeMap<String, (String, u64)>;
+
 /// A processor as the kernel lists it.
 struct Found {
     address: String,
@@ -56,7 +59,7 @@ impl GpuProbe {
             }
         };
         let mut devices = Vec::new();
-        let mut asked: Option<Result<BTreeMap<String, (String, u64)>, String>> = None;
+        let mut asked: Option<Result<Described, String>> = None;
         for one in found {
             let driver = std::fs::read_link(one.folder.join("driver")).ok();
             let driver =
@@ -92,16 +95,16 @@ impl GpuProbe {
                 if asked.is_none() {
                     asked = Some(self.ask_nvidia().await);
                 }
-                match &asked {
-                    Some(Ok(answers)) => match answers.get(&one.address) {
+                // Why it could not be asked is said once, below.
+                if let Some(Ok(answers)) = &asked {
+                    match answers.get(&one.address) {
                         Some((model, memory)) => {
                             device.model = Some(model.clone());
                             device.vram_mb = Some(*memory);
                         }
                         None => problems
                             .push(format!("GPU {}: nvidia-smi does not list it; see `dmesg`", one.address)),
-                    },
-                    Some(Err(_)) | None => {}
+                    }
                 }
             }
             if one.vendor == "amd" && device.vram_mb.is_none() {
@@ -116,7 +119,7 @@ impl GpuProbe {
     }
 
     /// Model and MiB of memory of each of Nvidia's processors, by PCI address.
-    async fn ask_nvidia(&self) -> Result<BTreeMap<String, (String, u64)>, String> {
+    async fn ask_nvidia(&self) -> Result<Described, String> {
         let name = self.nvidia_smi.display();
         let child = Command::new(&self.nvidia_smi)
             .args(QUERY)
