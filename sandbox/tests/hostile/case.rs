@@ -11,7 +11,7 @@ use windlass_sandbox::{Driver, EndReason, Error, Limit, LimitName, UnitSpec, Wor
 use crate::fixture::{Fixture, Outcome, eventually, is_root};
 
 /// No case takes longer, also in an emulated machine.
-const BOUND: Duration = Duration::from_secs(100);
+const BOUND: Duration = Duration::from_secs(400);
 /// How many attempts there were in this process: their names must be unique on the host.
 static ATTEMPTS: AtomicU32 = AtomicU32::new(0);
 /// The name of the variable by which the processes of a case are known.
@@ -173,16 +173,17 @@ impl Node {
 
         self.expect_the_next_job_to_run(&format!("next-{id}"), case.name).await;
         // The supervisor takes the mounts apart after it has told the end.
-        assert_eq!(self.settled_as(&before).await, before, "after {}", case.name);
+        let held = self.settled_as(&before).await;
+        assert!(held.is_no_more_than(&before), "after {}: {held:?}\nbefore: {before:?}", case.name);
         assert_eq!(traces_of(&id), Vec::<String>::new(), "{}", case.name);
         outcome
     }
 
     /// What is held once it is as it was before, or after a long wait for that.
     async fn settled_as(&self, before: &Holdings) -> Holdings {
-        for _ in 0..100 {
+        for _ in 0..600 {
             let held = Holdings::of(self);
-            if held == *before {
+            if held.is_no_more_than(before) {
                 return held;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -249,7 +250,7 @@ impl Attempt<'_> {
 }
 
 /// What a node holds: supervisors, files, mounts and descriptors below its folder, and the descriptors of its launcher.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Holdings {
     supervisors: usize,
     files: BTreeSet<PathBuf>,
@@ -259,6 +260,15 @@ struct Holdings {
 }
 
 impl Holdings {
+    /// Whether nothing has been added. The launcher may have had one descriptor more before: one end of its line to the spare,
+    /// which it closes a moment after the spare is there.
+    fn is_no_more_than(&self, before: &Self) -> bool {
+        let Self { supervisors, files, mounts, descriptors, of_launcher } = before;
+        (self.supervisors, &self.files, &self.mounts, &self.descriptors)
+            == (*supervisors, files, mounts, descriptors)
+            && self.of_launcher <= *of_launcher
+    }
+
     fn of(node: &Node) -> Self {
         let dir = node.fixture.dir.path();
         let mut files = BTreeSet::new();
