@@ -51,6 +51,9 @@ const LOOK_EVERY: u64 = 16 << 20;
 /// Bytes of the disk that images leave free: as much as an agent wants to take on work.
 const LEAVE_FREE: u64 = 256 << 20;
 
+/// What is done with each entry of a layer, by its path.
+type ForEntry<'f, T> = dyn FnMut(&mut T, &[u8], &mut Entry<'_, '_>) -> Result<(), Trouble> + 'f;
+
 /// The parts of a path.
 type Parts<'p> = [&'p [u8]];
 
@@ -80,12 +83,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Reads a layer whole, and checks that it is what it is said to be.
-    fn read(
-        &mut self,
-        blobs: &Blobs,
-        layer: &Layer,
-        each: &mut dyn FnMut(&mut Self, &[u8], &mut Entry<'_, '_>) -> Result<(), Trouble>,
-    ) -> Result<(), Trouble> {
+    fn read(&mut self, blobs: &Blobs, layer: &Layer, each: &mut ForEntry<'_, Self>) -> Result<(), Trouble> {
         let (mut packed, mut plain) = (Sha256::new(), Sha256::new());
         let limits = self.limits;
         let stop = self.stop;

@@ -200,7 +200,7 @@ fn layout(blobs: &Blobs, name: Option<&str>) -> Result<Found, Trouble> {
     let index: Index = parse("index.json", &blobs.document("index.json")?)?;
     let mut digests = Vec::new();
     let chosen = named(&index.manifests, name)?;
-    let manifest = descend(blobs, chosen, &mut digests, 0)?;
+    let manifest = descend(blobs, &chosen, &mut digests, 0)?;
     if !CONFIGS.contains(&&*manifest.config.media_type) {
         return Err(wrong_kind("a configuration", &manifest.config.media_type));
     }
@@ -255,7 +255,7 @@ fn named<'a>(manifests: &'a [Descriptor], name: Option<&str>) -> Result<Vec<&'a 
 /// The manifest for this host among entries, also below further indexes.
 fn descend(
     blobs: &Blobs,
-    entries: Vec<&Descriptor>,
+    entries: &[&Descriptor],
     digests: &mut Vec<String>,
     depth: usize,
 ) -> Result<Manifest, Trouble> {
@@ -288,7 +288,7 @@ fn descend(
     if index.manifests.is_empty() {
         return Err(Trouble::Image(ImageProblem::NotFound, "has an index without an image".to_owned()));
     }
-    descend(blobs, index.manifests.iter().collect(), digests, depth + 1)
+    descend(blobs, &index.manifests.iter().collect::<Vec<_>>(), digests, depth + 1)
 }
 
 /// Puts together what was found.
@@ -323,7 +323,7 @@ fn described(
         entrypoint: words(&run.entrypoint),
         command: words(&run.cmd),
         env: words(&run.env),
-        working_dir: run.working_dir.clone().filter(|dir| dir.trim_matches('/') != ""),
+        working_dir: run.working_dir.clone().filter(|dir| !dir.trim_matches('/').is_empty()),
         user: run.user.clone().unwrap_or_default(),
     };
     let mut all =

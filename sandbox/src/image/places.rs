@@ -71,7 +71,7 @@ pub(super) fn make(root: &OwnedFd) -> Result<(), Trouble> {
         clear(&above, name.as_bytes()).map_err(failed)?;
         match wanted {
             FileType::Directory => {
-                rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755)).map_err(failed)?
+                rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755)).map_err(failed)?;
             }
             _ => {
                 let flags =
