@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -22,6 +22,10 @@ use super::request::uuid;
 
 /// How long a request may take to arrive.
 const BODY_WAIT: Duration = Duration::from_secs(60);
+/// How much of a body that is refused is let go by, how much of one without a valid token, and how long that may take.
+const LET_GO_BY: usize = 16 << 20;
+const LET_STRANGERS_GO_BY: usize = 1 << 20;
+const LET_GO_WAIT: Duration = Duration::from_secs(5);
 /// The preference of RFC 7240 for an answer before the run has ended.
 const ASYNC: &str = "respond-async";
 
@@ -59,7 +63,13 @@ async fn readyz(State(api): Shared) -> (StatusCode, String) {
 /// Runs a job. Who hangs up does not stop it.
 async fn run(State(api): Shared, request: Request) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let (caller, rules) = api.identify(&parts.headers).await?;
+    let (caller, rules) = match api.identify(&parts.headers).await {
+        Ok(found) => found,
+        Err(refusal) => {
+            let_go_by(&mut body.into_data_stream(), LET_STRANGERS_GO_BY).await;
+            return Err(refusal);
+        }
+    };
     let body = read(&parts.headers, body, rules.max_request).await?;
     let answer = api.intake.run(&body, caller).await?;
     let (run, end) = match answer {
@@ -131,16 +141,18 @@ async fn read(headers: &HeaderMap, body: Body, most: u64) -> Result<Vec<u8>, Ref
         )
     };
     let said = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let mut pieces = body.into_data_stream();
     if said.is_some_and(|said| said > most) {
+        let_go_by(&mut pieces, LET_GO_BY).await;
         return Err(too_large());
     }
     let arrive = async {
         let mut content = Vec::new();
-        let mut pieces = body.into_data_stream();
         while let Some(piece) = pieces.next().await {
             let piece = piece
                 .map_err(|error| Refusal::new(Code::BadRequest, format!("the request broke off: {error}")))?;
             if (content.len() + piece.len()) as u64 > most {
+                let_go_by(&mut pieces, LET_GO_BY).await;
                 return Err(too_large());
             }
             content.extend_from_slice(&piece);
@@ -154,6 +166,21 @@ async fn read(headers: &HeaderMap, body: Body, most: u64) -> Result<Vec<u8>, Ref
             format!("the request did not arrive within {} s", BODY_WAIT.as_secs()),
         )),
     }
+}
+
+/// Reads some more of a body that is refused and throws it away: many a caller reads no answer before it has sent all.
+async fn let_go_by(pieces: &mut BodyDataStream, most: usize) {
+    let gone = async {
+        let mut left = most;
+        while let Some(Ok(piece)) = pieces.next().await {
+            left = left.saturating_sub(piece.len());
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // Who takes longer than that may miss the answer.
+    tokio::time::timeout(LET_GO_WAIT, gone).await.ok();
 }
 
 fn prefers_async(headers: &HeaderMap) -> bool {
