@@ -303,8 +303,8 @@ async fn images_that_nobody_uses_are_removed_when_room_is_wanted() {
     }
     let [old, used, new] = [0, 1, 2].map(|index: usize| images[index].1.clone());
     let folder = |image: &SystemImage| image.dir.parent().unwrap().to_owned();
-    let an_hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
-    let age = |image: &SystemImage| fs::File::open(folder(image)).unwrap().set_modified(an_hour_ago).unwrap();
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let age = |image: &SystemImage| fs::File::open(folder(image)).unwrap().set_modified(long_ago).unwrap();
     // One of them belongs to a unit that is prepared.
     let unit = unit(&fixture, "user", used.clone(), "cat /name");
     fixture.native.prepare(&unit).await.unwrap();
