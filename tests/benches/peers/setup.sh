@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs one peer, pinned by version, below $XDG_CACHE_HOME/windlass-bench, and prints what it installed.
 #
-#   setup.sh redis|postgres|slurm|docker|bubblewrap|node|python
+#   setup.sh redis|postgres|slurm|docker|podman|bubblewrap|node|python
 #
 # Running it again does nothing. Nothing of the system changes: Debian packages are unpacked into a folder, so that
 # no service is registered or started, and no root is needed. The last line of standard error says why it failed.
@@ -77,6 +77,9 @@ slurm)
     ;;
 docker)
     debian 'docker.io=20.10.24*' 'containerd=1.6.20*' 'runc=1.1.5*' 'busybox-static=1:1.35.0*'
+    ;;
+podman)
+    debian 'podman=4.3.1*' 'conmon=2.1.6*' 'golang-github-containers-common=0.50.1*'
     ;;
 bubblewrap)
     debian 'bubblewrap=0.8.0*'

@@ -184,6 +184,23 @@ impl Slurm {
 /// The cgroup of the containers; ours alone, so that it can be removed.
 const CGROUP: &str = "windlass-bench-docker";
 
+/// An archive of a system of one static program, made in `folder`.
+pub(crate) fn busybox_archive(installed: &Installed, folder: &Path) -> anyhow::Result<PathBuf> {
+    let root = folder.join("root-of-image");
+    fs::create_dir_all(root.join("bin"))?;
+    fs::copy(installed.file("bin/busybox"), root.join("bin/busybox"))?;
+    symlink("busybox", root.join("bin/true"))?;
+    let archive = folder.join("root.tar");
+    run(Command::new("tar")
+        .arg("--create")
+        .arg("--file")
+        .arg(&archive)
+        .arg("--directory")
+        .arg(&root)
+        .arg("."))?;
+    Ok(archive)
+}
+
 /// A Docker engine of our own, with an image of one static program.
 pub(crate) struct Docker {
     installed: Installed,
@@ -224,18 +241,7 @@ impl Docker {
         };
         let daemon =
             Daemon::start(&command, "dockerd", &folder)?.until(|| run(client().arg("info")).is_ok())?;
-        let root = folder.join("root");
-        fs::create_dir_all(root.join("bin"))?;
-        fs::copy(installed.file("bin/busybox"), root.join("bin/busybox"))?;
-        symlink("busybox", root.join("bin/true"))?;
-        let archive = folder.join("root.tar");
-        run(Command::new("tar")
-            .arg("--create")
-            .arg("--file")
-            .arg(&archive)
-            .arg("--directory")
-            .arg(&root)
-            .arg("."))?;
+        let archive = busybox_archive(&installed, &folder)?;
         run(client().arg("import").arg(&archive).arg("windlass-bench"))?;
         let this = Self { installed, host, daemon, _cgroup: Cgroup };
         run(&mut this.run()).context("while the system warms up")?;
@@ -253,7 +259,12 @@ impl Docker {
         command
     }
 
-    fn run(&self) -> Command {
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.host.trim_start_matches("unix://").into()
+    }
+
+    pub(crate) fn run(&self) -> Command {
         let mut command = self.installed.command("docker");
         command.args(["--host", &self.host, "run", "--rm", "--network", "none", "windlass-bench", PROGRAM]);
         command

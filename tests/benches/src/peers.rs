@@ -11,10 +11,13 @@
 mod bench;
 mod bloat;
 mod claim_cost;
+mod container;
 mod dispatch;
 mod drain;
 mod drain_pg;
 mod e2e;
+mod escape;
+mod features;
 mod footprint;
 mod kube;
 mod notify;
@@ -74,6 +77,7 @@ struct Args {
 enum Row {
     P1,
     P2,
+    P3,
     P4,
     P5,
     P6,
@@ -85,9 +89,12 @@ enum Row {
     P14,
     R1,
     R5,
+    S1,
     S2,
     /// What a claim costs with long queues and many classes.
     Cost,
+    /// What each part of a sandbox costs.
+    P1c,
 }
 
 /// Measures a row and writes it into the table.
@@ -95,9 +102,11 @@ type Measure = fn(&Bench, &mut Table);
 
 impl Row {
     /// All of them, and how each is measured.
-    const ALL: [(Self, Measure); 14] = [
+    const ALL: [(Self, Measure); 17] = [
         (Self::P1, sandbox::start),
+        (Self::P1c, features::measure),
         (Self::P2, sandbox::rate),
+        (Self::P3, container::measure),
         (Self::P4, drain_pg::measure),
         (Self::P5, drain::measure),
         (Self::P6, submit::measure),
@@ -108,6 +117,7 @@ impl Row {
         (Self::P14, kube::measure),
         (Self::R1, bloat::measure),
         (Self::R5, restart::measure),
+        (Self::S1, escape::measure),
         (Self::S2, sandbox::surface),
         (Self::Cost, claim_cost::measure),
     ];
@@ -129,7 +139,7 @@ fn main() -> anyhow::Result<ExitCode> {
         runtime: Runtime::new()?,
     };
     println!("{}", machine(&bench.work)?);
-    for peer in ["node", "python", "redis", "postgres", "slurm", "docker", "bubblewrap"] {
+    for peer in ["node", "python", "redis", "postgres", "slurm", "docker", "podman", "bubblewrap"] {
         // What cannot be installed is told by the rows that need it.
         if let Ok(installed) = bench.install(peer) {
             println!("{}", installed.versions);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 use windlass_sandbox::{
-    Deadline, Driver as _, Lease, Limit, Native, SandboxConfig, Stream, UnitId, UnitSpec, Workspace,
+    Deadline, Driver, Lease, Limit, Native, SandboxConfig, Stream, UnitId, UnitSpec, Workspace,
 };
 
 use crate::bench::{Bench, Installed, run};
@@ -19,7 +19,7 @@ use crate::e2e::Docker;
 use crate::rounds::{Measured, Subject, interleave, reason, subject};
 use crate::table::{Aim, Comparison, Table, Unit};
 
-const PROGRAM: &str = "/bin/true";
+pub(crate) const PROGRAM: &str = "/bin/true";
 /// What bubblewrap is asked for: as near to our sandbox as it comes, without cgroup, seccomp or supervisor.
 const BWRAP: &str = "--unshare-all --die-with-parent --new-session --ro-bind /usr /usr --symlink usr/bin /bin \
                      --symlink usr/lib /lib --symlink usr/lib64 /lib64 --proc /proc --dev /dev --tmpfs /tmp \
@@ -83,7 +83,7 @@ pub(crate) fn start(bench: &Bench, table: &mut Table) {
 }
 
 /// A subject whose samples are the milliseconds of each of `runs` calls.
-fn timed<'s>(runs: usize, mut start: impl FnMut() -> anyhow::Result<()> + 's) -> Subject<'s> {
+pub(crate) fn timed<'s>(runs: usize, mut start: impl FnMut() -> anyhow::Result<()> + 's) -> Subject<'s> {
     subject(move || {
         let sample = |_| {
             let began = Instant::now();
@@ -202,16 +202,16 @@ impl Surface {
 }
 
 /// Our driver with a workspace and a lease.
-struct Ours<'b> {
+pub(crate) struct Ours<'b> {
     bench: &'b Bench,
-    native: Native,
+    pub(crate) native: Native,
     workspace: Workspace,
     lease: PathBuf,
     started: Cell<u64>,
 }
 
 impl<'b> Ours<'b> {
-    fn open(bench: &'b Bench, name: &str) -> anyhow::Result<Self> {
+    pub(crate) fn open(bench: &'b Bench, name: &str) -> anyhow::Result<Self> {
         let folder = bench.folder(name)?;
         let mut config = SandboxConfig::new(folder.join("state"));
         // It is started from another folder.
@@ -228,7 +228,7 @@ impl<'b> Ours<'b> {
     }
 
     /// A unit of its own name.
-    fn unit(&self, command: &[&str]) -> anyhow::Result<UnitSpec> {
+    pub(crate) fn unit(&self, command: &[&str]) -> anyhow::Result<UnitSpec> {
         let number = self.started.get() + 1;
         self.started.set(number);
         let name = format!("bench-{number}");
@@ -245,18 +245,24 @@ impl<'b> Ours<'b> {
         Ok(unit)
     }
 
-    async fn whole(&self, unit: &UnitSpec) -> anyhow::Result<()> {
-        self.native.prepare(unit).await?;
-        self.native.start(&unit.id).await?;
-        let exit = self.native.wait(&unit.id).await?;
-        self.native.cleanup(&unit.id).await?;
+    /// Waits for something that is not a unit's.
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.bench.runtime.block_on(future)
+    }
+
+    /// A unit from its preparation to its removal.
+    pub(crate) async fn whole(&self, driver: &dyn Driver, unit: &UnitSpec) -> anyhow::Result<()> {
+        driver.prepare(unit).await?;
+        driver.start(&unit.id).await?;
+        let exit = driver.wait(&unit.id).await?;
+        driver.cleanup(&unit.id).await?;
         ensure!(exit.succeeded(), "the unit ended as {}: {:?}", exit.reason, exit.message);
         Ok(self.native.identities().release(unit.id.as_str())?)
     }
 
     /// From nothing to nothing.
     fn once(&self) -> anyhow::Result<()> {
-        self.bench.runtime.block_on(async { self.whole(&self.unit(&[PROGRAM])?).await })
+        self.bench.runtime.block_on(async { self.whole(&self.native, &self.unit(&[PROGRAM])?).await })
     }
 
     /// Units a second, some at a time.
@@ -265,7 +271,7 @@ impl<'b> Ours<'b> {
         let one_by_one = || async {
             let mut count = 0u32;
             while began.elapsed() < busy {
-                self.whole(&self.unit(&[PROGRAM])?).await?;
+                self.whole(&self.native, &self.unit(&[PROGRAM])?).await?;
                 count += 1;
             }
             anyhow::Ok(count)
@@ -277,8 +283,25 @@ impl<'b> Ours<'b> {
         per_second(Ok(<[u32; PARALLEL]>::from(counts).iter().sum()), began)
     }
 
+    /// Lets the users of all units write to the workspace.
+    pub(crate) fn share_workspace(&self) -> anyhow::Result<()> {
+        Ok(fs::set_permissions(self.workspace.path(), fs::Permissions::from_mode(0o1777))?)
+    }
+
+    /// Removes what programs have left in the workspace.
+    pub(crate) fn empty_workspace(&self) -> anyhow::Result<()> {
+        for entry in fs::read_dir(self.workspace.path())? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(entry.path())?,
+                false => fs::remove_file(entry.path())?,
+            }
+        }
+        Ok(())
+    }
+
     /// What a program prints.
-    fn output(&self, command: &[&str]) -> anyhow::Result<String> {
+    pub(crate) fn output(&self, command: &[&str]) -> anyhow::Result<String> {
         self.bench.runtime.block_on(async {
             let unit = self.unit(command)?;
             self.native.prepare(&unit).await?;
@@ -305,7 +328,7 @@ fn bubblewrap(installed: &Installed) -> Command {
     command
 }
 
-fn succeed(command: &mut Command) -> anyhow::Result<()> {
+pub(crate) fn succeed(command: &mut Command) -> anyhow::Result<()> {
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
     let status = status.with_context(|| format!("cannot run {}", command.get_program().display()))?;
     ensure!(status.success(), "{} ended with {status}", command.get_program().display());
