@@ -256,7 +256,12 @@ impl Secrets {
         own.and_then(|own| own.try_into().ok()).ok_or_else(|| damaged(row))
     }
 
+    /// The key that seals. The file is read anew: another controller may have begun to seal under a newer one, and have brought
+    /// everything under it.
     fn sealing(&self) -> Result<Arc<Key>, ApiError> {
+        if let Err(error) = self.keys.reload() {
+            tracing::warn!(error = %crate::error::chain(&error), "the keys of secrets cannot be read again");
+        }
         self.keys.sealing().ok_or_else(|| {
             ApiError::new(
                 Code::Conflict,

@@ -21,7 +21,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use strum::IntoEnumIterator as _;
 use tokio::time::{Instant, timeout};
-use windlass_crds::facts::{ContainerFacts, Facts, FactsPart};
+use windlass_crds::facts::{ContainerFacts, Facts, FactsPart, LogTail};
+use windlass_crds::protocol::bounds::MAX_FACTS;
 use windlass_crds::protocol::{AttemptId, FactsSettings, NODE_RECORDS, RecordBody};
 use windlass_sandbox::engine::Engines;
 
@@ -47,7 +48,7 @@ pub(crate) struct Collector {
     engines: Engines,
     clock: Arc<dyn Clock>,
     /// How far each log file was read by the reports of the task; steps see the ends of files and move nothing.
-    tails: Mutex<Tails>,
+    tails: Arc<Mutex<Tails>>,
 }
 
 /// Who asks for facts.
@@ -66,7 +67,7 @@ impl Collector {
         engines: Engines,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { node, labels, engines, clock, tails: Mutex::default() }
+        Self { node, labels, engines, clock, tails: Arc::default() }
     }
 
     /// Looks at the parts that are asked for.
@@ -90,7 +91,7 @@ impl Collector {
             false => Vec::new(),
         };
         let logs = match wanted.contains(&FactsPart::Logs) {
-            true => self.read_logs(settings, asked, &mut problems),
+            true => self.read_logs(settings, asked, &mut problems).await,
             false => Vec::new(),
         };
         let proxmox = match (&settings.proxmox, wanted.contains(&FactsPart::Proxmox)) {
@@ -115,7 +116,7 @@ impl Collector {
             ("problems", problems.len()),
             ("proxmox", resources),
         ];
-        Facts {
+        let mut facts = Facts {
             collected_at: self.clock.now(),
             node: self.node.clone(),
             labels: self.labels.clone(),
@@ -129,7 +130,9 @@ impl Collector {
             logs,
             proxmox,
             problems,
-        }
+        };
+        fit(&mut facts);
+        facts
     }
 
     async fn containers(&self, problems: &mut Vec<String>) -> Vec<ContainerFacts> {
@@ -160,18 +163,57 @@ impl Collector {
         all
     }
 
-    fn read_logs(
+    async fn read_logs(
         &self,
         settings: &FactsSettings,
         asked: Asked<'_>,
         problems: &mut Vec<String>,
-    ) -> Vec<windlass_crds::facts::LogTail> {
-        match asked {
-            Asked::Time => {
-                let mut tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
-                tails.read(&settings.logs, problems)
+    ) -> Vec<LogTail> {
+        let tails = match asked {
+            Asked::Time => Arc::clone(&self.tails),
+            Asked::Job(_) => Arc::default(),
+        };
+        let files = settings.logs.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut problems = Vec::new();
+            let found = tails.lock().unwrap_or_else(PoisonError::into_inner).read(&files, &mut problems);
+            (found, problems)
+        });
+        match timeout(PATIENCE, read).await {
+            Ok(Ok((found, told))) => {
+                problems.extend(told);
+                found
             }
-            Asked::Job(_) => Tails::default().read(&settings.logs, problems),
+            Ok(Err(error)) => {
+                problems.push(format!("facts.logs: reading has ended with a defect: {error}"));
+                Vec::new()
+            }
+            Err(_elapsed) => {
+                problems.push("facts.logs: the files cannot be read in time".to_owned());
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// Shortens the longest logs until the facts fit into a report.
+fn fit(facts: &mut Facts) {
+    let mut cut = false;
+    while serde_json::to_vec(facts).map_or(0, |json| json.len()) > MAX_FACTS {
+        let Some(log) =
+            facts.logs.iter_mut().filter(|log| !log.text.is_empty()).max_by_key(|log| log.text.len())
+        else {
+            return;
+        };
+        let middle = log.text.floor_char_boundary(log.text.len().div_ceil(2));
+        let half = if middle == 0 { log.text.len() } else { middle };
+        log.skipped_bytes += half as u64;
+        log.text.drain(..half);
+        if !cut {
+            cut = true;
+            facts.problems.push(
+                "facts.logs: the ends of logs are told only in part, for a report holds 1 MiB".to_owned(),
+            );
         }
     }
 }

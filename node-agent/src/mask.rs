@@ -108,6 +108,10 @@ pub(crate) struct Masker {
     mask: Mask,
     state: u32,
     held: Held,
+    /// Which held bytes no form covers yet, in order, so that each is looked at once only; counted from the beginning.
+    open: VecDeque<usize>,
+    /// How many bytes have gone on.
+    gone: usize,
 }
 
 /// What a [`Masker`] keeps back because it could be the beginning of a form: it must be kept as secret as the secret itself.
@@ -122,7 +126,7 @@ pub(crate) struct Held {
 impl Masker {
     /// At the beginning of a stream.
     pub(crate) fn new(mask: Mask) -> Self {
-        Self { mask, state: automaton::ROOT, held: Held::default() }
+        Self { mask, state: automaton::ROOT, held: Held::default(), open: VecDeque::new(), gone: 0 }
     }
 
     /// Where another left off.
@@ -134,7 +138,9 @@ impl Masker {
                 state = automaton.next(state, *byte);
             }
         }
-        Self { mask, state, held }
+        let open = held.bytes.iter().enumerate().filter(|(_, (_, covered))| !covered);
+        let open = open.map(|(at, _)| at).collect();
+        Self { mask, state, held, open, gone: 0 }
     }
 
     /// What is kept back.
@@ -148,12 +154,15 @@ impl Masker {
         let mut out = Vec::with_capacity(piece.len());
         for byte in piece {
             self.state = automaton.next(self.state, *byte);
+            self.open.push_back(self.held.bytes.len() + self.gone);
             self.held.bytes.push_back((*byte, false));
             let (depth, longest) = automaton.at(self.state);
-            let covered = self.held.bytes.len().saturating_sub(longest);
-            self.held.bytes.range_mut(covered..).for_each(|(_, covered)| *covered = true);
+            let covered = self.held.bytes.len().saturating_sub(longest) + self.gone;
+            while let Some(at) = self.open.pop_back_if(|at| *at >= covered) {
+                self.held.bytes[at - self.gone].1 = true;
+            }
             while self.held.bytes.len() > depth {
-                self.held.release(&mut out);
+                self.release(&mut out);
             }
         }
         out
@@ -166,10 +175,17 @@ impl Masker {
         }
         let mut out = Vec::new();
         while !self.held.bytes.is_empty() {
-            self.held.release(&mut out);
+            self.release(&mut out);
         }
         self.state = automaton::ROOT;
         out
+    }
+
+    /// Lets the first byte go.
+    fn release(&mut self, out: &mut Vec<u8>) {
+        self.open.pop_front_if(|at| *at == self.gone);
+        self.held.release(out);
+        self.gone += 1;
     }
 }
 

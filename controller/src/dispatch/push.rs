@@ -89,8 +89,8 @@ enum Delivered {
     Unsent(String),
     /// It surely does not have it, because it does not know the token.
     Unauthorized(String),
-    /// Nobody knows; the lease decides.
-    Lost(String),
+    /// Nobody knows; it is asked for again, or the lease decides. `unauthorized` says that the node does not know the token.
+    Lost { why: String, unauthorized: bool },
     /// The attempt is over, or this controller is.
     Over,
 }
@@ -437,8 +437,11 @@ impl Serving {
                     Some((TerminalPhase::Released, "NotDelivered", why)),
                 )
             }
-            Delivered::Lost(why) => {
+            Delivered::Lost { why, unauthorized } => {
                 self.fail(&attempt, &why);
+                if unauthorized {
+                    self.replace_token().await;
+                }
                 (Delivery::Failed, Some(Err(why)), None)
             }
             Delivered::Over => return,
@@ -535,20 +538,33 @@ impl Sending {
             let target = match self.target().await {
                 Ok(Some(target)) => target,
                 Ok(None) => return Delivered::Over,
-                Err(error) if doubtful => return Delivered::Lost(chain(&error)),
+                Err(error) if doubtful => {
+                    return Delivered::Lost { why: chain(&error), unauthorized: false };
+                }
                 Err(error) => return Delivered::Unsent(chain(&error)),
             };
             let attempt = &self.assignment.attempt;
-            let called = if doubtful {
+            if doubtful {
                 match self.client.has(&target, attempt).await {
                     Ok(true) => return Delivered::Taken,
-                    Ok(false) => self.client.run(&target, &self.assignment).await,
-                    Err(error) => Err(error),
+                    Ok(false) => doubtful = false,
+                    Err(error) => {
+                        // It may have it and work on it: whatever keeps it from telling takes nothing away from it.
+                        let unauthorized = matches!(error, CallError::Refused { status: 401, .. });
+                        tries += 1;
+                        if (tries >= TRIES && matches!(error, CallError::Refused { .. }))
+                            || Instant::now() + RETRY >= give_up
+                        {
+                            return Delivered::Lost { why: chain(&error), unauthorized };
+                        }
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
                 }
-            } else {
-                self.client.run(&target, &self.assignment).await
+            }
+            let Err(error) = self.client.run(&target, &self.assignment).await else {
+                return Delivered::Taken;
             };
-            let Err(error) = called else { return Delivered::Taken };
             let why = chain(&error);
             match error {
                 // It had it, and has told everything about it by now.
@@ -559,16 +575,21 @@ impl Sending {
                 // A configuration with another token may have been applied since the node was looked at.
                 CallError::Refused { status: 401, .. } if tries + 1 < TRIES => {}
                 CallError::Refused { status: 401, .. } => return Delivered::Unauthorized(why),
+                // It has waited for room already.
+                CallError::Refused { status: 503, .. } => return Delivered::Unsent(why),
                 CallError::Refused { status: 500.., .. } if tries + 1 < TRIES => {}
                 CallError::Refused { .. } => return Delivered::Unsent(why),
-                CallError::Unsent { .. } if !doubtful && tries + 1 >= TRIES => return Delivered::Unsent(why),
+                CallError::Unsent { .. } if tries + 1 >= TRIES => return Delivered::Unsent(why),
                 CallError::Unsent { .. } => {}
                 CallError::Unanswered { .. } => doubtful = true,
             }
             tries += 1;
             tracing::debug!(error = why, tries, "a delivery is tried again");
             if Instant::now() + RETRY >= give_up {
-                return if doubtful { Delivered::Lost(why) } else { Delivered::Unsent(why) };
+                return match doubtful {
+                    true => Delivered::Lost { why, unauthorized: false },
+                    false => Delivered::Unsent(why),
+                };
             }
             tokio::time::sleep(RETRY).await;
         }

@@ -184,11 +184,13 @@ async fn fill(store: &Store) {
         size: 7,
     };
     store.put_secret(at(4), ("default", "s"), vec![value], 9).await.unwrap();
+    store.issue_worker_token(at(4), "n1", 0).await.unwrap();
+    store.note_delivery(at(4), "n1", Err("it does not answer".into())).await.unwrap();
     store.append_event(at(4), event()).await.unwrap();
 }
 
 /// What a restore leaves as it was, of what [`fill`] has made.
-const AS_IT_WAS: [&str; 24] = [
+const AS_IT_WAS: [&str; 25] = [
     "api_tokens",
     "body_removals",
     "capability_snapshots",
@@ -206,6 +208,7 @@ const AS_IT_WAS: [&str; 24] = [
     "node_history",
     "node_holds",
     "node_liveness",
+    "node_push",
     "origins",
     "queues",
     "records",

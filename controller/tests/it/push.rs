@@ -279,6 +279,37 @@ async fn an_attempt_whose_answer_is_lost_is_asked_for_and_not_sent_again() {
 }
 
 #[tokio::test]
+async fn an_attempt_that_a_node_may_have_is_not_taken_from_it_because_it_does_not_say() {
+    for status in [401, 500] {
+        let world = World::settled().await;
+        let fake = FakeNode::new();
+        let agent = node(&world, "n1").await;
+        let before = config(&agent).await["worker_api"].clone();
+        world.clock.advance(Duration::from_secs(120));
+        agent.beat(&[]).await;
+        fake.set(Mood::Mute);
+        let dispatcher = Dispatcher::start(&world, &fake);
+        world.job("a", json!({"command": ["true"]})).await;
+        let (_, assignment) = until("a call", async || fake.calls().pop()).await;
+        fake.set(Mood::Refusing(status));
+        until("the trouble is noted", async || {
+            let dispatch = world.get("/v1/nodes/n1").await.body["status"]["dispatch"].clone();
+            dispatch["error"].as_str().filter(|error| error.contains(&status.to_string())).map(str::to_owned)
+        })
+        .await;
+        let told = world.get("/v1/namespaces/default/jobs/a").await.body["status"].clone();
+        assert_eq!((&told["phase"], &told["epoch"]), (&json!("Claimed"), &json!(1)), "{told}");
+        if status == 401 {
+            until("another token", async || (config(&agent).await["worker_api"] != before).then_some(())).await;
+        }
+        run_to_the_end(&agent, &assignment.attempt).await;
+        assert_eq!(world.phase("a").await, "Succeeded Completed");
+        assert_eq!(fake.calls().len(), 1, "it was sent once");
+        dispatcher.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_job_that_cannot_be_delivered_goes_elsewhere_and_the_reason_is_shown() {
     let world = World::settled().await;
     let fake = FakeNode::new();

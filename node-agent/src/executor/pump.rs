@@ -148,8 +148,12 @@ impl Pump<'_> {
     async fn finish(&self, maskers: &mut Maskers, chunker: &mut Chunker, chunks: &mut Vec<Chunk>) {
         if !maskers.holds_nothing() {
             let exit = self.driver.wait(self.unit).await;
-            // Where the end is not known, the stream may have been cut.
-            let cut = exit.map_or((true, true), |exit| (exit.stdout.truncated, exit.stderr.truncated));
+            // Where the end is not known, or not of the program's own will, the stream may have been cut.
+            let whole = |exit: &windlass_sandbox::Exit| exit.reason == windlass_sandbox::EndReason::Exited;
+            let cut = exit
+                .ok()
+                .filter(whole)
+                .map_or((true, true), |exit| (exit.stdout.truncated, exit.stderr.truncated));
             for (stream, cut) in [(Stream::Stdout, cut.0), (Stream::Stderr, cut.1)] {
                 let rest = maskers.of(stream).finish(cut);
                 chunker.push_before(stream, &rest, (chunker.position(), self.seal(maskers)), chunks);

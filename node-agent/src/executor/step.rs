@@ -354,6 +354,7 @@ impl<'a> StepRun<'a> {
     async fn keep_output(&self, exit: &Exit) {
         let mut collector = Collector::default();
         let mut maskers = Maskers::new(&self.task.mask);
+        let killed = exit.reason != EndReason::Exited;
         let mut source = self.task.parts.driver.output(&self.unit, 0);
         let mut discarded = Truncated { stdout: exit.stdout.truncated, stderr: exit.stderr.truncated };
         loop {
@@ -368,7 +369,7 @@ impl<'a> StepRun<'a> {
                     for (stream, cut) in
                         [(Stream::Stdout, discarded.stdout), (Stream::Stderr, discarded.stderr)]
                     {
-                        collector.take(stream, &maskers.of(stream).finish(cut));
+                        collector.take(stream, &maskers.of(stream).finish(cut || killed));
                     }
                     break;
                 }

@@ -15,6 +15,9 @@ const USUAL: u64 = 16 << 10;
 /// The most, whatever is said.
 const MOST: u64 = 64 << 10;
 
+/// The most bytes of a file of one's own, such as certificates.
+const MOST_SMALL: u64 = 256 << 10;
+
 /// How far each file was read.
 #[derive(Debug, Default)]
 pub(super) struct Tails {
@@ -59,12 +62,16 @@ fn read_one(path: &str, before: Option<Place>, most: u64) -> io::Result<(LogTail
         Some(before) if same(&before) => (Vec::new(), 0, true),
         Some(before) => (rest_of(path, before), 0, true),
     };
-    file.seek(SeekFrom::Start(from))?;
-    let mut new = old;
+    // Of much only the end is read at all.
+    let begin = from.max(size.saturating_sub(most)).min(size);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut new = if begin > from { Vec::new() } else { old.clone() };
+    let unread = begin.saturating_sub(from) + if begin > from { old.len() as u64 } else { 0 };
     // No more than was there at the look: a file that grows all the time has an end all the same.
-    file.take(size - from.min(size)).read_to_end(&mut new)?;
-    let skipped = (new.len() as u64).saturating_sub(most);
-    let cut = usize::try_from(skipped).unwrap_or(usize::MAX).min(new.len());
+    file.take(size - begin).read_to_end(&mut new)?;
+    let over = (new.len() as u64).saturating_sub(most);
+    let cut = usize::try_from(over).unwrap_or(usize::MAX).min(new.len());
+    let skipped = unread + over;
     let text = String::from_utf8_lossy(&new[cut..]).into_owned();
     let tail = LogTail { path: path.to_owned(), text, size_bytes: size, skipped_bytes: skipped, rotated };
     Ok((tail, Place { device, inode, offset: size }))
@@ -84,6 +91,16 @@ fn rest_of(path: &str, before: Place) -> Vec<u8> {
     };
     // It may have been removed or compressed; then what was left of it is lost, which `rotated` tells.
     read().unwrap_or_default()
+}
+
+/// Reads a small text, such as a token, without waiting for anybody.
+pub(super) async fn small_text(path: &str) -> io::Result<String> {
+    let path = path.to_owned();
+    let read = move || {
+        let mut text = String::new();
+        open(&path)?.take(MOST_SMALL).read_to_string(&mut text).map(|_| text)
+    };
+    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
 }
 
 /// Opens a plain file; does not wait for a writer where somebody has put a pipe there.
@@ -139,6 +156,18 @@ mod tests {
         world.append("two\nthree\n");
         let tail = world.read(6);
         assert_eq!((tail.text.as_str(), tail.skipped_bytes, tail.rotated), ("three\n", 4, false));
+    }
+
+    #[test]
+    fn of_a_file_that_has_grown_by_more_than_memory_only_the_end_is_read() {
+        let mut world = World::new();
+        world.append("one\n");
+        world.read(100);
+        let huge = 1 << 40;
+        std::fs::OpenOptions::new().write(true).open(world.path()).unwrap().set_len(huge).unwrap();
+        world.append("end\n");
+        let tail = world.read(4);
+        assert_eq!((tail.text.as_str(), tail.skipped_bytes, tail.size_bytes), ("end\n", huge - 4, huge + 4));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use url::{Host, Url};
 use windlass_crds::facts::{ProxmoxFacts, ProxmoxResource, ProxmoxSpec};
 
 use super::cut;
+use super::logs::small_text;
 use crate::client::Authority;
 
 /// Nodes, guests and storages of one report.
@@ -60,13 +61,14 @@ struct Resource {
 /// Asks a Proxmox VE. The error is for people and holds nothing of the token.
 pub(super) async fn look(spec: &ProxmoxSpec) -> Result<ProxmoxFacts, String> {
     let url = Url::parse(&spec.url).map_err(|error| format!("url `{}` is none: {error}", spec.url))?;
-    let read = std::fs::read_to_string(&spec.token_file);
-    let token = read.map_err(|error| format!("tokenFile {} cannot be read: {error}", spec.token_file))?;
+    let token = small_text(&spec.token_file)
+        .await
+        .map_err(|error| format!("tokenFile {} cannot be read: {error}", spec.token_file))?;
     let token = token.trim();
     if !token.contains('!') || !token.contains('=') || token.chars().any(char::is_control) {
         return Err(format!("tokenFile {} must hold USER@REALM!NAME=SECRET", spec.token_file));
     }
-    let client = client(&url, spec)?;
+    let client = client(&url, spec).await?;
     let Version { version } = get(&client, &url, "version", token).await?;
     let resources: Vec<Resource> = get(&client, &url, "cluster/resources", token).await?;
     let mut resources: Vec<ProxmoxResource> = resources.into_iter().map(normal).collect();
@@ -92,11 +94,11 @@ fn normal(resource: Resource) -> ProxmoxResource {
     }
 }
 
-fn client(url: &Url, spec: &ProxmoxSpec) -> Result<reqwest::Client, String> {
+async fn client(url: &Url, spec: &ProxmoxSpec) -> Result<reqwest::Client, String> {
     let authorities = match (url.scheme(), &spec.ca_file) {
         ("https", Some(path)) => {
-            let pem = std::fs::read_to_string(path)
-                .map_err(|error| format!("caFile {path} cannot be read: {error}"))?;
+            let pem =
+                small_text(path).await.map_err(|error| format!("caFile {path} cannot be read: {error}"))?;
             let authority = Authority::from_pem(&pem)
                 .map_err(|error| format!("caFile {path}: {}", crate::error_chain(&error)))?;
             match authority {

@@ -8,7 +8,7 @@ const LEAST: usize = 4;
 /// The fewest bytes of a line, and of a value in base64, that are masked alone.
 const LEAST_PART: usize = 8;
 /// The longest value that is looked for in base64.
-const MOST_BASE64: usize = 4 << 10;
+const MOST_BASE64: usize = 16 << 10;
 /// Columns at which programs break base64.
 const COLUMNS: [usize; 2] = [64, 76];
 

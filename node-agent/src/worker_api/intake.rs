@@ -88,6 +88,10 @@ impl Intake {
         if let Some(answer) = self.join(&assignment.attempt, Some(&request)).await? {
             return Ok(answer);
         }
+        // It came by a claim, before the node was to be called; it needs no room beside itself.
+        if self.held.has(&assignment.attempt) {
+            return Err(gone(&assignment.attempt));
+        }
         self.room().await?;
         self.take(assignment, hold, request).await
     }

@@ -4,12 +4,13 @@
 //! node, and trusts it and no other; other callers get it from the node's state folder, `worker-api/cert.pem`. The key
 //! stays; a certificate is made anew only when the names that it must hold change.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ use super::{ApiHost, Door};
 
 /// The most connections at once: far more than callers need, far fewer than an agent may have files open.
 const CONNECTIONS: usize = 256;
+/// The most of one address, so that a stranger alone shuts nobody out.
+const OF_A_PEER: usize = 64;
 /// How long a peer may take for the handshake, and to send the head of a request.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(15);
@@ -105,7 +108,7 @@ impl ApiHost for TlsHost {
         let handle = Handle::new();
         let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(identity.server_config()?))
             .handshake_timeout(HANDSHAKE)
-            .acceptor(Counting { places: Arc::new(Semaphore::new(CONNECTIONS)) });
+            .acceptor(Counting { places: Arc::new(Semaphore::new(CONNECTIONS)), peers: Arc::default() });
         let mut server = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(handle.clone());
         server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
         server
@@ -231,10 +234,45 @@ fn write(path: &Path, content: &str) -> io::Result<()> {
     std::fs::rename(&beside, path)
 }
 
-/// Lets in so many connections and no more; others are closed at once.
+/// Lets in so many connections and no more, of one address and of all; others are closed at once.
 #[derive(Clone)]
 struct Counting {
     places: Arc<Semaphore>,
+    peers: Peers,
+}
+
+/// How many connections there are of each address. A poisoned lock means that a task panicked between two whole steps.
+type Peers = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+/// A place of an address.
+struct OfPeer {
+    peers: Peers,
+    address: IpAddr,
+}
+
+impl OfPeer {
+    /// `None` where the address has as many as it may.
+    fn take(peers: &Peers, address: IpAddr) -> Option<Self> {
+        let mut counts = peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(address).or_default();
+        if *count >= OF_A_PEER {
+            return None;
+        }
+        *count += 1;
+        Some(Self { peers: Arc::clone(peers), address })
+    }
+}
+
+impl Drop for OfPeer {
+    fn drop(&mut self) {
+        let mut counts = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
 }
 
 impl<S: Send + 'static> Accept<TcpStream, S> for Counting {
@@ -243,9 +281,13 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Counting {
     type Future = std::future::Ready<io::Result<(Counted, S)>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        let counted = place.map(|place| (Counted { stream, _place: place }, service));
-        std::future::ready(counted.map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused)))
+        let counted = stream.peer_addr().and_then(|peer| {
+            let full = || io::Error::from(io::ErrorKind::ConnectionRefused);
+            let of_peer = OfPeer::take(&self.peers, peer.ip()).ok_or_else(full)?;
+            let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| full())?;
+            Ok((Counted { stream, _place: place, _of_peer: of_peer }, service))
+        });
+        std::future::ready(counted)
     }
 }
 
@@ -253,6 +295,7 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Counting {
 struct Counted {
     stream: TcpStream,
     _place: OwnedSemaphorePermit,
+    _of_peer: OfPeer,
 }
 
 impl AsyncRead for Counted {

@@ -193,7 +193,9 @@ pub(crate) fn open_tree_of(step: &Step) -> Result<Option<OwnedFd>, Errno> {
             MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
         ),
         Step::LayOut { source } => {
-            let tree = open_tree_without_links(source, clone)?;
+            // Itself alone: what somebody has mounted in it is no part of it.
+            let alone = clone.difference(OpenTreeFlags::AT_RECURSIVE);
+            let tree = open_tree_without_links(source, alone)?;
             (tree, harmless | MountAttrFlags::MOUNT_ATTR_RDONLY)
         }
         Step::Attach { source, read_only, .. } => {

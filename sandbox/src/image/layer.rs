@@ -48,6 +48,8 @@ pub(super) struct Tree<'a> {
 
 /// Bytes that are written between two looks at the disk.
 const LOOK_EVERY: u64 = 16 << 20;
+/// Bytes of the disk that an entry takes up by itself, as a folder does.
+const ENTRY_BYTES: u64 = 4096;
 /// Bytes of the disk that images leave free: as much as an agent wants to take on work.
 const LEAVE_FREE: u64 = 256 << 20;
 
@@ -144,10 +146,7 @@ impl<'a> Tree<'a> {
 
     /// Makes an entry.
     fn put(&mut self, path: &[u8], entry: &mut Entry<'_, '_>) -> Result<(), Trouble> {
-        self.entries += 1;
-        if self.entries > self.limits.entries {
-            return Err(Trouble::unusable(format!("has more than {} entries", self.limits.entries)));
-        }
+        self.count()?;
         let parts = parts_of(path)?;
         let kind = entry.header().entry_type();
         let Some((name, parents)) = parts.split_last() else {
@@ -160,7 +159,7 @@ impl<'a> Tree<'a> {
         if name.starts_with(WHITEOUT) || kind == EntryType::XGlobalHeader {
             return Ok(());
         }
-        let dir = self.folder(parents).map_err(|errno| refused(path, errno))?;
+        let dir = self.folder(parents, path)?;
         let done = match kind {
             EntryType::Directory => make_dir(&dir, name),
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
@@ -229,9 +228,9 @@ impl<'a> Tree<'a> {
     }
 
     /// Makes a folder and those above it, as engines do with the working directory that an image names.
-    pub(super) fn make_folder(&self, path: &str) -> Result<(), Trouble> {
+    pub(super) fn make_folder(&mut self, path: &str) -> Result<(), Trouble> {
         let parts = parts_of(path.as_bytes())?;
-        self.folder(&parts).map(drop).map_err(|errno| refused(path.as_bytes(), errno))
+        self.folder(&parts, path.as_bytes()).map(drop)
     }
 
     /// Leaves some of the disk to others.
@@ -289,23 +288,44 @@ impl<'a> Tree<'a> {
         Err(Errno::AGAIN)
     }
 
-    /// The same, and makes what is missing.
-    fn folder(&self, parts: &Parts<'_>) -> Result<OwnedFd, Errno> {
+    /// The same, and makes what is missing: each such folder counts as an entry.
+    fn folder(&mut self, parts: &Parts<'_>, path: &[u8]) -> Result<OwnedFd, Trouble> {
+        let refused = |errno| refused(path, errno);
         match self.resolve(parts) {
             Err(Errno::NOENT) => {}
-            result => return result,
+            result => return result.map_err(refused),
         }
-        for end in 1..=parts.len() {
-            match self.resolve(&parts[..end]) {
-                Ok(_) => {}
-                Err(Errno::NOENT) => {
-                    let above = self.resolve(&parts[..end - 1])?;
-                    rustix::fs::mkdirat(&above, parts[end - 1], Mode::from_raw_mode(0o755))?;
-                }
-                Err(errno) => return Err(errno),
+        // What is above a folder that is there is there too.
+        let (mut there, mut missing) = (0, parts.len());
+        while missing - there > 1 {
+            let middle = usize::midpoint(there, missing);
+            match self.resolve(&parts[..middle]) {
+                Ok(_) => there = middle,
+                Err(Errno::NOENT) => missing = middle,
+                Err(errno) => return Err(refused(errno)),
             }
         }
-        self.resolve(parts)
+        let mut dir = self.resolve(&parts[..there]).map_err(refused)?;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+        for part in &parts[there..] {
+            self.count()?;
+            rustix::fs::mkdirat(&dir, *part, Mode::from_raw_mode(0o755)).map_err(refused)?;
+            dir = rustix::fs::openat(&dir, *part, flags, Mode::empty()).map_err(refused)?;
+        }
+        Ok(dir)
+    }
+
+    /// Counts one more entry, which takes up a little of the disk whatever is in it.
+    fn count(&mut self) -> Result<(), Trouble> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Trouble::Stopped);
+        }
+        self.entries += 1;
+        if self.entries > self.limits.entries {
+            return Err(Trouble::unusable(format!("has more than {} entries", self.limits.entries)));
+        }
+        self.unseen += ENTRY_BYTES;
+        if self.unseen >= LOOK_EVERY { self.look_at_the_disk() } else { Ok(()) }
     }
 }
 

@@ -253,8 +253,9 @@ proptest! {
         for (n, (second, cores)) in large.iter().enumerate() {
             world.submit.push((*second, format!("large-{n}"), (*cores).min(biggest)));
         }
-        // Each waits at worst for those before it: the minute, and what runs on its node.
-        let bound = 40 + (60 + LONGEST + 2 * ROUND) * i64::try_from(large.len()).unwrap() * 2;
+        // Each waits at worst for those before it: the small ones that came earlier, the minute, and what runs on its node.
+        let earlier = SMALL as i64 * LONGEST;
+        let bound = 40 + earlier + (60 + LONGEST + 2 * ROUND) * i64::try_from(large.len()).unwrap() * 2;
         for second in 0..bound {
             world.step(second)?;
         }
@@ -270,6 +271,8 @@ proptest! {
 
 /// How long a job runs at most, in seconds.
 const LONGEST: i64 = 30;
+/// How many small jobs wait at any time.
+const SMALL: usize = 20;
 /// Seconds between two plans.
 const ROUND: i64 = 5;
 
@@ -322,7 +325,7 @@ impl World {
         for (_, uid, cores) in due {
             self.enqueue(second, &uid, cores);
         }
-        while self.waiting.iter().filter(|job| job.uid.starts_with("small")).count() < 20 {
+        while self.waiting.iter().filter(|job| job.uid.starts_with("small")).count() < SMALL {
             self.enqueue(second, &format!("small-{}", self.rank), 1);
         }
         self.waiting.sort_by_key(|job| job.rank);

@@ -143,17 +143,22 @@ async fn devices_and_rights_are_left_out() {
 #[tokio::test]
 async fn bombs_are_refused_and_leave_nothing() {
     let fixture = Fixture::with(|config| {
-        config.images.entries = 100;
+        config.images.entries = 2000;
         config.images.bytes = 1 << 20;
     })
     .await;
     let path = fixture.dir.path().join("bomb.tar");
-    let many = (0..101).fold(Layer::new(), |layer, index| layer.dir(&format!("d{index}/")));
+    let many = (0..2001).fold(Layer::new(), |layer, index| layer.dir(&format!("d{index}/")));
+    // Folders that no entry names are folders too.
+    let below = "d/".repeat(45);
+    let implied =
+        (0..50).fold(Layer::new(), |layer, index| layer.file(&format!("x{index}/{below}f"), 0o644, ""));
     let large = Layer::new().file("large", 0o644, vec![0; (1 << 20) + 1]);
     // Each of two layers is small enough alone.
     let half = || Layer::new().file("half", 0o644, vec![0; 600 << 10]);
     for (layers, words) in [
-        (vec![many], "has more than 100 entries"),
+        (vec![many], "has more than 2000 entries"),
+        (vec![implied], "has more than 2000 entries"),
         (vec![large], "holds more than 1048576 bytes"),
         (vec![half(), half()], "holds more than 1048576 bytes"),
     ] {
