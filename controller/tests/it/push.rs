@@ -300,7 +300,8 @@ async fn an_attempt_that_a_node_may_have_is_not_taken_from_it_because_it_does_no
         let told = world.get("/v1/namespaces/default/jobs/a").await.body["status"].clone();
         assert_eq!((&told["phase"], &told["epoch"]), (&json!("Claimed"), &json!(1)), "{told}");
         if status == 401 {
-            until("another token", async || (config(&agent).await["worker_api"] != before).then_some(())).await;
+            until("another token", async || (config(&agent).await["worker_api"] != before).then_some(()))
+                .await;
         }
         run_to_the_end(&agent, &assignment.attempt).await;
         assert_eq!(world.phase("a").await, "Succeeded Completed");

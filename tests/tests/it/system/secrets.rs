@@ -95,11 +95,18 @@ fn a_secret_is_the_steps_alone_whatever_it_does_with_it() {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             let status = fleet.job(name)["status"].clone();
             assert_ne!(status["phase"], "Failed", "{status}\n{text}\n{}", agent.log());
-            text.contains("folder-known").then_some(text)
+            (text.contains("folder-known") && text.contains("to the other stream ***")).then_some(text)
         });
+        // Each stream is in order, the two beside each other are not.
+        let (stdout, stderr) = (
+            fleet.text(&["logs", name, "--stream", "stdout"]),
+            fleet.text(&["logs", name, "--stream", "stderr"]),
+        );
         for expected in ["env ***", "piece ***", "mode-400"] {
-            assert!(log.contains(expected), "{name}: no `{expected}` in {log}");
+            assert!(stdout.contains(expected), "{name}: no `{expected}` in {stdout}");
         }
+        assert!(stderr.contains("to the other stream ***"), "{name}: {stderr}");
+        assert!(!log.contains(PASSWORD), "{name}: {log}");
         // While the step runs: its workspace and what the sandbox keeps of its output are the step's own; everything else is not.
         let state = fleet.path("n1");
         let kept = ["ledger", "outbox", "config", "identity", "leases", "inputs", "n1.log"]
