@@ -199,7 +199,10 @@ impl Collector {
 /// Shortens the longest logs until the facts fit into a report.
 fn fit(facts: &mut Facts) {
     let mut cut = false;
-    while serde_json::to_vec(facts).map_or(0, |json| json.len()) > MAX_FACTS {
+    let length = |facts: &Facts| {
+        serde_json::to_vec(facts).expect("facts have only string keys and so become JSON").len()
+    };
+    while length(facts) > MAX_FACTS {
         let Some(log) =
             facts.logs.iter_mut().filter(|log| !log.text.is_empty()).max_by_key(|log| log.text.len())
         else {
@@ -214,6 +217,7 @@ fn fit(facts: &mut Facts) {
             facts.problems.push(
                 "facts.logs: the ends of logs are told only in part, for a report holds 1 MiB".to_owned(),
             );
+            facts.counts.insert("problems".to_owned(), facts.problems.len() as u64);
         }
     }
 }
@@ -303,6 +307,38 @@ impl FactsTask {
 mod tests {
     use super::*;
     use crate::testing::VirtualClock;
+
+    #[test]
+    fn of_a_report_that_is_too_large_the_longest_logs_lose_their_beginnings() {
+        let log = |path: &str, text: String| LogTail {
+            path: path.to_owned(),
+            size_bytes: text.len() as u64,
+            text,
+            skipped_bytes: 1,
+            rotated: false,
+        };
+        // A zero byte is six characters in JSON.
+        let long = format!("{}end", "\0".repeat(200 << 10));
+        let mut facts = Facts {
+            collected_at: Timestamp::UNIX_EPOCH,
+            node: "n".to_owned(),
+            labels: BTreeMap::new(),
+            job: None,
+            counts: BTreeMap::new(),
+            host: None,
+            containers: Vec::new(),
+            logs: vec![log("long", long.clone()), log("short", "short".to_owned())],
+            proxmox: None,
+            problems: Vec::new(),
+        };
+        fit(&mut facts);
+        assert!(serde_json::to_vec(&facts).unwrap().len() <= MAX_FACTS);
+        let left = &facts.logs[0];
+        assert!(left.text.ends_with("\0end") && long.ends_with(&left.text));
+        assert_eq!(left.skipped_bytes, 1 + (long.len() - left.text.len()) as u64);
+        assert_eq!((facts.logs[1].text.as_str(), facts.problems.len()), ("short", 1));
+        assert_eq!(facts.counts["problems"], 1);
+    }
 
     #[tokio::test]
     async fn a_report_says_what_it_could_not_look_at_and_counts_the_rest() {

@@ -240,11 +240,6 @@ impl HeldAttempts {
         live.map(|(attempt, _)| attempt.clone()).collect()
     }
 
-    /// Whether an attempt is one of them.
-    pub(crate) fn has(&self, attempt: &AttemptId) -> bool {
-        self.table().held.contains_key(attempt)
-    }
-
     /// Follows how many there are.
     pub(crate) fn count(&self) -> watch::Receiver<usize> {
         self.inner.count.subscribe()

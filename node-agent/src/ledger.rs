@@ -187,6 +187,12 @@ impl Ledger {
         }
     }
 
+    /// Whether an attempt was taken on, or has ended here.
+    pub(crate) fn knows(&self, attempt: &AttemptId) -> bool {
+        let known = self.known();
+        known.here.contains(attempt) || known.ended.contains(attempt)
+    }
+
     /// Forgets an attempt whose terminal record is durable.
     pub(crate) async fn remove(&self, attempt: &AttemptId) -> Result<(), Error> {
         let name = file_name(attempt);

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use jiff::Timestamp;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use windlass_crds::names::{self, Quoted};
 use windlass_crds::protocol::{FieldError, SecretBytes};
@@ -23,7 +23,14 @@ use crate::error::{ApiError, Code};
 #[serde(deny_unknown_fields)]
 pub(crate) struct SecretRequest {
     /// Each value in base64, by its key: 4 bytes to 64 KiB.
+    #[serde(deserialize_with = "unseen")]
     values: BTreeMap<String, SecretBytes>,
+}
+
+/// Reads the values; an error does not repeat what stands there.
+fn unseen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, SecretBytes>, D::Error> {
+    BTreeMap::deserialize(deserializer)
+        .map_err(|_| serde::de::Error::custom("`values` must be an object of texts in base64, by their keys"))
 }
 
 /// A Secret, without its values.

@@ -102,9 +102,17 @@ async fn what_cannot_be_kept_is_refused_by_name_and_changes_nothing() {
         assert_eq!(refused.status, 422, "{refused:?}");
         assert!(refused.body.to_string().contains(part), "{} lacks {part}", refused.body);
     }
-    let no_base64 = world.put(&path("s"), json!({"values": {"k": "hunter2!"}})).await;
-    assert_eq!(no_base64.status, 400);
-    assert!(!no_base64.body.to_string().contains("hunter2"), "{}", no_base64.body);
+    for wrong in [
+        json!({"values": {"k": "hunter2!"}}),
+        json!({"values": {"k": ["hunter2"]}}),
+        json!({"values": "hunter2"}),
+        json!({"values": [{"k": "hunter2"}]}),
+    ] {
+        let refused = world.put(&path("s"), wrong).await;
+        assert!([400, 422].contains(&refused.status), "{refused:?}");
+        let said = refused.body.to_string();
+        assert!(said.contains("base64") && !said.contains("hunter2"), "{said}");
+    }
     assert_eq!(world.get(&path("s")).await.status, 404, "nothing was half applied");
     assert_eq!(world.put(&path("s"), values(&many[..40])).await.status, 201);
     let more: Vec<_> = many[40..].iter().map(|(key, value)| (*key, *value)).collect();
@@ -292,6 +300,12 @@ async fn keys_are_made_changed_and_missed() {
         assert_eq!(secret["keys"][0]["sealedUnder"], id);
         let (_, again) = client.send(reqwest::Method::POST, "/v1/secrets/rotate", None).await;
         assert_eq!(again["values"], 0);
+        // Another controller may have put everything under a key that this one has not met.
+        let newest = secrets::add_key(&key_file, &RandomIds::from_os()).unwrap();
+        let (status, _) = client.send(reqwest::Method::PUT, &path("s"), Some(values(&[("k", VALUE)]))).await;
+        assert_eq!(status, 200);
+        let (_, secret) = client.send(reqwest::Method::GET, &path("s"), None).await;
+        assert_eq!(secret["keys"][0]["sealedUnder"], newest);
     };
     with_controller(&args, rotate).await.unwrap();
     let both = std::fs::read_to_string(&key_file).unwrap();

@@ -89,7 +89,7 @@ impl Intake {
             return Ok(answer);
         }
         // It came by a claim, before the node was to be called; it needs no room beside itself.
-        if self.held.has(&assignment.attempt) {
+        if self.ledger.knows(&assignment.attempt) {
             return Err(gone(&assignment.attempt));
         }
         self.room().await?;

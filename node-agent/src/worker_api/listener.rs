@@ -332,6 +332,20 @@ mod tests {
     }
 
     #[test]
+    fn one_address_gets_its_share_of_the_places_and_gives_them_back() {
+        let peers = Peers::default();
+        let (stranger, other): (IpAddr, IpAddr) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+        let mut taken: Vec<_> = (0..OF_A_PEER).map_while(|_| OfPeer::take(&peers, stranger)).collect();
+        assert_eq!(taken.len(), OF_A_PEER);
+        assert!(OfPeer::take(&peers, stranger).is_none());
+        assert!(OfPeer::take(&peers, other).is_some());
+        taken.pop();
+        assert!(OfPeer::take(&peers, stranger).is_some());
+        taken.clear();
+        assert!(peers.lock().unwrap().is_empty());
+    }
+
+    #[test]
     fn a_certificate_stays_until_its_names_change_and_the_key_always() {
         let folder = tempfile::tempdir().unwrap();
         let host = host(&folder.path().join("worker-api"));

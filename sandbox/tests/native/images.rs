@@ -83,6 +83,47 @@ async fn every_form_of_an_image_is_a_units_system_and_all_are_one_image() {
     assert_eq!(outcome.ok(), "from the image\n/workspace\nwritten\n");
 }
 
+#[tokio::test]
+async fn what_somebody_has_mounted_in_a_root_folder_is_no_part_of_it() {
+    if !is_root() {
+        // Nobody else mounts anything here; root runs this test.
+        return;
+    }
+    let fixture = Fixture::new().await;
+    let dir = fixture.dir.path();
+    Image::busybox().docker_archive(&dir.join("busybox.tar"), &[]);
+    let root = dir.join("root");
+    let unpacked = ensure(&fixture, &local(Source::DockerArchive, dir.join("busybox.tar"))).await.unwrap();
+    copy_tree(&unpacked.dir, &root);
+    let below = root.join("mnt");
+    fs::create_dir_all(&below).unwrap();
+    let mounted = Mounted::at(&below);
+    fs::write(below.join("secret"), "of the host").unwrap();
+    let given = ensure(&fixture, &local(Source::RootFolder, &root)).await.unwrap();
+    let outcome = fixture.run(&unit(&fixture, "mounted", given, "ls -A /mnt; echo listed")).await;
+    assert_eq!(outcome.ok(), "listed\n");
+    drop(mounted);
+}
+
+/// A file system in memory; it goes with the value.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn at(place: &Path) -> Self {
+        let status =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "none"]).arg(place).status().unwrap();
+        assert!(status.success());
+        Self(place.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let status = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+        assert!(status.is_ok_and(|status| status.success()));
+    }
+}
+
 fn copy_tree(from: &Path, to: &Path) {
     let status = std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap();
     assert!(status.success());

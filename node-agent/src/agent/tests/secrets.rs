@@ -165,3 +165,39 @@ async fn the_output_of_a_job_without_secrets_stays_as_it_is() {
     world.run_job(steps("a", &[&["out swordfish", "out ***"]])).await;
     assert_eq!(world.controller.state().output("a", Stream::Stdout), "swordfish***");
 }
+
+#[tokio::test(start_paused = true)]
+async fn where_a_step_is_stopped_the_beginning_of_a_secret_is_masked() {
+    let world = World::new();
+    let mut job = job();
+    job.spec.steps[1].command = Some(vec!["out the sword".to_owned(), "sleep 60000".to_owned()]);
+    job.spec.steps[1].timeout = Some(windlass_crds::Span::from_secs(5));
+    assert_eq!(world.run_job(job).await.phase, TerminalPhase::Failed);
+    assert_eq!(world.controller.state().output("a", Stream::Stdout), "onethe ***");
+}
+
+#[tokio::test(start_paused = true)]
+async fn facts_that_a_job_with_secrets_asks_for_are_masked_and_told_to_nobody_else() {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    std::fs::write(&log, format!("the {SECRET} is in a log")).unwrap();
+    let mut configuration = configuration(NODE, 2);
+    configuration.facts = Some(windlass_crds::protocol::FactsSettings {
+        steps: true,
+        logs: vec![windlass_crds::facts::LogFile { path: log.display().to_string(), max_bytes: None }],
+        ..Default::default()
+    });
+    world.controller.configure(&configuration);
+    let mut job = job();
+    job.spec.steps.truncate(2);
+    job.spec.steps[0].command = None;
+    job.spec.steps[0].facts =
+        Some(windlass_crds::facts::FactsStep { include: vec![windlass_crds::facts::FactsPart::Logs] });
+    assert_eq!(world.run_job(job).await.phase, TerminalPhase::Succeeded);
+    let state = world.controller.state();
+    let output = state.output("a", Stream::Stdout);
+    assert!(output.contains("the *** is in a log") && !output.contains(SECRET), "{output}");
+    assert!(state.bodies(windlass_crds::protocol::NODE_RECORDS).is_empty(), "they are the job's output only");
+    assert!(state.story("a").contains(&"event FactsNotKept".to_owned()), "{:?}", state.story("a"));
+}

@@ -284,6 +284,21 @@ async fn an_attempt_of_the_controller_runs_as_if_it_had_been_claimed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_attempt_that_the_node_has_claimed_is_known_however_full_that_makes_it() {
+    let (world, host) = world(|configuration| configuration.node.concurrency = Some(1));
+    world.controller.assign(assignment(JOB, 1, &["sleep 30000"]));
+    let run = world.start();
+    up(&run).await;
+    world.until("it runs", || !world.sandbox.running().is_empty()).await;
+    assert_eq!(host.run(TOKEN, &pushed(1, &["sleep 30000"])).await.0, StatusCode::GONE);
+    assert_eq!(world.controller.terminal(JOB).await.phase, TerminalPhase::Succeeded);
+    assert_eq!(host.run(TOKEN, &pushed(1, &["sleep 30000"])).await.0, StatusCode::GONE, "it has ended");
+    run.drain().await;
+    assert_eq!(world.sandbox.starts().len(), 1);
+    world.check();
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_attempt_that_was_given_away_meanwhile_is_taken_on_and_never_begun() {
     let (world, host) = world(|_| {});
     let attempt = AttemptId { job: JOB.to_owned(), epoch: 1 };
