@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 use crate::engine::conn::Conn;
 use crate::engine::postgres::{self, Postgres, PostgresUrl};
 use crate::engine::sqlite::{self, Sqlite};
 use crate::engine::value::args;
-use crate::engine::writer::{BoxFuture, Queued, Tx};
+use crate::engine::writer::{BoxFuture, Merge, Mergeable, Operation, Queued, Tx, run_alone};
 use crate::transfer::Restored;
 use crate::{Change, Error};
 
@@ -146,13 +146,27 @@ impl Store {
         T: Send + 'static,
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, Error>> + Clone + Send + 'static,
     {
-        let queue = match &self.inner.backend {
+        let (queued, answer) = Queued::new(operation, self.term, body);
+        self.queue().send(queued).await.map_err(|_| stopped(operation))?;
+        answer.await.unwrap_or(Err(stopped(operation)))
+    }
+
+    /// [`Store::write`] for something that shares its statements with others of its kind that wait at the same time.
+    pub(crate) async fn write_with_others<M: Merge>(&self, part: M) -> Result<M::Answer, Error> {
+        if self.term.is_some() {
+            // A leader's writes hang on its term.
+            return self.write(M::NAME, move |tx| Box::pin(run_alone(tx, part))).await;
+        }
+        let (queued, answer) = Mergeable::new(part);
+        self.queue().send(queued).await.map_err(|_| stopped(M::NAME))?;
+        answer.await.unwrap_or(Err(stopped(M::NAME)))
+    }
+
+    fn queue(&self) -> &mpsc::Sender<Box<dyn Operation>> {
+        match &self.inner.backend {
             Backend::Sqlite(sqlite) => &sqlite.queue,
             Backend::Postgres(postgres) => &postgres.queue,
-        };
-        let (queued, answer) = Queued::new(operation, self.term, body);
-        queue.send(queued).await.map_err(|_| stopped(operation))?;
-        answer.await.unwrap_or(Err(stopped(operation)))
+        }
     }
 
     /// Runs `body` on a connection that only reads. It sees everything that was answered before. It may run more than

@@ -24,6 +24,11 @@ use windlass_store::{
 /// The node that works where one is enough.
 pub(crate) const NODE: &str = "bench";
 
+/// The nodes of a drain: an agent claims for itself and nobody else.
+fn worker(number: usize) -> String {
+    format!("{NODE}-{number}")
+}
+
 /// A store with one node or more.
 #[derive(Clone)]
 pub(crate) struct Work {
@@ -175,18 +180,22 @@ impl Work {
     pub(crate) async fn drain(&self, drain: Drain) -> anyhow::Result<f64> {
         let Drain { jobs, batch, workers, limit } = drain;
         let classes = self.classes().await?;
+        for number in 0..workers {
+            self.register(&worker(number)).await?;
+        }
         let completed = Arc::new(AtomicUsize::new(0));
         let start = Instant::now();
         let mut tasks = JoinSet::new();
-        for _ in 0..workers {
+        for number in 0..workers {
             let (this, classes, completed) = (self.clone(), classes.clone(), Arc::clone(&completed));
             tasks.spawn(async move {
+                let node = worker(number);
                 while start.elapsed() < limit {
-                    let claimed = this.claim(NODE, batch, &classes).await?;
+                    let claimed = this.claim(&node, batch, &classes).await?;
                     if claimed.is_empty() {
                         break;
                     }
-                    this.complete(NODE, &claimed).await?;
+                    this.complete(&node, &claimed).await?;
                     completed.fetch_add(claimed.len(), Ordering::Relaxed);
                 }
                 anyhow::Ok(())

@@ -100,24 +100,23 @@ pub(crate) const LANE_HEADS: Sql = packed!(
 /// What a claim changes.
 macro_rules! claim {
     () => {
-        "UPDATE jobs SET phase = 'Claimed', node = $2, epoch = CASE WHEN epoch < $4 THEN $4 ELSE epoch END + 1, attempts = attempts + 1,
+        "UPDATE jobs SET phase = 'Claimed', node = e.node, epoch = CASE WHEN epoch < $3 THEN $3 ELSE epoch END + 1, attempts = attempts + 1,
             ready_rank = NULL, not_before = NULL, reason = NULL, message = NULL, exit_code = NULL,
-            started_at = NULL, steps = '[]', unenforced = '[]', logs_complete = 0, resource_version = $3
-        WHERE "
+            started_at = NULL, steps = '[]', unenforced = '[]', logs_complete = 0, resource_version = $2
+        FROM (SELECT CAST(value->>0 AS BIGINT) AS job_id, value->>1 AS node FROM json_each($1)) AS e
+        WHERE id = e.job_id AND "
     };
 }
 
-/// Makes the ready jobs among `$1` those of node `$2`, at version `$3`, in epochs above `$4`; yields which. On PostgreSQL it leaves out those that
-/// somebody has locked, such as a person in a transaction by hand: a claim never waits for one job where there are others.
+/// Makes the ready ones of the jobs in `$1` the node's that is named beside each, at version `$2`, in epochs above `$3`; yields which.
+/// On PostgreSQL it leaves out those that somebody has locked, such as a person in a transaction by hand: a claim never
+/// waits for one job where there are others.
 pub(crate) const CLAIM: Sql = Sql {
-    sqlite: concat!(
-        claim!(),
-        "id IN (SELECT CAST(value AS BIGINT) FROM json_each($1)) AND ready_rank IS NOT NULL RETURNING id"
-    ),
+    sqlite: concat!(claim!(), "ready_rank IS NOT NULL RETURNING id"),
     postgres: concat!(
         claim!(),
         "id = ANY (ARRAY(
-            SELECT j.id FROM json_each($1) AS e JOIN jobs AS j ON j.id = CAST(e.value AS BIGINT)
+            SELECT j.id FROM json_each($1) AS l JOIN jobs AS j ON j.id = CAST(l.value->>0 AS BIGINT)
             WHERE j.ready_rank IS NOT NULL FOR UPDATE OF j SKIP LOCKED))
         RETURNING id"
     ),

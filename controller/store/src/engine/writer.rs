@@ -4,7 +4,8 @@
 //! Operations wait in a bounded queue. The writer takes all that wait, opens one transaction, runs each apart from the
 //! others, commits once, and only then sends their wake-ups and answers all of them. While one group is being committed
 //! the next one gathers, so that under load one flush to disk serves many callers and an idle store answers at once.
-//! How each database does that is in `sqlite/writer.rs` and `postgres/writer.rs`.
+//! Operations of a kind that [can be merged](Merge) moreover share their statements, so that under load a round trip
+//! serves many callers too. How each database does that is in `sqlite/writer.rs` and `postgres/writer.rs`.
 //!
 //! # Guarantees
 //! An operation that fails takes back its own writes and nobody else's. An answer is sent after its commit is on disk.
@@ -14,7 +15,9 @@
 //! # Caveats
 //! An operation runs to its end also when nobody waits for the answer any more.
 
+use std::any::{Any, TypeId};
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 
 use tokio::sync::oneshot;
@@ -105,9 +108,21 @@ pub(crate) enum Run {
 }
 
 /// Something for the writer to do.
-pub(crate) trait Operation: Send {
+pub(crate) trait Operation: Any + Send {
     /// Does it inside the transaction (or, for a lookup, just on the connection); keeps the result.
     fn run<'t>(&'t mut self, tx: &'t mut Tx, run: Run) -> BoxFuture<'t, Result<(), Error>>;
+
+    /// Operations of the same kind can be done with the statements of one; how much of a batch this one is.
+    fn kind(&self) -> Option<(TypeId, usize)> {
+        None
+    }
+
+    /// Does this and others of its kind with the statements of one; each keeps its result. It may have to run once more.
+    fn run_with<'t>(
+        &'t mut self,
+        tx: &'t mut Tx,
+        others: &'t mut [Box<dyn Operation>],
+    ) -> BoxFuture<'t, Result<(), Error>>;
 
     /// Answers the caller: the result, or `failure` in place of it.
     fn answer(self: Box<Self>, failure: Option<&Error>);
@@ -159,13 +174,152 @@ where
         })
     }
 
+    fn run_with<'t>(
+        &'t mut self,
+        tx: &'t mut Tx,
+        others: &'t mut [Box<dyn Operation>],
+    ) -> BoxFuture<'t, Result<(), Error>> {
+        assert!(others.is_empty(), "{} has no kind", self.name);
+        self.run(tx, Run::Repeatable)
+    }
+
     fn answer(self: Box<Self>, failure: Option<&Error>) {
         let answer = match failure {
             Some(error) => Err(error.clone()),
             None => Ok(self.result.expect("an operation without failure has its result")),
         };
-        if self.reply.send(answer).is_err() {
-            tracing::debug!(operation = self.name, "nobody waits for the answer any more");
+        reply(self.name, self.reply, answer);
+    }
+}
+
+fn reply<T>(operation: &str, to: oneshot::Sender<Result<T, Error>>, answer: Result<T, Error>) {
+    if to.send(answer).is_err() {
+        tracing::debug!(operation, "nobody waits for the answer any more");
+    }
+}
+
+/// What each of those is answered that are done together.
+pub(crate) type Answers<T> = Vec<Result<T, Error>>;
+
+/// What can be done for many callers with the statements of one.
+pub(crate) trait Merge: Clone + Send + 'static {
+    /// What a caller is answered.
+    type Answer: Send + 'static;
+
+    /// Names the operation.
+    const NAME: &'static str;
+
+    /// How much of a batch this is: rows that are written, more or less.
+    fn weight(&self) -> usize;
+
+    /// Does all of them, with the effects and answers of one after the other in this order. One that fails by itself has
+    /// written nothing; an error of the whole takes back everything, and each is then tried alone.
+    fn run<'t>(tx: &'t mut Tx, parts: Vec<Self>) -> BoxFuture<'t, Result<Answers<Self::Answer>, Error>>;
+}
+
+/// An operation that others of its kind can be merged with.
+pub(crate) struct Mergeable<M: Merge> {
+    part: M,
+    result: Option<Result<M::Answer, Error>>,
+    reply: oneshot::Sender<Result<M::Answer, Error>>,
+}
+
+impl<M: Merge> Mergeable<M> {
+    pub(crate) fn new(part: M) -> (Box<Self>, oneshot::Receiver<Result<M::Answer, Error>>) {
+        let (reply, answer) = oneshot::channel();
+        (Box::new(Self { part, result: None, reply }), answer)
+    }
+}
+
+/// Does one alone.
+pub(crate) async fn run_alone<M: Merge>(tx: &mut Tx, part: M) -> Result<M::Answer, Error> {
+    let mut answers = M::run(tx, vec![part]).await?;
+    answers.pop().expect("each part has its answer")
+}
+
+impl<M: Merge> Operation for Mergeable<M> {
+    fn run<'t>(&'t mut self, tx: &'t mut Tx, _: Run) -> BoxFuture<'t, Result<(), Error>> {
+        Box::pin(async move {
+            tx.conn.begin_operation(M::NAME);
+            self.result = Some(Ok(run_alone(tx, self.part.clone()).await?));
+            Ok(())
+        })
+    }
+
+    fn kind(&self) -> Option<(TypeId, usize)> {
+        Some((TypeId::of::<M>(), self.part.weight()))
+    }
+
+    fn run_with<'t>(
+        &'t mut self,
+        tx: &'t mut Tx,
+        others: &'t mut [Box<dyn Operation>],
+    ) -> BoxFuture<'t, Result<(), Error>> {
+        Box::pin(async move {
+            tx.conn.begin_operation(M::NAME);
+            let mut all = vec![self];
+            for other in others {
+                let other: &mut dyn Any = other.as_mut();
+                all.push(other.downcast_mut().expect("it is of the same kind"));
+            }
+            let answers = M::run(tx, all.iter().map(|one| one.part.clone()).collect()).await?;
+            for (one, answer) in all.into_iter().zip(answers) {
+                one.result = Some(answer);
+            }
+            Ok(())
+        })
+    }
+
+    fn answer(self: Box<Self>, failure: Option<&Error>) {
+        let answer = match failure {
+            Some(error) => Err(error.clone()),
+            None => self.result.expect("an operation without failure has its result"),
+        };
+        reply(M::NAME, self.reply, answer);
+    }
+}
+
+/// How much is merged at most: beyond this a statement takes as long as a round trip saves.
+const BATCH: usize = 512;
+
+/// Puts operations of a kind one after the other, and yields which of them are done together. The order of operations that
+/// wait at the same time means nothing: none of their callers has an answer yet.
+pub(crate) fn merge(group: &mut [Box<dyn Operation>]) -> Vec<Range<usize>> {
+    let mut kinds: Vec<TypeId> = Vec::new();
+    group.sort_by_cached_key(|operation| {
+        let Some((kind, _)) = operation.kind() else { return 0 };
+        let known = kinds.iter().position(|known| *known == kind);
+        1 + known.unwrap_or_else(|| {
+            kinds.push(kind);
+            kinds.len() - 1
+        })
+    });
+    let mut ranges: Vec<Range<usize>> = Vec::with_capacity(group.len());
+    let (mut last, mut weight) = (None, 0);
+    for (number, operation) in group.iter().enumerate() {
+        let (kind, more) = operation.kind().unzip();
+        weight += more.unwrap_or_default();
+        match ranges.last_mut() {
+            Some(range) if kind.is_some() && kind == last && weight <= BATCH => range.end = number + 1,
+            Some(_) | None => {
+                ranges.push(number..number + 1);
+                weight = more.unwrap_or_default();
+            }
         }
+        last = kind;
+    }
+    ranges
+}
+
+/// Does operations together that [`merge`] has put together.
+pub(crate) async fn run_together(
+    tx: &mut Tx,
+    operations: &mut [Box<dyn Operation>],
+    run: Run,
+) -> Result<(), Error> {
+    match operations.split_first_mut() {
+        Some((only, [])) => only.run(tx, run).await,
+        Some((first, others)) => first.run_with(tx, others).await,
+        None => Ok(()),
     }
 }

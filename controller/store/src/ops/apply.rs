@@ -18,7 +18,7 @@ use windlass_crds::protocol::Outcome;
 use super::{events, job_rows};
 use crate::engine::dialect::{Batch, Sql, packed};
 use crate::engine::value::{Value, args, clean, clean_opt, int, json, last_ms, later, ms, truncated, word};
-use crate::engine::writer::Tx;
+use crate::engine::writer::{Answers, BoxFuture, Merge, Tx};
 use crate::{
     Applied, AttemptChange, AttemptPhase, Change, Error, EventLevel, JobChange, JobRow, LateOutcome,
     LateSteps, MAX_SEQUENCE, NewEvent, NewRecord, NodeChange, RecordKind, RecordStore, Store, Transition,
@@ -47,11 +47,7 @@ impl Store {
         if records.is_empty() && transitions.is_empty() {
             return Ok(Applied::default());
         }
-        let node = node.to_owned();
-        self.write("apply", move |tx| {
-            Box::pin(async move { apply(tx, now, &node, &records, &transitions).await })
-        })
-        .await
+        self.write_with_others(Report { now, node: node.to_owned(), records, transitions }).await
     }
 
     /// [`Store::apply`] without records, for decisions that are made on time or on a person's word.
@@ -68,7 +64,10 @@ impl Store {
             return Ok(Vec::new());
         }
         self.write("apply_transitions", move |tx| {
-            Box::pin(async move { Ok(apply(tx, now, "", &[], &transitions).await?.transitions) })
+            Box::pin(async move {
+                let transitions: Vec<&Transition> = transitions.iter().collect();
+                Ok(apply(tx, now, &[], &transitions).await?.transitions)
+            })
         })
         .await
     }
@@ -87,6 +86,79 @@ impl Store {
         })
         .await
     }
+}
+
+/// What one node reports.
+#[derive(Clone)]
+struct Report {
+    now: Timestamp,
+    node: String,
+    records: Vec<NewRecord>,
+    transitions: Vec<Transition>,
+}
+
+impl Report {
+    fn jobs(&self) -> impl Iterator<Item = &str> {
+        let told = self.records.iter().map(|record| record.attempt.job.as_str());
+        told.chain(self.transitions.iter().map(|transition| transition.job.as_str()))
+    }
+}
+
+/// A record and the node that tells it.
+type Told<'r> = (&'r str, &'r NewRecord);
+
+impl Merge for Report {
+    type Answer = Applied;
+
+    const NAME: &'static str = "apply";
+
+    fn weight(&self) -> usize {
+        self.records.len().max(self.transitions.len())
+    }
+
+    fn run<'t>(tx: &'t mut Tx, reports: Vec<Self>) -> BoxFuture<'t, Result<Answers<Self::Answer>, Error>> {
+        Box::pin(async move {
+            let mut answers = Vec::with_capacity(reports.len());
+            let mut rest = reports.as_slice();
+            while !rest.is_empty() {
+                let (disjoint, others) = rest.split_at(of_different_jobs(rest));
+                answers.extend(apply_all(tx, disjoint).await?.into_iter().map(Ok));
+                rest = others;
+            }
+            Ok(answers)
+        })
+    }
+}
+
+/// How many of the reports, from the first on, are about different jobs: what is decided on one hangs on no other.
+fn of_different_jobs(reports: &[Report]) -> usize {
+    let mut seen = HashSet::new();
+    let mut count = 0;
+    for report in reports {
+        if report.jobs().any(|job| seen.contains(job)) {
+            break;
+        }
+        seen.extend(report.jobs());
+        count += 1;
+    }
+    count
+}
+
+/// Applies reports about different jobs.
+async fn apply_all(tx: &mut Tx, reports: &[Report]) -> Result<Vec<Applied>, Error> {
+    let Some(now) = reports.iter().map(|report| report.now).max() else { return Ok(Vec::new()) };
+    let records: Vec<Told<'_>> = reports
+        .iter()
+        .flat_map(|report| report.records.iter().map(|record| (report.node.as_str(), record)))
+        .collect();
+    let transitions: Vec<&Transition> = reports.iter().flat_map(|report| &report.transitions).collect();
+    let Applied { records, transitions } = apply(tx, now, &records, &transitions).await?;
+    let (mut records, mut transitions) = (records.into_iter(), transitions.into_iter());
+    let of = |report: &Report| Applied {
+        records: records.by_ref().take(report.records.len()).collect(),
+        transitions: transitions.by_ref().take(report.transitions.len()).collect(),
+    };
+    Ok(reports.iter().map(of).collect())
 }
 
 /// Completes the picture of ended jobs.
@@ -195,12 +267,11 @@ type Arrived<'r> = HashMap<(&'r str, u64), Vec<u64>>;
 async fn apply(
     tx: &mut Tx,
     now: Timestamp,
-    node: &str,
-    records: &[NewRecord],
-    transitions: &[Transition],
+    records: &[Told<'_>],
+    transitions: &[&Transition],
 ) -> Result<Applied, Error> {
     let attempts = attempts(tx, records, transitions).await?;
-    let (outcomes, arrived) = store(tx, now, node, records, &attempts).await?;
+    let (outcomes, arrived) = store(tx, now, records, &attempts).await?;
     let transitions = transit(tx, now, transitions, &attempts, &arrived).await?;
     Ok(Applied { records: outcomes, transitions })
 }
@@ -241,15 +312,14 @@ static INSERT_RECORDS: Batch = Batch {
 async fn store<'r>(
     tx: &mut Tx,
     now: Timestamp,
-    node: &str,
-    records: &'r [NewRecord],
+    records: &[Told<'r>],
     attempts: &Attempts<'r>,
 ) -> Result<(Vec<Outcome>, Arrived<'r>), Error> {
     let mut outcomes = vec![Outcome::Rejected; records.len()];
     let mut seen = HashSet::with_capacity(records.len());
     let mut candidates = Vec::with_capacity(records.len());
     let mut doubtful = Vec::new();
-    for (position, record) in records.iter().enumerate() {
+    for (position, (node, record)) in records.iter().enumerate() {
         let id = (record.attempt.job.as_str(), record.attempt.epoch);
         let Some(attempt) = attempts.get(&id).filter(|attempt| admits(attempt, node, record)) else {
             continue;
@@ -274,7 +344,7 @@ async fn store<'r>(
     let mut arrived = Arrived::new();
     let mut told = Vec::new();
     for position in candidates {
-        let record = &records[position];
+        let (node, record) = records[position];
         let id = (record.attempt.job.as_str(), record.attempt.epoch);
         let Some(attempt) = attempts.get(&id).filter(|_| !known.contains(&position)) else { continue };
         rows.extend(row(record, attempt));
@@ -362,11 +432,11 @@ const ATTEMPTS: Sql = packed!(
 /// Looks up every attempt that the batch speaks of.
 async fn attempts<'r>(
     tx: &mut Tx,
-    records: &'r [NewRecord],
-    transitions: &'r [Transition],
+    records: &[Told<'r>],
+    transitions: &[&'r Transition],
 ) -> Result<Attempts<'r>, Error> {
     let mut ids: Vec<(&str, u64)> =
-        records.iter().map(|record| (record.attempt.job.as_str(), record.attempt.epoch)).collect();
+        records.iter().map(|(_, record)| (record.attempt.job.as_str(), record.attempt.epoch)).collect();
     ids.extend(transitions.iter().map(|transition| (transition.job.as_str(), transition.epoch)));
     ids.sort_unstable();
     ids.dedup();
@@ -513,7 +583,7 @@ fn frees_room(transition: &Transition) -> bool {
 async fn transit(
     tx: &mut Tx,
     now: Timestamp,
-    transitions: &[Transition],
+    transitions: &[&Transition],
     attempts: &Attempts<'_>,
     arrived: &Arrived<'_>,
 ) -> Result<Vec<TransitionOutcome>, Error> {

@@ -9,7 +9,8 @@
 //! node or none does, so a lane that is too large for what is free, or not this node's, is passed over as a whole and
 //! hides nothing behind it. Jobs that are suspended or not due yet are in no index that is looked at.
 //!
-//! - A node with few lanes looks at the head of each and merges them.
+//! - A node with few lanes looks at the head of each and merges them. With more than a handful it looks first whether the
+//!   next ready jobs of all happen to be its own.
 //! - A node with many lanes walks the front of all ready jobs in order, which finds fitting ones at once when many
 //!   lanes fit; after [`FRONT`] jobs it goes over to the heads of the lanes that are in use.
 //!
@@ -22,37 +23,38 @@
 //!
 //! Where room is kept on the node for a job that others have passed over ([`kept`]), what fits depends on a job's place in
 //! line too: those that come after it get only what is left beside it.
+//!
+//! # Many nodes
+//! Claims that wait for the writer at the same time are carried out together: one look at what all the nodes hold, one
+//! choice for those that want the same classes and queues, in which each in turn gets the next job that fits it, and one
+//! assignment. Queues with settings and kept rooms make what one may have depend on what others got: then each claims
+//! by itself.
 
+mod choice;
 mod kept;
 mod terms;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use windlass_crds::sandbox_job::OfflinePolicy;
 
+use self::choice::{Choice, Chosen, Room, Seat};
 use self::kept::Kept;
 use self::terms::Terms;
 use super::job_rows;
 use crate::engine::caches::Lane;
-use crate::engine::dialect::{self, Sql};
-use crate::engine::value::{Row, Value, after, args, json, ms, truncated, word};
-use crate::engine::writer::Tx;
+use crate::engine::dialect;
+use crate::engine::value::{Row, after, args, json, ms, truncated, word};
+use crate::engine::writer::{Answers, BoxFuture, Merge, Tx};
 use crate::{Change, ClaimSpec, ClaimedJob, ClassRow, Error, Reserve, Store};
 
-/// Up to this many classes of a node are looked up lane by lane; with more of them the front of the queue is as quick.
-const FEW_CLASSES: usize = 128;
-/// Up to this many lanes have their heads merged at once: about half a millisecond.
-const FEW_LANES: usize = 256;
-/// How far the front of all ready jobs is walked before lanes are looked at one by one.
-const FRONT: usize = 2048;
 /// Milliseconds within which a node that asks again is not noted again: nobody judges liveness more finely.
 const LIVENESS: u64 = 1000;
 /// How many due jobs a single claim makes ready, so that a great number of them does not hold up everyone.
 const PROMOTIONS: i64 = 1000;
-/// A rank that no job is before.
-const FIRST: i64 = 0;
 /// How often a claim chooses again when somebody else has locked what it chose.
 const ROUNDS: usize = 4;
 
@@ -93,15 +95,13 @@ impl Store {
         let claim = Claim::new(truncated(now), spec);
         let mut set_aside = 0;
         loop {
-            let claim = claim.clone();
-            let damaged =
-                match self.write("claim", move |tx| Box::pin(async move { claim.run(tx).await })).await {
-                    // The claim was taken back as a whole. The job in the way would stop every node's next one too.
-                    Err(Error::Corrupt { table: "jobs", row, column }) if set_aside < MAX_SET_ASIDE => {
-                        (row, column)
-                    }
-                    result => return result,
-                };
+            let damaged = match self.write_with_others(claim.clone()).await {
+                // The claim was taken back as a whole. The job in the way would stop every node's next one too.
+                Err(Error::Corrupt { table: "jobs", row, column }) if set_aside < MAX_SET_ASIDE => {
+                    (row, column)
+                }
+                result => return result,
+            };
             set_aside += 1;
             let (uid, column) = damaged;
             tracing::error!(
@@ -155,8 +155,8 @@ struct Claim {
     request_id: String,
     max: usize,
     /// Ascending.
-    classes: Vec<i64>,
-    queues: HashSet<String>,
+    classes: Arc<[i64]>,
+    queues: Arc<HashSet<String>>,
     slots: u32,
     capacity: Reserve,
     lease: Duration,
@@ -165,47 +165,13 @@ struct Claim {
     on_behalf: bool,
 }
 
-/// What a node has free.
-#[derive(Clone, Copy, Debug)]
-struct Room {
-    slots: u32,
-    free: Reserve,
-}
-
-impl Room {
-    fn fits(&self, reserve: &Reserve) -> bool {
-        self.slots > 0
-            && reserve.cpu_millis <= self.free.cpu_millis
-            && reserve.memory_bytes <= self.free.memory_bytes
-            && reserve.gpus <= self.free.gpus
-    }
-
-    fn take(&mut self, reserve: &Reserve) {
-        self.slots -= 1;
-        self.free.cpu_millis -= reserve.cpu_millis;
-        self.free.memory_bytes -= reserve.memory_bytes;
-        self.free.gpus -= reserve.gpus;
-    }
-
-    /// What is left beside a job that has not come yet.
-    fn beside(&self, reserve: &Reserve) -> Self {
-        Self {
-            slots: self.slots.saturating_sub(1),
-            free: Reserve {
-                cpu_millis: self.free.cpu_millis.saturating_sub(reserve.cpu_millis),
-                memory_bytes: self.free.memory_bytes.saturating_sub(reserve.memory_bytes),
-                gpus: self.free.gpus.saturating_sub(reserve.gpus),
-            },
-        }
-    }
-}
-
-/// What the node holds already.
+/// What a node holds already, and what else a claim depends on.
 struct Held {
     room: Room,
     repeated: bool,
     /// Whether an operator keeps new jobs away from it.
     on_hold: bool,
+    last_claim: Option<i64>,
     next_due: Option<Timestamp>,
     /// Whether something is set for any queue.
     terms: bool,
@@ -213,51 +179,289 @@ struct Held {
     reservations: bool,
 }
 
-/// Chosen jobs with what they reserve, and what is left for more.
-struct Choice<'c> {
-    terms: &'c mut Terms,
+/// A claim that is served.
+struct Claimant<'c> {
+    claim: &'c Claim,
     room: Room,
     want: usize,
-    chosen: Vec<(i64, Reserve)>,
-    /// Jobs that could not be had a moment ago.
-    passed_over: &'c HashSet<i64>,
-    /// The job that room is kept for.
-    kept: Option<Kept>,
+    claimed: Vec<i64>,
 }
 
-impl Choice<'_> {
-    fn is_full(&self) -> bool {
-        self.want == 0 || self.room.slots == 0
+impl Merge for Claim {
+    type Answer = Vec<ClaimedJob>;
+
+    const NAME: &'static str = "claim";
+
+    fn weight(&self) -> usize {
+        self.max
     }
 
-    /// Whether there is nothing for a job of this rank, however small.
-    fn is_full_at(&self, rank: i64) -> bool {
-        self.want == 0 || self.room_at(rank).slots == 0
+    fn run<'t>(tx: &'t mut Tx, claims: Vec<Self>) -> BoxFuture<'t, Result<Answers<Self::Answer>, Error>> {
+        Box::pin(async move { run(tx, &claims).await })
     }
+}
 
-    /// What is free for a job of this rank. The higher the rank, the less it is.
-    fn room_at(&self, rank: i64) -> Room {
-        match &self.kept {
-            Some(kept) if rank > kept.rank => self.room.beside(&kept.reserve),
-            Some(_) | None => self.room,
+/// Carries out claims; one answer each, in order.
+async fn run(tx: &mut Tx, claims: &[Claim]) -> Result<Answers<Vec<ClaimedJob>>, Error> {
+    let mut answers: Answers<Vec<ClaimedJob>> = claims.iter().map(|_| Ok(Vec::new())).collect();
+    let mut waiting: Vec<usize> = (0..claims.len()).collect();
+    while !waiting.is_empty() {
+        // What a node's second claim may have depends on what its first one got.
+        let mut nodes = HashSet::new();
+        let (now, later): (Vec<usize>, Vec<usize>) =
+            waiting.into_iter().partition(|number| nodes.insert(claims[*number].node.as_str()));
+        for (number, answer) in claim_once(tx, claims, &now).await? {
+            answers[number] = answer;
+        }
+        waiting = later;
+    }
+    Ok(answers)
+}
+
+/// Carries out claims of different nodes: those with these numbers.
+async fn claim_once(
+    tx: &mut Tx,
+    claims: &[Claim],
+    numbers: &[usize],
+) -> Result<Vec<(usize, Result<Vec<ClaimedJob>, Error>)>, Error> {
+    let mut answers = Vec::with_capacity(numbers.len());
+    let mut claimants: Vec<(usize, Claimant<'_>)> = Vec::with_capacity(numbers.len());
+    let mut repeated = Vec::new();
+    let (mut asked, mut due) = (Vec::new(), None);
+    let (mut terms, mut reservations) = (false, false);
+    for (number, held) in held(tx, claims, numbers).await? {
+        let claim = &claims[number];
+        let held = match held {
+            Ok(held) => held,
+            Err(error) => {
+                answers.push((number, Err(error)));
+                continue;
+            }
+        };
+        let ms_now = ms(claim.now);
+        if !claim.on_behalf && held.last_claim.is_none_or(|last| last.abs_diff(ms_now) >= LIVENESS) {
+            asked.push((claim.node.as_str(), ms_now));
+        }
+        if held.repeated {
+            repeated.push(number);
+        } else if held.on_hold {
+            // Whoever asks may have looked at the node before it was cordoned.
+            answers.push((number, Ok(Vec::new())));
+        } else {
+            if held.next_due.is_some_and(|due| due <= claim.now) {
+                due = due.max(Some(claim.now));
+            }
+            terms |= held.terms;
+            reservations |= held.reservations;
+            claimants
+                .push((number, Claimant { claim, room: held.room, want: claim.max, claimed: Vec::new() }));
         }
     }
-
-    /// Whether there is room for a job of the lane at this rank, and its queue may have one more running.
-    fn fits(&self, lane: &Lane, rank: i64) -> bool {
-        self.room_at(rank).fits(&lane.reserve) && self.terms.permit(&lane.queue)
+    if !asked.is_empty() {
+        let sql = "
+            WITH e AS MATERIALIZED (
+                SELECT value->>0 AS node, CAST(value->>1 AS BIGINT) AS at FROM json_each($1))
+            UPDATE node_liveness SET last_claim_at = e.at, last_seen_at = e.at FROM e WHERE name = e.node";
+        tx.conn.execute(sql, args![json(&asked)]).await?;
     }
-
-    fn take(&mut self, lane: &Lane, rank: i64) {
-        let id = rank & ((1 << job_rows::ID_BITS) - 1);
-        if !self.passed_over.contains(&id) {
-            self.kept.take_if(|kept| kept.id == id);
-            self.terms.take(&lane.queue);
-            self.room.take(&lane.reserve);
-            self.want -= 1;
-            self.chosen.push((id, lane.reserve));
+    for number in repeated {
+        answers.push((number, Ok(claims[number].repeat(tx).await?)));
+    }
+    if let Some(now) = due {
+        promote(tx, now).await?;
+    }
+    // Those that want the same are served together.
+    let alone = terms || reservations;
+    let mut groups: Vec<Vec<(usize, Claimant<'_>)>> = Vec::new();
+    for claimant in claimants {
+        match groups.iter_mut().find(|group| !alone && group[0].1.claim.wants_what(claimant.1.claim)) {
+            Some(group) => group.push(claimant),
+            None => groups.push(vec![claimant]),
         }
     }
+    for group in groups {
+        let (numbers, mut claimants): (Vec<usize>, Vec<Claimant<'_>>) = group.into_iter().unzip();
+        serve(tx, &mut claimants, terms, reservations).await?;
+        for (number, claimed) in numbers.into_iter().zip(assigned(tx, &claimants).await?) {
+            answers.push((number, Ok(claimed)));
+        }
+    }
+    Ok(answers)
+}
+
+/// Checks the nodes and finds out what they hold.
+async fn held(
+    tx: &mut Tx,
+    claims: &[Claim],
+    numbers: &[usize],
+) -> Result<Vec<(usize, Result<Held, Error>)>, Error> {
+    let sql = "
+        SELECT e.number, n.boot_id, l.last_claim_at,
+            count(*) FILTER (WHERE a.request_id = e.request) AS repeated,
+            count(*) FILTER (WHERE a.waiting = 0) AS busy,
+            CAST(coalesce(sum(a.cpu_millis) FILTER (WHERE a.waiting = 0), 0) AS BIGINT) AS cpu_millis,
+            CAST(coalesce(sum(a.memory_bytes), 0) AS BIGINT) AS memory_bytes,
+            CAST(coalesce(sum(a.gpus), 0) AS BIGINT) AS gpus,
+            CASE WHEN EXISTS (SELECT 1 FROM node_holds AS k WHERE k.node = n.name) THEN 1 ELSE 0 END AS on_hold,
+            (SELECT min(j.due_at) FROM jobs AS j WHERE j.due_at IS NOT NULL) AS next_due,
+            CASE WHEN EXISTS (SELECT 1 FROM queues) THEN 1 ELSE 0 END AS terms,
+            CASE WHEN EXISTS (SELECT 1 FROM reservations) THEN 1 ELSE 0 END AS reservations
+        FROM (SELECT CAST(value->>0 AS BIGINT) AS number, value->>1 AS node, value->>2 AS request
+            FROM json_each($1)) AS e
+        JOIN nodes AS n ON n.name = e.node
+        LEFT JOIN node_liveness AS l ON l.name = n.name
+        LEFT JOIN attempts AS a ON a.node = n.name AND a.ended_at IS NULL
+        GROUP BY e.number, n.name, n.boot_id, l.last_claim_at";
+    let asked: Vec<(usize, &str, &str)> = numbers
+        .iter()
+        .map(|number| (*number, claims[*number].node.as_str(), claims[*number].request_id.as_str()))
+        .collect();
+    let mut found = HashMap::with_capacity(numbers.len());
+    for row in tx.conn.rows(sql, args![json(&asked)]).await? {
+        let mut cells = row.cells("nodes");
+        let number: usize = cells.number("number")?;
+        let boot_id = cells.opt_text("boot_id")?;
+        let last_claim = cells.opt_int("last_claim_at")?;
+        let repeated = cells.int("repeated")? > 0;
+        let busy: u32 = cells.number("busy")?;
+        let used = Reserve {
+            cpu_millis: cells.number("cpu_millis")?,
+            memory_bytes: cells.number("memory_bytes")?,
+            gpus: cells.number("gpus")?,
+        };
+        let on_hold = cells.flag("on_hold")?;
+        let next_due = cells.opt_time("next_due")?;
+        let terms = cells.flag("terms")?;
+        let reservations = cells.flag("reservations")?;
+        let room = claims[number].room(busy, &used);
+        found.insert(
+            number,
+            (boot_id, Held { room, repeated, on_hold, last_claim, next_due, terms, reservations }),
+        );
+    }
+    let of = |number: &usize| {
+        let claim = &claims[*number];
+        let held = match found.remove(number) {
+            Some((Some(boot_id), held)) if boot_id == claim.boot_id => Ok(held),
+            Some((Some(_), _)) => Err(Error::OtherBoot { node: claim.node.clone() }),
+            Some((None, _)) | None => {
+                Err(Error::NotFound { object: "registered node", key: claim.node.clone() })
+            }
+        };
+        (*number, held)
+    };
+    Ok(numbers.iter().map(of).collect())
+}
+
+/// Makes jobs ready whose time has come.
+async fn promote(tx: &mut Tx, now: Timestamp) -> Result<(), Error> {
+    let sql = "
+        UPDATE jobs SET ready_rank = ((1000 - priority) << 40) + place, due_at = NULL
+        WHERE id IN (
+            SELECT id FROM jobs WHERE due_at IS NOT NULL AND due_at <= $1 ORDER BY due_at LIMIT $2)";
+    tx.conn.execute(sql, args![ms(now), PROMOTIONS]).await.map(drop)
+}
+
+/// Gives jobs to those who want the same; to a single one where there are terms or reservations.
+async fn serve(
+    tx: &mut Tx,
+    claimants: &mut [Claimant<'_>],
+    terms_are_set: bool,
+    reservations: bool,
+) -> Result<(), Error> {
+    let first = claimants[0].claim;
+    let mut terms = if terms_are_set { Terms::load(tx).await? } else { Terms::default() };
+    let kept = if reservations { Kept::load(tx, &first.node).await? } else { None };
+    let mut passed_over = HashSet::new();
+    for _ in 0..ROUNDS {
+        // Claimed in an earlier round, or not to be claimed here as things are, it needs nothing.
+        let kept = kept
+            .clone()
+            .filter(|kept| first.could_claim(kept, &terms) && !claimants[0].claimed.contains(&kept.id));
+        let seats =
+            claimants.iter().map(|claimant| Seat { room: claimant.room, want: claimant.want }).collect();
+        let mut choice =
+            Choice { terms: &mut terms, seats, turn: 0, chosen: Vec::new(), passed_over: &passed_over, kept };
+        first.choose(tx, &mut choice).await?;
+        let chosen = choice.chosen;
+        if chosen.is_empty() {
+            break;
+        }
+        let got = assign(tx, claimants, &chosen).await?;
+        for Chosen { id, reserve, seat } in &chosen {
+            if got.contains(id) {
+                let claimant = &mut claimants[*seat];
+                claimant.room.take(reserve);
+                claimant.want -= 1;
+                claimant.claimed.push(*id);
+            } else {
+                passed_over.insert(*id);
+            }
+        }
+        if got.len() == chosen.len() {
+            break;
+        }
+        if terms_are_set {
+            // Those that could not be had have taken a place in their queues.
+            terms = Terms::load(tx).await?;
+        }
+    }
+    if reservations && !claimants[0].claimed.is_empty() {
+        kept::give_back(tx, &claimants[0].claimed, &first.node).await?;
+    }
+    Ok(())
+}
+
+/// Makes the chosen jobs the nodes'; yields those that could be had.
+async fn assign(tx: &mut Tx, claimants: &[Claimant<'_>], chosen: &[Chosen]) -> Result<HashSet<i64>, Error> {
+    let version = tx.draw_version();
+    let above = tx.restored.map_or(0, |restored| restored.number);
+    let nodes: Vec<(i64, &str)> =
+        chosen.iter().map(|chosen| (chosen.id, claimants[chosen.seat].claim.node.as_str())).collect();
+    let mut got = HashSet::with_capacity(chosen.len());
+    for row in tx.conn.rows(dialect::CLAIM, args![json(&nodes), version, above]).await? {
+        got.insert(row.cells("jobs").int("id")?);
+    }
+    if got.is_empty() {
+        return Ok(got);
+    }
+    let sql = "
+        INSERT INTO attempts (job_id, epoch, number, node, phase, claimed_at, lease_until, received, offline,
+            cpu_millis, memory_bytes, gpus, waiting, request_id)
+        SELECT j.id, j.epoch, j.attempts, c.value->>0, 'Claimed', CAST(c.value->>1 AS BIGINT),
+            CAST(CASE coalesce(j.offline, c.value->>4) WHEN 'Continue' THEN c.value->>3 ELSE c.value->>2 END AS BIGINT),
+            0, coalesce(j.offline, c.value->>4), j.cpu_millis, j.memory_bytes, j.gpus, 0, c.value->>5
+        FROM json_each($1) AS e JOIN jobs AS j ON j.id = CAST(e.value->>0 AS BIGINT)
+        JOIN json_each($2) AS c ON CAST(c.value->>6 AS BIGINT) = CAST(e.value->>1 AS BIGINT)";
+    let of_whom: Vec<(i64, usize)> = chosen
+        .iter()
+        .filter(|chosen| got.contains(&chosen.id))
+        .map(|chosen| (chosen.id, chosen.seat))
+        .collect();
+    let whose: Vec<_> = claimants
+        .iter()
+        .enumerate()
+        .map(|(seat, Claimant { claim, .. })| {
+            let stop = after(claim.now, claim.lease);
+            let go_on = after(claim.now, claim.lease_continue);
+            (&claim.node, ms(claim.now), stop, go_on, word(claim.default), &claim.request_id, seat)
+        })
+        .collect();
+    tx.conn.execute(sql, args![json(&of_whom), json(&whose)]).await?;
+    Ok(got)
+}
+
+/// What each of those who claim has got, in order.
+async fn assigned(tx: &mut Tx, claimants: &[Claimant<'_>]) -> Result<Vec<Vec<ClaimedJob>>, Error> {
+    let ids: Vec<i64> = claimants.iter().flat_map(|claimant| claimant.claimed.iter().copied()).collect();
+    let mut jobs: HashMap<i64, job_rows::Stored> =
+        job_rows::by_ids(tx, &ids).await?.into_iter().map(|job| (job.id, job)).collect();
+    let mut answers = Vec::with_capacity(claimants.len());
+    for Claimant { claim, claimed, .. } in claimants {
+        let jobs = claimed.iter().filter_map(|id| jobs.remove(id));
+        answers.push(jobs.map(|job| claim.claimed(tx, job)).collect());
+    }
+    Ok(answers)
 }
 
 impl Claim {
@@ -286,8 +490,8 @@ impl Claim {
             boot_id: boot_id.to_owned(),
             request_id: request_id.to_owned(),
             max: max as usize,
-            classes,
-            queues: queues.iter().cloned().collect(),
+            classes: classes.into(),
+            queues: Arc::new(queues.iter().cloned().collect()),
             slots,
             capacity,
             lease,
@@ -297,56 +501,21 @@ impl Claim {
         }
     }
 
-    async fn run(&self, tx: &mut Tx) -> Result<Vec<ClaimedJob>, Error> {
-        let held = self.held(tx).await?;
-        if held.repeated {
-            return self.repeat(tx).await;
+    /// Whether a job that is one for this claim's node is one for the other's too, but for the room that they have.
+    fn wants_what(&self, other: &Self) -> bool {
+        self.classes == other.classes && self.queues == other.queues
+    }
+
+    /// What the node has free.
+    fn room(&self, busy: u32, used: &Reserve) -> Room {
+        Room {
+            slots: self.slots.saturating_sub(busy),
+            free: Reserve {
+                cpu_millis: self.capacity.cpu_millis.saturating_sub(used.cpu_millis),
+                memory_bytes: self.capacity.memory_bytes.saturating_sub(used.memory_bytes),
+                gpus: self.capacity.gpus.saturating_sub(used.gpus),
+            },
         }
-        if held.on_hold {
-            // Whoever asks may have looked at the node before it was cordoned.
-            return Ok(Vec::new());
-        }
-        if held.next_due.is_some_and(|due| due <= self.now) {
-            self.promote(tx).await?;
-        }
-        let mut terms = if held.terms { Terms::load(tx).await? } else { Terms::default() };
-        let (mut room, mut want) = (held.room, self.max);
-        let kept = if held.reservations { Kept::load(tx, &self.node).await? } else { None };
-        let (mut claimed, mut passed_over) = (Vec::new(), HashSet::new());
-        for _ in 0..ROUNDS {
-            // Claimed in an earlier round, or not to be claimed here as things are, it needs nothing.
-            let kept =
-                kept.clone().filter(|kept| self.could_claim(kept, &terms) && !claimed.contains(&kept.id));
-            let chosen = Vec::new();
-            let mut choice =
-                Choice { terms: &mut terms, room, want, chosen, passed_over: &passed_over, kept };
-            self.choose(tx, &mut choice).await?;
-            let chosen = choice.chosen;
-            if chosen.is_empty() {
-                break;
-            }
-            let got = self.assign(tx, &chosen).await?;
-            for (id, reserve) in &chosen {
-                if got.contains(id) {
-                    room.take(reserve);
-                    want -= 1;
-                    claimed.push(*id);
-                } else {
-                    passed_over.insert(*id);
-                }
-            }
-            if got.len() < chosen.len() && held.terms {
-                // Those that could not be had have taken a place in their queues.
-                terms = Terms::load(tx).await?;
-            }
-            if got.len() == chosen.len() {
-                break;
-            }
-        }
-        if held.reservations && !claimed.is_empty() {
-            kept::give_back(tx, &claimed, &self.node).await?;
-        }
-        self.assigned(tx, &claimed).await
     }
 
     /// Whether the node could claim the job that room is kept for, if it held nothing.
@@ -356,61 +525,6 @@ impl Claim {
             && terms.permit(&kept.queue)
             && (self.queues.is_empty() || self.queues.contains(&kept.queue))
             && self.classes.binary_search(&kept.class).is_ok()
-    }
-
-    /// Checks the node, notes that it asked, and finds out what it holds.
-    async fn held(&self, tx: &mut Tx) -> Result<Held, Error> {
-        let sql = "
-            SELECT n.boot_id, h.repeated, h.busy, h.cpu_millis, h.memory_bytes, h.gpus,
-                (SELECT min(j.due_at) FROM jobs AS j WHERE j.due_at IS NOT NULL) AS next_due,
-                (SELECT l.last_claim_at FROM node_liveness AS l WHERE l.name = $1) AS last_claim,
-                CASE WHEN EXISTS (SELECT 1 FROM node_holds AS k WHERE k.node = $1) THEN 1 ELSE 0 END AS on_hold,
-                CASE WHEN EXISTS (SELECT 1 FROM queues) THEN 1 ELSE 0 END AS terms,
-                CASE WHEN EXISTS (SELECT 1 FROM reservations) THEN 1 ELSE 0 END AS reservations
-            FROM nodes AS n CROSS JOIN (
-                SELECT count(*) FILTER (WHERE a.request_id = $2) AS repeated,
-                    count(*) FILTER (WHERE a.waiting = 0) AS busy,
-                    CAST(coalesce(sum(a.cpu_millis) FILTER (WHERE a.waiting = 0), 0) AS BIGINT) AS cpu_millis,
-                    CAST(coalesce(sum(a.memory_bytes), 0) AS BIGINT) AS memory_bytes,
-                    CAST(coalesce(sum(a.gpus), 0) AS BIGINT) AS gpus
-                FROM attempts AS a WHERE a.node = $1 AND a.ended_at IS NULL) AS h
-            WHERE n.name = $1";
-        let unknown = || Error::NotFound { object: "registered node", key: self.node.clone() };
-        let row = tx
-            .conn
-            .row(sql, args![self.node.as_str(), self.request_id.as_str()])
-            .await?
-            .ok_or_else(unknown)?;
-        let mut cells = row.cells("nodes");
-        let boot_id = cells.opt_text("boot_id")?.ok_or_else(unknown)?;
-        if boot_id != self.boot_id {
-            return Err(Error::OtherBoot { node: self.node.clone() });
-        }
-        let repeated = cells.int("repeated")? > 0;
-        let busy: u32 = cells.number("busy")?;
-        let used = Reserve {
-            cpu_millis: cells.number("cpu_millis")?,
-            memory_bytes: cells.number("memory_bytes")?,
-            gpus: cells.number("gpus")?,
-        };
-        let next_due = cells.opt_time("next_due")?;
-        let last_claim = cells.opt_int("last_claim")?;
-        if !self.on_behalf && last_claim.is_none_or(|last| last.abs_diff(ms(self.now)) >= LIVENESS) {
-            let sql = "UPDATE node_liveness SET last_claim_at = $2, last_seen_at = $2 WHERE name = $1";
-            tx.conn.execute(sql, args![self.node.as_str(), ms(self.now)]).await?;
-        }
-        let on_hold = cells.flag("on_hold")?;
-        let terms = cells.flag("terms")?;
-        let reservations = cells.flag("reservations")?;
-        let room = Room {
-            slots: self.slots.saturating_sub(busy),
-            free: Reserve {
-                cpu_millis: self.capacity.cpu_millis.saturating_sub(used.cpu_millis),
-                memory_bytes: self.capacity.memory_bytes.saturating_sub(used.memory_bytes),
-                gpus: self.capacity.gpus.saturating_sub(used.gpus),
-            },
-        };
-        Ok(Held { room, repeated, on_hold, next_due, terms, reservations })
     }
 
     /// Renews and yields what the same request was given before.
@@ -437,309 +551,23 @@ impl Claim {
         for row in &rows {
             ids.push(row.cells("attempts").int("job_id")?);
         }
-        self.assigned(tx, &ids).await
+        let jobs = job_rows::by_ids(tx, &ids).await?;
+        Ok(jobs.into_iter().map(|job| self.claimed(tx, job)).collect())
     }
 
-    /// Makes jobs ready whose time has come.
-    async fn promote(&self, tx: &mut Tx) -> Result<(), Error> {
-        let sql = "
-            UPDATE jobs SET ready_rank = ((1000 - priority) << 40) + place, due_at = NULL
-            WHERE id IN (
-                SELECT id FROM jobs WHERE due_at IS NOT NULL AND due_at <= $1 ORDER BY due_at LIMIT $2)";
-        tx.conn.execute(sql, args![ms(self.now), PROMOTIONS]).await.map(drop)
+    /// What the node is told of a job that is now its own.
+    fn claimed(&self, tx: &mut Tx, job: job_rows::Stored) -> ClaimedJob {
+        // Its node will soon report about it.
+        job_rows::remember(tx, &job);
+        let job = job.row;
+        tx.changed(Change::Job { uid: job.uid.clone() });
+        let offline = job.spec.offline.unwrap_or(self.default);
+        let lease = match offline {
+            OfflinePolicy::Stop => self.lease,
+            OfflinePolicy::Continue => self.lease_continue,
+        };
+        ClaimedJob { epoch: job.epoch, number: job.attempts, lease, offline, job }
     }
-
-    /// Whether a job of the lane at this rank is one for the node.
-    fn wants(&self, lane: &Lane, rank: i64, choice: &Choice<'_>) -> bool {
-        choice.fits(lane, rank)
-            && (self.queues.is_empty() || self.queues.contains(&lane.queue))
-            && self.classes.binary_search(&lane.class).is_ok()
-    }
-
-    async fn choose(&self, tx: &mut Tx, choice: &mut Choice<'_>) -> Result<(), Error> {
-        if choice.is_full() || self.classes.is_empty() {
-            return Ok(());
-        }
-        load_lanes(tx).await?;
-        if choice.terms.share {
-            return self.share(tx, choice).await;
-        }
-        let mut start = FIRST - 1;
-        let mut lanes = Vec::new();
-        if self.classes.len() <= FEW_CLASSES {
-            lanes = self.lanes_of_classes(tx, choice);
-            if lanes.is_empty() {
-                return Ok(());
-            }
-        }
-        if self.classes.len() > FEW_CLASSES || lanes.len() > FEW_LANES {
-            match self.walk_front(tx, choice).await? {
-                Front::Settled => return Ok(()),
-                Front::Continue { rank } => start = rank,
-            }
-            lanes = self.lanes_in_use(tx, start + 1, choice).await?;
-        }
-        self.merge_lanes(tx, choice, lanes, start).await
-    }
-
-    fn lanes_of_classes(&self, tx: &Tx, choice: &Choice<'_>) -> Vec<i64> {
-        let known = tx.caches.lanes();
-        let of_classes = self.classes.iter().flat_map(|class| known.of_class(*class));
-        of_classes
-            .filter(|id| known.get(**id).is_some_and(|lane| self.wants(lane, FIRST, choice)))
-            .copied()
-            .collect()
-    }
-
-    /// Lanes with ready jobs that have room from this rank on.
-    async fn lanes_in_use(&self, tx: &mut Tx, rank: i64, choice: &Choice<'_>) -> Result<Vec<i64>, Error> {
-        let mut lanes = Vec::new();
-        for row in tx.conn.packed(dialect::LANES_IN_USE, args![]).await? {
-            let id = row.cells("jobs").int("lane")?;
-            if tx.caches.lanes().get(id).is_some_and(|lane| self.wants(lane, rank, choice)) {
-                lanes.push(id);
-            }
-        }
-        Ok(lanes)
-    }
-
-    /// Takes what fits from the front of all ready jobs.
-    async fn walk_front(&self, tx: &mut Tx, choice: &mut Choice<'_>) -> Result<Front, Error> {
-        let mut start = FIRST - 1;
-        let mut seen = 0;
-        // A little more than is wanted, for those that do not fit; then twice as many each time.
-        let mut window = choice.want * 2 + 32;
-        while seen < FRONT {
-            let limit = i64::try_from(window).unwrap_or(i64::MAX);
-            let heads = heads(tx, dialect::READY_HEADS, args![start, limit]).await?;
-            for Head { lane, rank } in &heads {
-                if choice.is_full_at(*rank) {
-                    return Ok(Front::Settled);
-                }
-                let lane = tx.caches.lanes().get(*lane);
-                if let Some(lane) = lane.filter(|lane| self.wants(lane, *rank, choice)) {
-                    choice.take(lane, *rank);
-                    if choice.is_full() {
-                        return Ok(Front::Settled);
-                    }
-                }
-                start = *rank;
-            }
-            if heads.len() < window {
-                return Ok(Front::Settled);
-            }
-            seen += heads.len();
-            window = (window * 2).min(FRONT / 2);
-        }
-        Ok(Front::Continue { rank: start })
-    }
-
-    /// Takes what fits from the heads of the given lanes, after rank `start`, in order of rank.
-    ///
-    /// Each round asks for a few jobs of every lane. What comes back is complete up to the smallest of the last ranks of
-    /// lanes that may have more, so that is how far the round goes; the next one begins there.
-    async fn merge_lanes(
-        &self,
-        tx: &mut Tx,
-        choice: &mut Choice<'_>,
-        mut lanes: Vec<i64>,
-        start: i64,
-    ) -> Result<(), Error> {
-        let mut start = start;
-        loop {
-            let known = tx.caches.lanes();
-            lanes.retain(|id| known.get(*id).is_some_and(|lane| choice.fits(lane, start + 1)));
-            if lanes.is_empty() || choice.is_full() {
-                return Ok(());
-            }
-            let want = choice.want.min(choice.room.slots as usize);
-            let per_lane = (want / lanes.len() + 1).min(want);
-            let limits = (per_lane as i64, want as i64);
-            let heads =
-                heads(tx, dialect::LANE_HEADS, args![json(&lanes), start, limits.0, limits.1]).await?;
-            let mut lane_ends: HashMap<i64, (usize, i64)> = HashMap::new();
-            for Head { lane, rank } in &heads {
-                let end = lane_ends.entry(*lane).or_insert((0, *rank));
-                *end = (end.0 + 1, *rank);
-            }
-            let more_in_lanes =
-                lane_ends.values().filter(|(count, _)| *count == per_lane).map(|(_, rank)| *rank).min();
-            let more_in_all = (heads.len() == want).then(|| heads.last().map(|head| head.rank)).flatten();
-            let bound = [more_in_lanes, more_in_all].into_iter().flatten().min();
-            for Head { lane, rank } in heads {
-                if bound.is_some_and(|bound| rank > bound) || choice.is_full() {
-                    break;
-                }
-                if let Some(lane) = tx.caches.lanes().get(lane).filter(|lane| choice.fits(lane, rank)) {
-                    choice.take(lane, rank);
-                }
-            }
-            match bound {
-                Some(bound) => start = bound,
-                None => return Ok(()),
-            }
-            if more_in_all.is_none() {
-                // Every head of every lane was in the answer: lanes without one are empty.
-                lanes.retain(|lane| lane_ends.contains_key(lane));
-            }
-        }
-    }
-
-    /// Takes what fits from each queue in turn, so that what runs is shared by the queues' weights.
-    async fn share(&self, tx: &mut Tx, choice: &mut Choice<'_>) -> Result<(), Error> {
-        let mut lanes = Vec::new();
-        if self.classes.len() <= FEW_CLASSES {
-            lanes = self.lanes_of_classes(tx, choice);
-        }
-        if self.classes.len() > FEW_CLASSES || lanes.len() > FEW_LANES {
-            lanes = self.lanes_in_use(tx, FIRST, choice).await?;
-        }
-        let mut queues: HashMap<String, Line> = HashMap::new();
-        for id in lanes {
-            if let Some(lane) = tx.caches.lanes().get(id) {
-                queues.entry(lane.queue.clone()).or_default().lanes.push(id);
-            }
-        }
-        let uncounted: Vec<String> =
-            queues.keys().filter(|queue| !choice.terms.knows(queue)).cloned().collect();
-        choice.terms.count(tx, &uncounted).await?;
-        while !choice.is_full() {
-            for line in queues.values_mut() {
-                line.fill(tx, choice).await?;
-            }
-            let contenders = queues.iter().filter_map(|(queue, line)| {
-                line.heads.front().map(|head| (queue, choice.terms.contender(queue, head.rank)))
-            });
-            let turn = contenders.min_by(|(_, a), (_, b)| a.cmp(b)).map(|(queue, _)| queue.clone());
-            let Some(line) = turn.and_then(|queue| queues.get_mut(&queue)) else { return Ok(()) };
-            let Some(head) = line.heads.pop_front() else { return Ok(()) };
-            if let Some(lane) = tx.caches.lanes().get(head.lane).filter(|lane| choice.fits(lane, head.rank)) {
-                choice.take(lane, head.rank);
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the chosen jobs the node's; yields those that it got.
-    async fn assign(&self, tx: &mut Tx, chosen: &[(i64, Reserve)]) -> Result<HashSet<i64>, Error> {
-        let version = tx.draw_version();
-        let ids: Vec<i64> = chosen.iter().map(|(id, _)| *id).collect();
-        let mut got = HashSet::with_capacity(ids.len());
-        let above = tx.restored.map_or(0, |restored| restored.number);
-        let args = args![json(&ids), self.node.as_str(), version, above];
-        for row in tx.conn.rows(dialect::CLAIM, args).await? {
-            got.insert(row.cells("jobs").int("id")?);
-        }
-        if got.is_empty() {
-            return Ok(got);
-        }
-        let sql = "
-            INSERT INTO attempts (job_id, epoch, number, node, phase, claimed_at, lease_until, received, offline,
-                cpu_millis, memory_bytes, gpus, waiting, request_id)
-            SELECT j.id, j.epoch, j.attempts, $2, 'Claimed', $3,
-                CASE coalesce(j.offline, $6) WHEN 'Continue' THEN $5 ELSE $4 END,
-                0, coalesce(j.offline, $6), j.cpu_millis, j.memory_bytes, j.gpus, 0, $7
-            FROM json_each($1) AS e JOIN jobs AS j ON j.id = CAST(e.value AS BIGINT)";
-        let args = args![
-            json(&got),
-            self.node.as_str(),
-            ms(self.now),
-            after(self.now, self.lease),
-            after(self.now, self.lease_continue),
-            word(self.default),
-            self.request_id.as_str()
-        ];
-        tx.conn.execute(sql, args).await?;
-        Ok(got)
-    }
-
-    /// The node's jobs with these ids, in this order.
-    async fn assigned(&self, tx: &mut Tx, ids: &[i64]) -> Result<Vec<ClaimedJob>, Error> {
-        let mut jobs = job_rows::by_ids(tx, ids).await?;
-        let order: HashMap<i64, usize> =
-            ids.iter().enumerate().map(|(position, id)| (*id, position)).collect();
-        jobs.sort_by_key(|job| order.get(&job.id).copied());
-        let mut claimed = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            // Its node will soon report about it.
-            job_rows::remember(tx, &job);
-            let job = job.row;
-            tx.changed(Change::Job { uid: job.uid.clone() });
-            let offline = job.spec.offline.unwrap_or(self.default);
-            let lease = match offline {
-                OfflinePolicy::Stop => self.lease,
-                OfflinePolicy::Continue => self.lease_continue,
-            };
-            claimed.push(ClaimedJob { epoch: job.epoch, number: job.attempts, lease, offline, job });
-        }
-        Ok(claimed)
-    }
-}
-
-/// The ready jobs of one queue, read on as they are needed.
-struct Line {
-    lanes: Vec<i64>,
-    heads: VecDeque<Head>,
-    /// Everything up to this rank was read.
-    read: i64,
-    /// Whether there is nothing more to read.
-    ended: bool,
-}
-
-impl Default for Line {
-    fn default() -> Self {
-        Self { lanes: Vec::new(), heads: VecDeque::new(), read: FIRST - 1, ended: false }
-    }
-}
-
-impl Line {
-    /// Sees to it that the next job is known, unless there is none that fits. Lanes that do not fit any more are left out
-    /// from now on: within a claim room only shrinks.
-    async fn fill(&mut self, tx: &mut Tx, choice: &Choice<'_>) -> Result<(), Error> {
-        loop {
-            let known = tx.caches.lanes();
-            let fits = |lane: i64, rank| known.get(lane).is_some_and(|lane| choice.fits(lane, rank));
-            self.lanes.retain(|lane| fits(*lane, self.read + 1));
-            self.heads.retain(|head| fits(head.lane, head.rank));
-            if !self.heads.is_empty() || self.ended || self.lanes.is_empty() {
-                return Ok(());
-            }
-            let want = choice.want.min(choice.room.slots as usize);
-            let args = args![json(&self.lanes), self.read, want as i64, want as i64];
-            let heads = heads(tx, dialect::LANE_HEADS, args).await?;
-            self.ended = heads.len() < want;
-            self.read = heads.last().map_or(self.read, |head| head.rank);
-            self.heads = heads.into();
-        }
-    }
-}
-
-/// A ready job.
-struct Head {
-    lane: i64,
-    rank: i64,
-}
-
-/// Ready jobs in order of rank.
-async fn heads(tx: &mut Tx, sql: Sql, args: Vec<Value>) -> Result<Vec<Head>, Error> {
-    let mut heads = Vec::new();
-    for row in tx.conn.packed(sql, args).await? {
-        let mut cells = row.cells("jobs");
-        heads.push(Head { lane: cells.int("lane_id")?, rank: cells.int("ready_rank")? });
-    }
-    heads.sort_unstable_by_key(|head| head.rank);
-    Ok(heads)
-}
-
-/// Where the walk over the front has ended.
-enum Front {
-    /// There is nothing more to choose.
-    Settled,
-    /// Everything up to this rank was looked at.
-    Continue {
-        /// The rank.
-        rank: i64,
-    },
 }
 
 /// Reads `id, class_id, queue, cpu_millis, memory_bytes, gpus`.
@@ -756,18 +584,4 @@ pub(crate) fn read_lane(row: &Row) -> Result<(i64, Lane), Error> {
         },
     };
     Ok((id, lane))
-}
-
-async fn load_lanes(tx: &mut Tx) -> Result<(), Error> {
-    let Some(after) = tx.caches.lanes().missing_after() else { return Ok(()) };
-    let sql =
-        "SELECT id, class_id, queue, cpu_millis, memory_bytes, gpus FROM lanes WHERE id > $1 ORDER BY id";
-    let mut last = after;
-    for row in tx.conn.rows(sql, args![after]).await? {
-        let (id, lane) = read_lane(&row)?;
-        tx.caches.insert_lane(id, lane);
-        last = id;
-    }
-    tx.caches.lanes_are_loaded(last);
-    Ok(())
 }

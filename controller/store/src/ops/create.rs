@@ -11,7 +11,7 @@ use super::job_rows::{self, job_columns, place, readiness};
 use crate::engine::caches::Lane;
 use crate::engine::dialect::Batch;
 use crate::engine::value::{args, int, json, listed, ms, truncated, word};
-use crate::engine::writer::Tx;
+use crate::engine::writer::{Answers, BoxFuture, Merge, Tx};
 use crate::{Change, CreateOutcome, Error, IdempotencyKey, JobRow, NewJob, Requirement, Store};
 
 impl Store {
@@ -28,7 +28,37 @@ impl Store {
         for job in &jobs {
             check(job)?;
         }
-        self.write("create_jobs", move |tx| Box::pin(create(tx, truncated(now), jobs))).await
+        self.write_with_others(Creation { now: truncated(now), jobs }).await
+    }
+}
+
+/// What one caller creates.
+#[derive(Clone)]
+struct Creation {
+    now: Timestamp,
+    jobs: Vec<NewJob>,
+}
+
+impl Merge for Creation {
+    type Answer = Vec<CreateOutcome>;
+
+    const NAME: &'static str = "create_jobs";
+
+    fn weight(&self) -> usize {
+        self.jobs.len()
+    }
+
+    fn run<'t>(tx: &'t mut Tx, creations: Vec<Self>) -> BoxFuture<'t, Result<Answers<Self::Answer>, Error>> {
+        Box::pin(async move {
+            // The writer's time, as for those who waited for it longest.
+            let Some(now) = creations.iter().map(|creation| creation.now).max() else {
+                return Ok(Vec::new());
+            };
+            let counts: Vec<usize> = creations.iter().map(Self::weight).collect();
+            let jobs = creations.into_iter().flat_map(|creation| creation.jobs).collect();
+            let mut outcomes = create(tx, now, jobs).await?.into_iter();
+            Ok(counts.into_iter().map(|count| Ok(outcomes.by_ref().take(count).collect())).collect())
+        })
     }
 }
 

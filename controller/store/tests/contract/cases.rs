@@ -8,6 +8,7 @@ pub(crate) mod fleet;
 pub(crate) mod keeping;
 pub(crate) mod leasing;
 pub(crate) mod listing;
+pub(crate) mod merging;
 pub(crate) mod nodes;
 pub(crate) mod origins;
 pub(crate) mod placement;

@@ -124,6 +124,13 @@ contract! {
         a_claim_is_noted_on_the_node
         nothing_is_claimed_for_a_maximum_of_zero
     }
+    merging {
+        a_creation_fails_alone
+        one_name_is_created_once
+        each_node_gets_what_fits_it_and_no_more
+        each_node_keeps_its_own_lease_and_request
+        of_two_reports_about_a_job_one_decides
+    }
     leasing {
         a_beat_renews_only_what_it_lists
         a_lease_is_cut_short_only_as_far_as_the_node_keeps_to

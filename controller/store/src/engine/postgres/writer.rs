@@ -9,8 +9,9 @@
 //! The lock is one of PostgreSQL's advisory locks and ends with the transaction, so versions and ids are committed in the
 //! order in which they are drawn, and what an operation has read stays true until it commits. See `docs/adr/0004`.
 //!
-//! Operations of a group first run without savepoints. Where one fails after it has written, everything is taken back and
-//! the group runs again with one savepoint each: that is rare, and savepoints cost a round trip each.
+//! Operations of a group first run without savepoints, merged where they can be. Where one fails after it has written, or
+//! merged ones fail, everything is taken back and the group runs again with one savepoint each: that is rare, and savepoints
+//! cost a round trip each.
 //!
 //! # Guarantees
 //! Whatever fails before `COMMIT` is sent has not happened, and is tried again for a few seconds. What fails in `COMMIT`
@@ -29,7 +30,7 @@ use super::readers::Readers;
 use super::session::{self, Purpose};
 use super::wake::{self, Name};
 use crate::engine::conn::{Conn, Place};
-use crate::engine::writer::{Operation, Run, Tx};
+use crate::engine::writer::{Operation, Run, Tx, merge, run_together};
 use crate::transfer::Restored;
 use crate::{Change, Error};
 
@@ -192,20 +193,25 @@ impl Writer {
             return Err(take_back(tx, error, Ended::Again).await);
         }
         let mut changes = HashSet::new();
-        for operation in group {
+        let together = match keep {
+            Keep::Together => merge(group),
+            Keep::Apart => (0..group.len()).map(|number| number..number + 1).collect(),
+        };
+        for range in together {
+            let operations = &mut group[range];
             if keep == Keep::Apart {
                 savepoint(tx, "SAVEPOINT operation").await?;
             }
-            let result = operation.run(tx, Run::Repeatable).await;
+            let result = run_together(tx, operations, Run::Repeatable).await;
             let wrote = tx.conn.wrote();
             match result {
                 Ok(()) => {
                     changes.extend(tx.take_changes());
-                    failures.push(None);
+                    failures.resize(failures.len() + operations.len(), None);
                     continue;
                 }
                 Err(error) => match effect(&error) {
-                    Effect::Answer if !wrote => failures.push(Some(error)),
+                    Effect::Answer if !wrote && operations.len() == 1 => failures.push(Some(error)),
                     Effect::Answer | Effect::Statement if keep == Keep::Together => {
                         return Err(take_back(tx, error, |_| Ended::Apart).await);
                     }

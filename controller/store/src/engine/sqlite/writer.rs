@@ -8,7 +8,7 @@ use super::error::keeps_transaction;
 use crate::engine::conn::Conn;
 use crate::engine::lock::Lock;
 use crate::engine::value::args;
-use crate::engine::writer::{Operation, Run, Tx};
+use crate::engine::writer::{Operation, Run, Tx, merge, run_together};
 use crate::transfer::read_restored;
 use crate::{Change, Error};
 
@@ -58,37 +58,37 @@ pub(super) async fn serve(
 }
 
 /// Runs a group in one transaction, sends its wake-ups and answers all of it.
-async fn commit(tx: &mut Tx, group: Vec<Box<dyn Operation>>, wake_ups: &broadcast::Sender<Change>) {
-    let mut done: Vec<Box<dyn Operation>> = Vec::with_capacity(group.len());
+async fn commit(tx: &mut Tx, mut group: Vec<Box<dyn Operation>>, wake_ups: &broadcast::Sender<Change>) {
+    let mut failures: Vec<Option<Error>> = Vec::with_capacity(group.len());
     let mut changes = HashSet::new();
+    let mut together = merge(&mut group);
+    together.reverse();
     let mut savepoint = if group.len() > 1 { Savepoint::First } else { Savepoint::None };
     let mut failure = begin(tx).await.err();
-    for mut operation in group {
-        if failure.is_some() {
-            // The transaction is gone: what has not run yet fails with the rest.
-            done.push(operation);
-            continue;
-        }
-        let result = run(tx, operation.as_mut(), savepoint).await;
+    while failure.is_none()
+        && let Some(range) = together.pop()
+    {
+        let result = run(tx, &mut group[range.clone()], savepoint).await;
         if let Savepoint::First = savepoint {
             savepoint = Savepoint::Next;
         }
-        match result {
-            Ok(()) => {
-                changes.extend(tx.take_changes());
-                done.push(operation);
-            }
-            Err(error) => {
-                tx.take_changes().for_each(drop);
-                tx.caches.rolled_back();
-                if !keeps_transaction(&error) {
-                    failure = Some(error.clone());
-                }
-                operation.answer(Some(&error));
-            }
+        let Err(error) = result else {
+            changes.extend(tx.take_changes());
+            failures.resize(range.end, None);
+            continue;
+        };
+        tx.take_changes().for_each(drop);
+        tx.caches.rolled_back();
+        if !keeps_transaction(&error) {
+            failure = Some(error);
+        } else if range.len() == 1 {
+            failures.push(Some(error));
+        } else {
+            // One of them is in the others' way, and only that one fails.
+            together.extend(range.rev().map(|number| number..number + 1));
         }
     }
-    if failure.is_none() && !done.is_empty() {
+    if failure.is_none() && failures.iter().any(Option::is_none) {
         failure = write_down(tx).await.err();
         if failure.is_none() {
             tx.committed();
@@ -100,7 +100,7 @@ async fn commit(tx: &mut Tx, group: Vec<Box<dyn Operation>>, wake_ups: &broadcas
         roll_back(tx).await;
         tx.caches.rolled_back();
         changes.clear();
-        tracing::warn!(kind = error.kind(), operations = done.len(), "a group of writes was taken back");
+        tracing::warn!(kind = error.kind(), operations = group.len(), "a group of writes was taken back");
     }
     tx.caches.committed();
     // Before the answers, so that whoever has one need not wonder whether others have heard of it yet.
@@ -108,8 +108,10 @@ async fn commit(tx: &mut Tx, group: Vec<Box<dyn Operation>>, wake_ups: &broadcas
         // An error means that nobody listens just now.
         wake_ups.send(change).ok();
     }
-    for operation in done {
-        operation.answer(failure.as_ref());
+    // Where the transaction is gone, what has not run has failed with the rest.
+    failures.resize(group.len(), None);
+    for (operation, own) in group.into_iter().zip(failures) {
+        operation.answer(own.as_ref().or(failure.as_ref()));
     }
 }
 
@@ -138,15 +140,15 @@ async fn roll_back(tx: &mut Tx) {
     }
 }
 
-/// Runs one operation; on an error its writes are taken back.
-async fn run(tx: &mut Tx, operation: &mut dyn Operation, savepoint: Savepoint) -> Result<(), Error> {
+/// Runs operations that are done together; on an error their writes are taken back.
+async fn run(tx: &mut Tx, operations: &mut [Box<dyn Operation>], savepoint: Savepoint) -> Result<(), Error> {
     tx.conn.begin_operation("savepoint");
     match savepoint {
-        Savepoint::None => return operation.run(tx, Run::Once).await,
+        Savepoint::None => return run_together(tx, operations, Run::Once).await,
         Savepoint::First => tx.conn.execute("SAVEPOINT operation", args![]).await?,
         Savepoint::Next => tx.conn.execute("RELEASE operation; SAVEPOINT operation", args![]).await?,
     };
-    let result = operation.run(tx, Run::Once).await;
+    let result = run_together(tx, operations, Run::Once).await;
     if let Err(error) = &result
         && keeps_transaction(error)
     {
@@ -155,7 +157,7 @@ async fn run(tx: &mut Tx, operation: &mut dyn Operation, savepoint: Savepoint) -
     result
 }
 
-/// How an operation is kept apart from the others of its group. The savepoint of the last one ends with the commit.
+/// How what is done together is kept apart from the others of its group. The savepoint of the last one ends with the commit.
 #[derive(Clone, Copy)]
 enum Savepoint {
     /// It is alone.
