@@ -219,7 +219,7 @@ pub(crate) trait Merge: Clone + Send + 'static {
 
 /// An operation that others of its kind can be merged with.
 pub(crate) struct Mergeable<M: Merge> {
-    part: M,
+    part: Option<M>,
     result: Option<Result<M::Answer, Error>>,
     reply: oneshot::Sender<Result<M::Answer, Error>>,
 }
@@ -227,7 +227,7 @@ pub(crate) struct Mergeable<M: Merge> {
 impl<M: Merge> Mergeable<M> {
     pub(crate) fn new(part: M) -> (Box<Self>, oneshot::Receiver<Result<M::Answer, Error>>) {
         let (reply, answer) = oneshot::channel();
-        (Box::new(Self { part, result: None, reply }), answer)
+        (Box::new(Self { part: Some(part), result: None, reply }), answer)
     }
 }
 
@@ -238,16 +238,21 @@ pub(crate) async fn run_alone<M: Merge>(tx: &mut Tx, part: M) -> Result<M::Answe
 }
 
 impl<M: Merge> Operation for Mergeable<M> {
-    fn run<'t>(&'t mut self, tx: &'t mut Tx, _: Run) -> BoxFuture<'t, Result<(), Error>> {
+    fn run<'t>(&'t mut self, tx: &'t mut Tx, run: Run) -> BoxFuture<'t, Result<(), Error>> {
         Box::pin(async move {
             tx.conn.begin_operation(M::NAME);
-            self.result = Some(Ok(run_alone(tx, self.part.clone()).await?));
+            let part = match run {
+                Run::Once => self.part.take(),
+                Run::Repeatable => self.part.clone(),
+            };
+            let part = part.expect("nothing runs after it has run for good");
+            self.result = Some(Ok(run_alone(tx, part).await?));
             Ok(())
         })
     }
 
     fn kind(&self) -> Option<(TypeId, usize)> {
-        Some((TypeId::of::<M>(), self.part.weight()))
+        self.part.as_ref().map(|part| (TypeId::of::<M>(), part.weight()))
     }
 
     fn run_with<'t>(
@@ -262,7 +267,7 @@ impl<M: Merge> Operation for Mergeable<M> {
                 let other: &mut dyn Any = other.as_mut();
                 all.push(other.downcast_mut().expect("it is of the same kind"));
             }
-            let answers = M::run(tx, all.iter().map(|one| one.part.clone()).collect()).await?;
+            let answers = M::run(tx, all.iter().filter_map(|one| one.part.clone()).collect()).await?;
             for (one, answer) in all.into_iter().zip(answers) {
                 one.result = Some(answer);
             }
@@ -321,5 +326,45 @@ pub(crate) async fn run_together(
         Some((only, [])) => only.run(tx, run).await,
         Some((first, others)) => first.run_with(tx, others).await,
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone)]
+    struct Part<const KIND: usize>(usize);
+
+    impl<const KIND: usize> Merge for Part<KIND> {
+        type Answer = ();
+
+        const NAME: &'static str = "part";
+
+        fn weight(&self) -> usize {
+            self.0
+        }
+
+        fn run<'t>(_: &'t mut Tx, parts: Vec<Self>) -> BoxFuture<'t, Result<Answers<()>, Error>> {
+            Box::pin(async move { Ok(parts.into_iter().map(|_| Ok(())).collect()) })
+        }
+    }
+
+    fn part<const KIND: usize>(weight: usize) -> Box<dyn Operation> {
+        Mergeable::new(Part::<KIND>(weight)).0
+    }
+
+    fn closure() -> Box<dyn Operation> {
+        Queued::new("closure", None, |_| Box::pin(async { Ok(()) })).0
+    }
+
+    #[test]
+    fn only_what_is_of_a_kind_is_merged_and_only_up_to_a_batch() {
+        let mut group =
+            vec![part::<1>(BATCH), closure(), part::<2>(1), part::<1>(1), part::<2>(BATCH - 1), closure()];
+        let together = merge(&mut group);
+        assert_eq!(together, [0..1, 1..2, 2..3, 3..4, 4..6]);
+        let weights: Vec<_> = group.iter().map(|one| one.kind().map(|(_, weight)| weight)).collect();
+        assert_eq!(weights, [None, None, Some(BATCH), Some(1), Some(1), Some(BATCH - 1)]);
     }
 }
