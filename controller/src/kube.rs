@@ -36,6 +36,7 @@ mod session;
 mod settings;
 mod status;
 mod template;
+pub(crate) mod values;
 mod watch;
 mod write;
 
@@ -49,6 +50,7 @@ use windlass_store::Store;
 use crate::bodies::Bodies;
 use crate::clock::{Clock, IdSource};
 use crate::error::chain;
+use crate::secrets::Secrets;
 
 pub use cluster::{Connection, Error};
 pub use settings::KubeArgs;
@@ -66,6 +68,8 @@ pub(crate) struct Parts {
     pub(crate) clock: Arc<dyn Clock>,
     /// New ids and chance.
     pub(crate) ids: Arc<dyn IdSource>,
+    /// What jobs are given of secrets.
+    pub(crate) secrets: Secrets,
     /// The cluster.
     pub(crate) connection: Connection,
     /// Settings.

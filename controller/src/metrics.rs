@@ -87,6 +87,8 @@ pub(crate) enum SecretDelivery {
     Unreadable,
     /// The job has more of them than one job may have.
     TooLarge,
+    /// The cluster that the job comes from lacks one; the job waits for it.
+    Postponed,
 }
 
 /// The controller's metrics; cheap to clone.

@@ -79,7 +79,13 @@ pub struct AppParts {
 impl AppParts {
     /// What making a job needs.
     pub(crate) fn submission(&self) -> Submission<'_> {
-        Submission { store: &self.store, bodies: &self.bodies, clock: &*self.clock, ids: &*self.ids }
+        Submission {
+            store: &self.store,
+            bodies: &self.bodies,
+            clock: &*self.clock,
+            ids: &*self.ids,
+            of_cluster: false,
+        }
     }
 }
 

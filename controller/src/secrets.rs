@@ -5,26 +5,30 @@
 //!           that key ─► wrapped by the keyring's first ─► row
 //!
 //!  claim ─► the attempt's steps name (Secret, key) ─► rows ─► unwrap, open ─► SecretValue of the assignment
+//!                          none of that name, job of a cluster ─► `get` there ──┘
 //! ```
 //!
 //! *Guarantees*: the database, its backups and every answer but that of a claim hold no value. A sealed value opens only in the
 //! row that it was sealed for. Rotation wraps the values' keys anew and never opens a value.
 
+mod gather;
 mod keys;
 mod seal;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use windlass_crds::SandboxJobSpec;
 use windlass_crds::protocol::{SecretBytes, SecretValue};
-use windlass_crds::secret::{MAX_ATTEMPT_BYTES, MAX_KEYS};
+use windlass_crds::secret::MAX_KEYS;
 use windlass_store::{PutSecret, SealedValue, SecretValueRow, Store};
 
+use self::gather::{Gathering, Obstacle, Whence};
 use self::seal::Key;
 use crate::clock::{Clock, IdSource};
 use crate::error::{ApiError, Code};
+use crate::kube::values::{ClusterValues, Lacking};
 use crate::metrics::{Metrics, SecretDelivery};
 
 pub(crate) use self::keys::{CREDENTIAL, FILE};
@@ -66,6 +70,25 @@ pub struct Rotated {
     pub values: u64,
 }
 
+/// What came of asking for the values of an attempt.
+#[derive(Clone, Debug)]
+pub enum Delivery {
+    /// It is given these.
+    Given {
+        /// The values of secrets.
+        secrets: Vec<SecretValue>,
+        /// The spec, in which the values of ConfigMaps stand.
+        spec: Box<SandboxJobSpec>,
+    },
+    /// Something of the cluster cannot be had just now: the attempt is not begun, and the job waits.
+    Postponed {
+        /// Why, as one word.
+        reason: &'static str,
+        /// Why, as a sentence.
+        message: String,
+    },
+}
+
 /// Sets and delivers secrets; cheap to clone.
 #[derive(Clone)]
 pub struct Secrets {
@@ -74,6 +97,7 @@ pub struct Secrets {
     ids: Arc<dyn IdSource>,
     metrics: Metrics,
     keys: Keyring,
+    cluster: Option<Arc<ClusterValues>>,
 }
 
 impl std::fmt::Debug for Secrets {
@@ -91,7 +115,7 @@ impl Secrets {
         metrics: Metrics,
         keys: Keyring,
     ) -> Self {
-        Self { store, clock, ids, metrics, keys }
+        Self { store, clock, ids, metrics, keys, cluster: None }
     }
 
     /// Reads the keys, makes one in the state folder where none is needed, and checks that every value can be opened. With
@@ -130,7 +154,7 @@ impl Secrets {
             let removed = store.discard_secrets(&key).await?;
             tracing::warn!(key, values = removed, "secret values were removed that no key opens");
         }
-        Ok(Self { store, clock, ids, metrics, keys })
+        Ok(Self::new(store, clock, ids, metrics, keys))
     }
 
     /// Sets values of a Secret.
@@ -186,55 +210,49 @@ impl Secrets {
         Ok(Rotated { key: sealing.id().to_owned(), values })
     }
 
-    /// The values that a job's steps name, each once. What is missing is told in its place.
+    /// With the Secrets and ConfigMaps of a cluster, for the jobs that come from it.
+    #[must_use]
+    pub(crate) fn with_cluster(self, values: ClusterValues) -> Self {
+        Self { cluster: Some(Arc::new(values)), ..self }
+    }
+
+    /// What an attempt is given: the values that the job's steps name, each once. What is missing of Windlass's own secrets is told in its
+    /// place.
     ///
     /// # Errors
     /// What the store reports.
     pub async fn deliver(
         &self,
+        uid: &str,
         namespace: &str,
         spec: &SandboxJobSpec,
-    ) -> Result<Vec<SecretValue>, ApiError> {
-        let uses = spec.steps.iter().flat_map(|step| &step.secrets).chain(&spec.secrets);
-        let wanted: BTreeSet<(&str, &str)> =
-            uses.map(|secret| (secret.name.as_str(), secret.key.as_str())).collect();
-        let mut known: BTreeMap<&str, Vec<SecretValueRow>> = BTreeMap::new();
-        let mut delivered = Vec::new();
-        let mut bytes = 0;
-        for (name, key) in wanted {
-            let rows = match known.entry(name) {
-                std::collections::btree_map::Entry::Occupied(rows) => rows.into_mut(),
-                std::collections::btree_map::Entry::Vacant(place) => {
-                    place.insert(self.store.secret_values(namespace, name).await?)
-                }
-            };
-            let found = rows.iter().find(|row| row.value.entry == key);
-            let (outcome, value) = match found {
-                None => (SecretDelivery::Missing, Err(missing(namespace, name, key, rows.is_empty()))),
-                Some(row) => match self.open_value(row) {
-                    Err(problem) => (SecretDelivery::Unreadable, Err(problem)),
-                    Ok(value) if bytes + value.len() > MAX_ATTEMPT_BYTES => {
-                        let problem = format!(
-                            "with the value `{key}` of Secret `{namespace}/{name}` the job's secrets have more than the \
-                             {MAX_ATTEMPT_BYTES} bytes that one job is given; put large content into an upload that is encrypted, \
-                             and its key into the Secret"
-                        );
-                        (SecretDelivery::TooLarge, Err(problem))
-                    }
-                    Ok(value) => {
-                        bytes += value.len();
-                        (SecretDelivery::Given, Ok(value))
-                    }
-                },
-            };
+    ) -> Result<Delivery, ApiError> {
+        let gathering = Gathering::new(self, namespace, Whence::Job(uid));
+        let delivery = match gathering.gather(spec).await {
+            Ok(delivery) => delivery,
+            Err(Obstacle::Api(error)) => return Err(error),
+            Err(Obstacle::Lacking(Lacking { lack, message })) => {
+                self.metrics.secret(SecretDelivery::Postponed);
+                return Ok(Delivery::Postponed { reason: lack.into(), message });
+            }
+        };
+        for outcome in delivery.outcomes {
             self.metrics.secret(outcome);
-            let (value, problem) = match value {
-                Ok(value) => (Some(SecretBytes::new(value)), None),
-                Err(problem) => (None, Some(problem)),
-            };
-            delivered.push(SecretValue { name: name.to_owned(), key: key.to_owned(), value, problem });
         }
-        Ok(delivered)
+        Ok(Delivery::Given { secrets: delivery.secrets, spec: Box::new(delivery.spec) })
+    }
+
+    /// What a job of the bridged cluster would have to wait for.
+    pub(crate) async fn lacking(
+        &self,
+        namespace: &str,
+        spec: &SandboxJobSpec,
+    ) -> Result<Option<Lacking>, ApiError> {
+        match Gathering::new(self, namespace, Whence::Cluster).gather(spec).await {
+            Ok(_) => Ok(None),
+            Err(Obstacle::Lacking(lacking)) => Ok(Some(lacking)),
+            Err(Obstacle::Api(error)) => Err(error),
+        }
     }
 
     fn open_value(&self, row: &SecretValueRow) -> Result<Vec<u8>, String> {
@@ -276,15 +294,6 @@ impl Secrets {
         nonce.copy_from_slice(&self.ids.secret()[..12]);
         nonce
     }
-}
-
-fn missing(namespace: &str, name: &str, key: &str, all: bool) -> String {
-    let what = if all {
-        format!("there is no Secret `{namespace}/{name}`")
-    } else {
-        format!("Secret `{namespace}/{name}` has no key `{key}`")
-    };
-    format!("{what}; set it with `windlass secret set -n {namespace} {name} {key}`, and run the job again")
 }
 
 fn damaged(row: &SecretValueRow) -> String {

@@ -21,7 +21,7 @@ use crate::clock::{Clock, IdSource, RandomIds, SystemClock};
 use crate::connections::{self, Acceptor, Gate, Times, limit_http};
 use crate::dispatch::{Dispatch, DispatchParts, Push, WorkerTokens};
 use crate::error::ApiError;
-use crate::kube;
+use crate::kube::{self, values::ClusterValues};
 use crate::metrics::Metrics;
 use crate::reconcile::{self, LoopParts};
 use crate::rest::{self, App, AppParts, NewJoinToken};
@@ -134,7 +134,10 @@ impl Controller {
         let metrics = Metrics::new();
         let keys = (args.key_place(), args.discard_unreadable_secrets);
         let secrets = Secrets::open(store.clone(), clock.clone(), ids.clone(), metrics.clone(), keys).await;
-        let secrets = secrets.map_err(Error::Secrets)?;
+        let mut secrets = secrets.map_err(Error::Secrets)?;
+        if let Some(connection) = connection.as_ref().filter(|_| args.kube.secrets) {
+            secrets = secrets.with_cluster(ClusterValues::new(connection, &args.kube)?);
+        }
         let tokens = NodeTokens::new(&node_token_secret(&store, &*ids).await?);
 
         let listening = |source| Error::Listen { address: args.listen, source };
@@ -183,6 +186,7 @@ impl Controller {
                 bodies,
                 clock,
                 ids,
+                secrets: secrets.clone(),
                 connection,
                 args: args.kube,
                 troubled: AtomicBool::new(false),

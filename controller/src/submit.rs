@@ -4,7 +4,7 @@ use sha2::{Digest as _, Sha256};
 use windlass_core::requirement::{self, Requirement};
 use windlass_core::validate;
 use windlass_crds::protocol::FieldError;
-use windlass_crds::{JobPhase, SandboxJob};
+use windlass_crds::{JobPhase, SandboxJob, SandboxJobSpec};
 use windlass_store::{IdempotencyKey, JobPatch, JobRow, NewJob, Reserve, Store};
 
 use crate::bodies::Bodies;
@@ -33,6 +33,8 @@ pub(crate) struct Submission<'a> {
     pub(crate) bodies: &'a Bodies,
     pub(crate) clock: &'a dyn Clock,
     pub(crate) ids: &'a dyn IdSource,
+    /// Whether it comes from a cluster, which has ConfigMaps.
+    pub(crate) of_cluster: bool,
 }
 
 impl Submission<'_> {
@@ -44,6 +46,9 @@ impl Submission<'_> {
     ) -> Result<NewJob, ApiError> {
         let valid = validate::validate_job(&job).map_err(|errors| ApiError::invalid("job", errors))?;
         let spec = valid.spec().clone();
+        if !self.of_cluster {
+            refuse_config_maps(&job.spec).map_err(|errors| ApiError::invalid("job", errors))?;
+        }
         let input_digests = self.check_inputs(&job).await?;
         let json = serde_json::to_vec(&spec).map_err(|error| ApiError::internal("hash a job", error))?;
         let requirement = Requirement::of(&spec);
@@ -104,4 +109,21 @@ impl Submission<'_> {
         }
         if errors.is_empty() { Ok(digests) } else { Err(ApiError::invalid("job", errors)) }
     }
+}
+
+/// What comes by REST has no cluster to read ConfigMaps from.
+fn refuse_config_maps(spec: &SandboxJobSpec) -> Result<(), Vec<FieldError>> {
+    let of_steps = spec.steps.iter().enumerate();
+    let lists = of_steps.map(|(index, step)| (format!("spec.steps[{index}].configMaps"), &step.config_maps));
+    let lists = lists.chain([("spec.configMaps".to_owned(), &spec.config_maps)]);
+    let errors: Vec<_> = lists
+        .filter(|(_, uses)| !uses.is_empty())
+        .map(|(field, _)| FieldError {
+            field,
+            message: "names ConfigMaps, which a job has only if it comes from a Kubernetes cluster; create it with kubectl, or write \
+                      the values into `env` and `workspace.inputs`"
+                .to_owned(),
+        })
+        .collect();
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }

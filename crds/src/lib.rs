@@ -35,7 +35,7 @@ pub use node_config::{NodeConfig, NodeConfigSpec, NodeConfigStatus};
 pub use priority::Priority;
 pub use quantity::{Bytes, Cpu};
 pub use sandbox_job::{JobPhase, SandboxJob, SandboxJobSpec, SandboxJobStatus};
-pub use secret::SecretUse;
+pub use secret::{ConfigMapUse, SecretUse};
 
 /// The API group of every kind.
 pub const GROUP: &str = "windlass.dev";

@@ -15,7 +15,7 @@ use crate::egress::EgressRule;
 use crate::facts::FactsStep;
 use crate::priority::Priority;
 use crate::quantity::{Bytes, Cpu};
-use crate::secret::SecretUse;
+use crate::secret::{ConfigMapUse, SecretUse};
 
 /// A piece of work: one or more steps with one workspace, run on one node in a sandbox.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
@@ -115,6 +115,11 @@ pub struct SandboxJobSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub secrets: Vec<SecretUse>,
+
+    /// Values of ConfigMaps for the one step in shorthand; `steps` have their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub config_maps: Vec<ConfigMapUse>,
 
     /// Holds the job back in its queue while true. A running attempt is not touched.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -627,6 +632,11 @@ pub struct Step {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub secrets: Vec<SecretUse>,
+
+    /// Values of ConfigMaps that this step is given, where the job comes from a cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub config_maps: Vec<ConfigMapUse>,
 
     /// The working directory, relative to `/workspace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

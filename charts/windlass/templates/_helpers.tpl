@@ -122,6 +122,22 @@ imagePullSecrets:
 {{- if and $controller.bodies.url $controller.bodies.existingClaim -}}
 {{- fail "controller.bodies.url and controller.bodies.existingClaim are both set: set one" -}}
 {{- end -}}
+{{- $values := .Values.kube.secrets -}}
+{{- if and $values.enabled (not .Values.kube.enabled) -}}
+{{- fail "kube.secrets.enabled is for jobs of the cluster: set kube.enabled" -}}
+{{- end -}}
+{{- if and $values.enabled .Values.rbac.create (not $values.namespaces) -}}
+{{- fail "kube.secrets.enabled needs kube.secrets.namespaces: list those whose Secrets and ConfigMaps jobs may use" -}}
+{{- end -}}
+{{- if and $values.namespaces (not $values.enabled) -}}
+{{- fail "kube.secrets.namespaces is set: set kube.secrets.enabled, or leave it empty" -}}
+{{- end -}}
+{{- $bridged := .Values.kube.namespaces -}}
+{{- range $values.namespaces -}}
+{{- if and $bridged (not (has . $bridged)) -}}
+{{- fail (printf "kube.secrets.namespaces has %s, which kube.namespaces has not: jobs of it are not bridged" .) -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.agent.enabled (not .Values.agent.joinToken.existingSecret) -}}
 {{- fail "agent.enabled needs agent.joinToken.existingSecret: `windlass join-token create --uses N` prints a token, and `kubectl create secret generic NAME --from-file=token=FILE` makes it" -}}
 {{- end -}}

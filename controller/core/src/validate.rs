@@ -168,7 +168,9 @@ pub fn normalised(spec: &SandboxJobSpec) -> SandboxJobSpec {
     let (command, script) = (spec.command.take(), spec.script.take());
     if spec.steps.is_empty() && (command.is_some() || script.is_some()) {
         let secrets = std::mem::take(&mut spec.secrets);
-        spec.steps.push(Step { name: MAIN_STEP.to_owned(), command, script, secrets, ..Step::default() });
+        let config_maps = std::mem::take(&mut spec.config_maps);
+        let name = MAIN_STEP.to_owned();
+        spec.steps.push(Step { name, command, script, secrets, config_maps, ..Step::default() });
     }
     spec
 }

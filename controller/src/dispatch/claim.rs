@@ -10,12 +10,17 @@ use tokio::time::Instant;
 use windlass_core::drain;
 use windlass_core::placement::Offer;
 use windlass_core::requirement::Room;
-use windlass_crds::protocol::{self, Assignment, AttemptId, ClaimRequest, ClaimResponse, Order};
-use windlass_store::{Change, ClaimSpec, ClaimedJob, NodeRow, Overdue, Reserve};
+use windlass_crds::SandboxJobSpec;
+use windlass_crds::protocol::{
+    self, Assignment, AttemptId, ClaimRequest, ClaimResponse, Order, Record, RecordBody, ReportRequest,
+    SecretValue, Terminal, TerminalPhase,
+};
+use windlass_store::{Change, ClaimSpec, ClaimedJob, JobRow, NodeRow, Overdue, Reserve};
 
 use super::push::is_pushed;
 use super::{Dispatch, check_version};
 use crate::error::{ApiError, Code};
+use crate::secrets::Delivery;
 
 /// The longest long poll; below the 60 s after which many middleboxes drop a silent connection.
 const MAX_WAIT: Duration = Duration::from_secs(50);
@@ -127,7 +132,7 @@ impl Dispatch {
         let mut assignments = Vec::with_capacity(claimed.len());
         for claimed in claimed {
             // Should this fail, the node asks again by the same request, and gets the same attempts.
-            assignments.push(self.assignment(claimed).await?);
+            assignments.extend(self.assignment(node, claimed).await?);
         }
         Ok(assignments)
     }
@@ -137,22 +142,63 @@ impl Dispatch {
         self.fits.fitting(&self.parts.store, offer).await
     }
 
-    async fn assignment(&self, claimed: ClaimedJob) -> Result<Assignment, ApiError> {
+    /// The assignment of a claimed job; none where the job must wait for something that its steps name.
+    async fn assignment(&self, node: &NodeRow, claimed: ClaimedJob) -> Result<Option<Assignment>, ApiError> {
         let ClaimedJob { job, epoch, number, lease, offline } = claimed;
-        let secrets = self.parts.secrets.deliver(&job.namespace, &job.spec).await?;
+        let attempt = AttemptId { job: job.uid.clone(), epoch };
+        let Some((secrets, spec)) = self.given(node, &attempt, &job).await? else { return Ok(None) };
         tracing::info!(job.id = %job.uid, job.epoch = epoch, node.name = job.node.as_deref(), "job claimed");
-        Ok(Assignment {
-            attempt: AttemptId { job: job.uid, epoch },
+        Ok(Some(Assignment {
+            attempt,
             namespace: job.namespace,
             name: job.name,
             number,
-            spec: (*job.spec).clone(),
+            spec: *spec,
             offline,
             lease_seconds: lease.as_secs(),
             claimed_at: self.now(),
             task_id: None,
             secrets,
-        })
+        }))
+    }
+
+    /// The values of an attempt that no node has heard of yet, and the spec with those that stand in it. Where they cannot be had the attempt
+    /// ends, and the job goes back to its queue for a while.
+    pub(super) async fn given(
+        &self,
+        node: &NodeRow,
+        attempt: &AttemptId,
+        job: &JobRow,
+    ) -> Result<Option<(Vec<SecretValue>, Box<SandboxJobSpec>)>, ApiError> {
+        match self.parts.secrets.deliver(&job.uid, &job.namespace, &job.spec).await? {
+            Delivery::Given { secrets, spec } => Ok(Some((secrets, spec))),
+            Delivery::Postponed { reason, message } => {
+                tracing::info!(job.id = %job.uid, job.epoch = attempt.epoch, reason, "the job waits for what its steps name");
+                self.end_undelivered(node, attempt, TerminalPhase::Released, (reason, message)).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Ends an attempt that its node has not begun, as if the node had said so.
+    pub(super) async fn end_undelivered(
+        &self,
+        node: &NodeRow,
+        attempt: &AttemptId,
+        phase: TerminalPhase,
+        (reason, message): (&str, String),
+    ) -> Result<(), ApiError> {
+        let terminal = Terminal {
+            phase,
+            reason: reason.to_owned(),
+            message: Some(message),
+            exit_code: None,
+            last_sequence: 1,
+        };
+        let body = RecordBody::Terminal(terminal);
+        let record = Record { attempt: attempt.clone(), sequence: 1, at: self.now(), body };
+        let request = ReportRequest { version: protocol::VERSION, records: vec![record] };
+        self.report(node, request).await.map(drop)
     }
 
     /// What to do with the attempts that a node says it holds.

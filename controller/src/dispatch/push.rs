@@ -32,9 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use windlass_core::push::{self as decide, PushView};
 use windlass_crds::node_config::DispatchMode;
-use windlass_crds::protocol::{
-    self, Assignment, AttemptId, Record, RecordBody, ReportRequest, Terminal, TerminalPhase,
-};
+use windlass_crds::protocol::{Assignment, AttemptId, TerminalPhase};
 use windlass_store::{AttemptPhase, Change, NodeRow};
 
 use self::client::HttpsClient;
@@ -360,14 +358,15 @@ impl Serving {
             };
             tracing::info!(job.id = %job.uid, attempt.epoch = attempt.epoch, "delivery taken up");
             let left = attempt.lease_until.duration_since(now).unsigned_abs();
-            let secrets = dispatch.parts.secrets.deliver(&job.namespace, &job.spec).await?;
+            let id = attempt.id();
+            let Some((secrets, spec)) = dispatch.given(node, &id, &job).await? else { continue };
             self.deliver(
                 Assignment {
-                    attempt: attempt.id(),
+                    attempt: id,
                     namespace: job.namespace,
                     name: job.name,
                     number: attempt.number,
-                    spec: (*job.spec).clone(),
+                    spec: *spec,
                     offline: attempt.offline,
                     lease_seconds: left.as_secs(),
                     claimed_at: attempt.claimed_at,
@@ -454,17 +453,7 @@ impl Serving {
             }
             let Some((phase, reason, message)) = end else { return Ok(()) };
             let Some(node) = dispatch.parts.store.get_node(&self.node).await? else { return Ok(()) };
-            let terminal = Terminal {
-                phase,
-                reason: reason.to_owned(),
-                message: Some(message),
-                exit_code: None,
-                last_sequence: 1,
-            };
-            let body = RecordBody::Terminal(terminal);
-            let record = Record { attempt: attempt.clone(), sequence: 1, at: dispatch.now(), body };
-            let request = ReportRequest { version: protocol::VERSION, records: vec![record] };
-            dispatch.report(&node, request).await.map(drop)
+            dispatch.end_undelivered(&node, &attempt, phase, (reason, message)).await
         };
         if let Err(error) = noted.await {
             tracing::warn!(

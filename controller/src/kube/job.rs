@@ -18,6 +18,7 @@ use super::object::{Declared, JOB_ANNOTATION, Name, Seen, sentence};
 use super::queue::{QUIET, Then};
 use super::session::{Key, Looked, Session};
 use super::status::{Accepted, Refusal, fit_job, settled};
+use super::values::Lacking;
 use crate::error::Code;
 use crate::reconcile::remove_bodies;
 use crate::rest::present;
@@ -25,6 +26,8 @@ use crate::submit::Submission;
 
 /// How long to wait for something that nobody tells of: an input that is missing, a name that is taken.
 const MISSING: Duration = Duration::from_secs(60);
+/// How long to wait for a Secret or a ConfigMap. It costs a question each time and no write; many jobs share the question.
+const LACKING: Duration = Duration::from_secs(15);
 
 /// What the store has for an object; see [`Known`].
 enum Held {
@@ -80,7 +83,10 @@ impl Look<'_> {
                             // Much may have become of it by then.
                             return Ok(Then::After(QUIET));
                         }
-                        again = Some(MISSING);
+                        again = Some(match accepted {
+                            Accepted::No(Refusal::Lacking(_), _) => LACKING,
+                            Accepted::Yes | Accepted::No(..) => MISSING,
+                        });
                     }
                 }
                 Action::DeleteObject => {
@@ -160,8 +166,13 @@ impl Look<'_> {
 
     async fn create(&self, job: &ValidJob) -> Result<(Held, Accepted), Error> {
         let parts = &self.session.parts;
-        let submission =
-            Submission { store: &parts.store, bodies: &parts.bodies, clock: &*parts.clock, ids: &*parts.ids };
+        let submission = Submission {
+            store: &parts.store,
+            bodies: &parts.bodies,
+            clock: &*parts.clock,
+            ids: &*parts.ids,
+            of_cluster: true,
+        };
         let new = match submission.prepare(job.get().clone(), None).await {
             Ok(new) => new,
             Err(error) if error.code == Code::Invalid => {
@@ -169,6 +180,9 @@ impl Look<'_> {
             }
             Err(error) => return Err(error.into()),
         };
+        if let Some(Lacking { lack, message }) = parts.secrets.lacking(&new.namespace, &new.spec).await? {
+            return Ok((Held::Nothing, Accepted::No(Refusal::Lacking(lack), message)));
+        }
         let origin = self.session.origin(&self.seen.uid);
         let key = Key::Object(self.name.clone());
         self.session.cache.concern(&new.uid, &key);
@@ -304,7 +318,7 @@ fn refused(accepted: &Accepted, now: jiff::Timestamp) -> SandboxJobStatus {
     let failed = match accepted {
         Accepted::Yes => false,
         Accepted::No(Refusal::Invalid | Refusal::SpecChanged | Refusal::VersionConflict, _) => true,
-        Accepted::No(Refusal::NameTaken | Refusal::InputMissing, _) => false,
+        Accepted::No(Refusal::NameTaken | Refusal::InputMissing | Refusal::Lacking(_), _) => false,
     };
     let condition = failed.then(|| Condition {
         condition_type: "Failed".to_owned(),

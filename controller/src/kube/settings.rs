@@ -107,6 +107,11 @@ pub struct KubeArgs {
     )]
     pub cluster: Option<String>,
 
+    /// Read Secrets and ConfigMaps that jobs of the cluster name, each in the job's own namespace. Needs the right to `get` them
+    /// there.
+    #[arg(id = "kube_secrets", long = "kube-secrets", env = "WINDLASS_KUBE_SECRETS", requires = "kube")]
+    pub secrets: bool,
+
     /// The namespace of the Lease by which one of several controllers is chosen. Without it that of the pod or of the context.
     #[arg(
         id = "kube_lease_namespace",
@@ -149,6 +154,7 @@ impl Default for KubeArgs {
             namespaces: Vec::new(),
             node_label: None,
             cluster: None,
+            secrets: false,
             lease_namespace: None,
             lease: Span::from_secs(15),
             delete_wait: Span::from_secs(600),

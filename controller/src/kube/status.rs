@@ -7,6 +7,7 @@ use windlass_crds::node_config::NodeConfigStatus;
 use windlass_crds::sandbox_job::{SandboxJobStatus, StepPhase, StepStatus};
 
 use super::object::{Seen, short};
+use super::values::Lack;
 
 /// The most bytes of a status as JSON.
 pub(super) const STATUS_MAX: usize = 8 * 1024 - 256;
@@ -33,12 +34,15 @@ pub(super) enum Refusal {
     VersionConflict,
     /// An input was never uploaded.
     InputMissing,
+    /// A Secret or a ConfigMap of the cluster cannot be had.
+    Lacking(Lack),
 }
 
 impl Accepted {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Yes => "Accepted",
+            Self::No(Refusal::Lacking(lack), _) => lack.into(),
             Self::No(refusal, _) => refusal.into(),
         }
     }

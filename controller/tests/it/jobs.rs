@@ -49,6 +49,20 @@ async fn an_invalid_job_names_every_field_and_creates_nothing() {
 }
 
 #[tokio::test]
+async fn config_maps_are_refused_where_there_is_no_cluster_to_read_them_from() {
+    let world = World::new().await;
+    let config_maps = json!([{"name": "app", "key": "mode", "env": "MODE"}]);
+    let answer = world.job("a", json!({"command": ["true"], "configMaps": config_maps})).await;
+    let error = &answer.body["errors"][0];
+    assert_eq!((answer.status, error["field"].as_str()), (422, Some("spec.configMaps")));
+    assert!(error["message"].as_str().unwrap().contains("create it with kubectl"), "{error}");
+    let steps = json!([{"name": "s", "command": ["true"], "configMaps": config_maps}]);
+    let answer = world.job("b", json!({ "steps": steps })).await;
+    assert_eq!(answer.body["errors"][0]["field"], "spec.steps[0].configMaps");
+    assert_eq!(world.get("/v1/jobs").await.body["items"], json!([]));
+}
+
+#[tokio::test]
 async fn broken_json_an_oversized_body_and_a_wrong_path_are_told_apart() {
     let world = World::new().await;
     let send = |body: Vec<u8>| {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use windlass_controller::backup::{self, Backup, PlaceArgs, Restore};
 use windlass_controller::clock::{Clock, RandomIds, SystemClock};
 use windlass_controller::metrics::Metrics;
-use windlass_controller::secrets::{self, Keyring, Secrets};
+use windlass_controller::secrets::{self, Delivery, Keyring, Secrets};
 use windlass_controller::{Controller, ControllerArgs, Error};
 
 use crate::startup::start;
@@ -207,7 +207,11 @@ async fn a_value_opens_only_in_its_own_place_and_only_with_its_key() {
 }
 
 async fn deliver(secrets: &Secrets, namespace: &str, spec: &windlass_crds::SandboxJobSpec) -> String {
-    secrets.deliver(namespace, spec).await.unwrap().remove(0).problem.expect("it cannot be opened")
+    let delivery = secrets.deliver("none", namespace, spec).await.unwrap();
+    let Delivery::Given { mut secrets, .. } = delivery else {
+        panic!("nothing is asked of a cluster: {delivery:?}")
+    };
+    secrets.remove(0).problem.expect("it cannot be opened")
 }
 
 #[tokio::test]

@@ -104,9 +104,9 @@ extra: 1
             "f.yaml:7:3: spec.stepz: unknown field; did you mean \"steps\"?",
             "f.yaml:10:3: spec.image: unknown field; did you mean \"spec.sandbox.image\"?",
             "f.yaml:11:13: spec.sandbox.net_work: unknown field; did you mean \"network\"?",
-            "f.yaml:12:3: spec.zzzzzz: unknown field; known here: cancel, command, description, nodeSelector, \
-             offline, priority, queue, requires, retry, sandbox, script, secrets, steps, suspend, timeout, title, \
-             ttlAfterFinished, type, workspace",
+            "f.yaml:12:3: spec.zzzzzz: unknown field; known here: cancel, command, configMaps, description, \
+             nodeSelector, offline, priority, queue, requires, retry, sandbox, script, secrets, steps, suspend, timeout, \
+             title, ttlAfterFinished, type, workspace",
             "f.yaml:13:1: extra: unknown field; known here: apiVersion, kind, metadata, spec, status",
         ]
     );

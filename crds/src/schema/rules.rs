@@ -90,6 +90,21 @@ const JOB_RULES: &[Rule] = &[
         message: "`secrets` stands beside `steps`; write it in the steps that need them",
     },
     Rule {
+        at: "",
+        rule: "!has(self.configMaps) || size(self.configMaps) == 0 || !has(self.steps) || size(self.steps) == 0",
+        message: "`configMaps` stands beside `steps`; write it in the steps that need them",
+    },
+    Rule {
+        at: "configMaps[]",
+        rule: "has(self.env) != has(self.file)",
+        message: "write exactly one of `env` and `file`",
+    },
+    Rule {
+        at: "steps[].configMaps[]",
+        rule: "has(self.env) != has(self.file)",
+        message: "write exactly one of `env` and `file`",
+    },
+    Rule {
         at: "secrets[]",
         rule: "has(self.env) != has(self.file)",
         message: "write exactly one of `env` and `file`",

@@ -5,4 +5,5 @@ mod crds;
 mod faults;
 mod link;
 mod nodes;
+mod values;
 pub(crate) mod world;

@@ -10,6 +10,6 @@ mod kills;
 mod network;
 mod once;
 mod push;
-mod secrets;
+pub(crate) mod secrets;
 mod shared;
 mod verbs;

@@ -100,6 +100,9 @@ spec:
         {{- with .Values.kube.cluster }}
         - --kube-cluster={{ . }}
         {{- end }}
+        {{- if .Values.kube.secrets.enabled }}
+        - --kube-secrets
+        {{- end }}
         {{- end }}
         {{- range $controller.extraArgs }}
         - {{ . | quote }}

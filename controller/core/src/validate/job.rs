@@ -9,7 +9,7 @@ use windlass_crds::protocol::FieldError;
 use windlass_crds::quantity::{Bytes, Cpu};
 use windlass_crds::sandbox_job::{ContainerStep, Network, Resources, Runtime, SandboxSpec, Script, Step};
 use windlass_crds::schema::Kind;
-use windlass_crds::{HostImage, ImageName, SandboxJob, SandboxJobSpec, Span};
+use windlass_crds::{ConfigMapUse, HostImage, ImageName, SandboxJob, SandboxJobSpec, SecretUse, Span};
 
 use super::findings::Findings;
 use super::{DEFAULT_TIMEOUT, MAX_ARGUMENT_BYTES, MAX_TIMEOUT, MAX_TTL, MIN_TIMEOUT, labels, paths, secrets};
@@ -32,7 +32,7 @@ pub(super) fn check_rules(spec: &SandboxJobSpec, at: &str, findings: &mut Findin
     check_sandbox(&spec.sandbox, &format!("{at}.sandbox"), findings);
     check_requirements(spec, at, findings);
     check_times(spec, at, findings);
-    paths::check_workspace(&spec.workspace, &format!("{at}.workspace"), findings);
+    paths::check_workspace(spec, at, findings);
     check_steps(spec, at, findings);
 }
 
@@ -230,10 +230,16 @@ fn check_steps(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
         check_script(script, &format!("{at}.script"), findings);
     }
     if steps.is_empty() {
-        secrets::check(&spec.secrets, &BTreeMap::new(), &format!("{at}.secrets"), findings);
-    } else if !spec.secrets.is_empty() {
-        let message = format!("stands beside {at}.steps; write it in the steps that need them");
-        findings.refuse(format!("{at}.secrets"), message);
+        check_given(&spec.secrets, &spec.config_maps, &BTreeMap::new(), at, findings);
+    } else {
+        for (field, stands) in
+            [("secrets", !spec.secrets.is_empty()), ("configMaps", !spec.config_maps.is_empty())]
+        {
+            if stands {
+                let message = format!("stands beside {at}.steps; write it in the steps that need them");
+                findings.refuse(format!("{at}.{field}"), message);
+            }
+        }
     }
     for (index, step) in steps.iter().enumerate() {
         let field = format!("{at}.steps[{index}]");
@@ -246,6 +252,19 @@ fn check_steps(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
     }
 }
 
+/// Checks what a step is given beside its plain environment.
+fn check_given(
+    secrets: &[SecretUse],
+    config_maps: &[ConfigMapUse],
+    env: &BTreeMap<String, String>,
+    at: &str,
+    findings: &mut Findings,
+) {
+    let mut variables = secrets::Variables::new();
+    secrets::check(secrets, env, &mut variables, &format!("{at}.secrets"), findings);
+    secrets::check_config_maps(config_maps, env, &mut variables, &format!("{at}.configMaps"), findings);
+}
+
 fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, findings: &mut Findings) {
     let Step {
         name: _,
@@ -255,6 +274,7 @@ fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, finding
         facts,
         env,
         secrets,
+        config_maps,
         working_dir,
         timeout,
         continue_on_error: _,
@@ -290,7 +310,7 @@ fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, finding
         findings.check_unique(&facts.include, &format!("{field}.facts.include"));
     }
     findings.check_environment(env, &format!("{field}.env"));
-    secrets::check(secrets, env, &format!("{field}.secrets"), findings);
+    check_given(secrets, config_maps, env, field, findings);
     if let Some(path) = working_dir {
         paths::check_relative(path, &format!("{field}.workingDir"), findings);
     }

@@ -3,36 +3,79 @@
 use std::collections::BTreeMap;
 
 use windlass_crds::names::Quoted;
-use windlass_crds::sandbox_job::{HostPath, Input, WorkspaceSpec};
+use windlass_crds::sandbox_job::{HostPath, Input};
+use windlass_crds::{ConfigMapUse, SandboxJobSpec};
 
 use super::findings::Findings;
 
 /// The most bytes of one part of a path, as on every common file system.
 pub(super) const MAX_PART: usize = 255;
 
-/// Checks what is placed in the workspace.
-pub(super) fn check_workspace(workspace: &WorkspaceSpec, at: &str, findings: &mut Findings) {
-    // Where each thing lies, and whether other things may lie below it.
-    let mut placed: BTreeMap<Vec<&str>, (String, bool)> = BTreeMap::new();
-    for (index, input) in workspace.inputs.iter().enumerate() {
-        let field = format!("{at}.inputs[{index}]");
-        let is_folder = check_input(input, &field, findings);
-        let at = format!("{field}.path");
-        let Some(parts) = check_relative(&input.path, &at, findings) else { continue };
-        if let Some((other, _)) = placed.get(&parts) {
-            findings
-                .refuse(&at, format!("{} is also the path of {other}; choose another", Quoted(&input.path)));
-            continue;
-        }
-        placed.insert(parts, (field, is_folder));
+/// Something that is placed in the workspace.
+struct Placed<'a> {
+    /// What it is, for messages.
+    what: String,
+    /// The field of its path.
+    field: String,
+    /// Whether other things may lie below it.
+    is_folder: bool,
+    /// The ConfigMap that it comes from.
+    config_map: Option<&'a ConfigMapUse>,
+}
+
+/// Checks what is placed in the workspace of a job, whose manifest's part is `at`: inputs, and the files of ConfigMaps.
+pub(super) fn check_workspace(spec: &SandboxJobSpec, at: &str, findings: &mut Findings) {
+    let mut placed: BTreeMap<Vec<&str>, Placed<'_>> = BTreeMap::new();
+    for (index, input) in spec.workspace.inputs.iter().enumerate() {
+        let what = format!("{at}.workspace.inputs[{index}]");
+        let is_folder = check_input(input, &what, findings);
+        let field = format!("{what}.path");
+        place(&mut placed, &input.path, Placed { what, field, is_folder, config_map: None }, findings);
     }
-    for (parts, (field, _)) in &placed {
+    let of_steps = spec.steps.iter().enumerate();
+    let lists = of_steps.map(|(index, step)| (format!("{at}.steps[{index}].configMaps"), &step.config_maps));
+    for (list, uses) in lists.chain([(format!("{at}.configMaps"), &spec.config_maps)]) {
+        for (index, config_map) in uses.iter().enumerate() {
+            let Some(path) = &config_map.file else { continue };
+            let what = format!("{list}[{index}]");
+            let field = format!("{what}.file");
+            if parts(path).next().is_none() && !path.is_empty() {
+                findings
+                    .refuse(&field, "`.` is the workspace itself, which no file can be; choose a path in it");
+                continue;
+            }
+            let config_map = Some(config_map);
+            place(&mut placed, path, Placed { what, field, is_folder: false, config_map }, findings);
+        }
+    }
+    for (parts, own) in &placed {
         let above =
-            (1..parts.len()).find_map(|length| placed.get(&parts[..length]).filter(|(_, folder)| !folder));
-        if let Some((other, _)) = above {
+            (1..parts.len()).find_map(|length| placed.get(&parts[..length]).filter(|above| !above.is_folder));
+        if let Some(above) = above {
             let path = parts.join("/");
-            findings
-                .refuse(format!("{field}.path"), format!("{} lies below the file of {other}", Quoted(&path)));
+            findings.refuse(&own.field, format!("{} lies below the file of {}", Quoted(&path), above.what));
+        }
+    }
+}
+
+/// Notes where something lies. Steps may name the same value at the same path.
+fn place<'a>(
+    placed: &mut BTreeMap<Vec<&'a str>, Placed<'a>>,
+    path: &'a str,
+    new: Placed<'a>,
+    findings: &mut Findings,
+) {
+    let Some(parts) = check_relative(path, &new.field, findings) else { return };
+    match placed.get(&parts) {
+        Some(other) => {
+            let same = |a: &ConfigMapUse, b: &ConfigMapUse| a.name == b.name && a.key == b.key;
+            if !other.config_map.zip(new.config_map).is_some_and(|(a, b)| same(a, b)) {
+                let message = format!("{} is also the path of {}; choose another", Quoted(path), other.what);
+                findings.refuse(new.field, message);
+            }
+        }
+        None => {
+            placed.insert(parts, new);
         }
     }
 }

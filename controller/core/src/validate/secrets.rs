@@ -1,9 +1,9 @@
-//! Which secrets a step is given, and as what.
+//! Which secrets and settings a step is given, and as what.
 
 use std::collections::BTreeMap;
 
-use windlass_crds::SecretUse;
 use windlass_crds::names::{self, Quoted};
+use windlass_crds::{ConfigMapUse, SecretUse};
 
 use super::findings::Findings;
 use super::{RESERVED_ENVIRONMENT, paths};
@@ -11,45 +11,25 @@ use super::{RESERVED_ENVIRONMENT, paths};
 /// Where a step finds its files with secrets.
 const SECRETS_FOLDER: &str = "/run/windlass/secrets";
 
+/// Where the variables of a step come from, by their names.
+pub(super) type Variables<'a> = BTreeMap<&'a str, String>;
+
 /// Checks the secrets of one step, whose plain environment is `env`.
-pub(super) fn check(
-    secrets: &[SecretUse],
+pub(super) fn check<'a>(
+    secrets: &'a [SecretUse],
     env: &BTreeMap<String, String>,
+    variables: &mut Variables<'a>,
     at: &str,
     findings: &mut Findings,
 ) {
-    let mut variables: BTreeMap<&str, String> = BTreeMap::new();
     let mut files: BTreeMap<Vec<&str>, String> = BTreeMap::new();
     for (index, secret) in secrets.iter().enumerate() {
         let field = format!("{at}[{index}]");
         let SecretUse { name, key: _, env: variable, file } = secret;
-        if let Err(error) = names::check_subdomain(name) {
-            findings.refuse(format!("{field}.name"), format!("{} {error}", Quoted(name)));
-        }
-        match (variable, file) {
-            (None, None) => findings.refuse(&field, "leads nowhere; write one of `env` and `file`"),
-            (Some(_), Some(_)) => {
-                let message =
-                    format!("stands beside {field}.env; write one of them, or name the secret a second time");
-                findings.refuse(format!("{field}.file"), message);
-            }
-            (Some(_), None) | (None, Some(_)) => {}
-        }
+        check_name(name, &field, findings);
+        check_form(variable.is_some(), file.is_some(), "secret", &field, findings);
         if let Some(variable) = variable {
-            let at = format!("{field}.env");
-            if let Err(error) = names::check_environment_name(variable) {
-                findings.refuse(&at, format!("the name {} {error}", Quoted(variable)));
-            } else if variable.starts_with(RESERVED_ENVIRONMENT) {
-                let message = format!(
-                    "`{variable}` is reserved: choose a name that does not begin with `{RESERVED_ENVIRONMENT}`"
-                );
-                findings.refuse(&at, message);
-            } else if env.contains_key(variable) {
-                findings.refuse(&at, format!("`{variable}` is set by the step's `env` too; remove one"));
-            }
-            if let Some(other) = variables.insert(variable, at.clone()) {
-                findings.refuse(at, format!("`{variable}` is also the name at {other}; choose another"));
-            }
+            check_variable(variable, env, variables, format!("{field}.env"), findings);
         }
         if let Some(file) = file {
             let at = format!("{field}.file");
@@ -75,6 +55,63 @@ pub(super) fn check(
     }
 }
 
+/// Checks what one step is given of ConfigMaps. Where their files lie is checked with the workspace.
+pub(super) fn check_config_maps<'a>(
+    config_maps: &'a [ConfigMapUse],
+    env: &BTreeMap<String, String>,
+    variables: &mut Variables<'a>,
+    at: &str,
+    findings: &mut Findings,
+) {
+    for (index, config_map) in config_maps.iter().enumerate() {
+        let field = format!("{at}[{index}]");
+        let ConfigMapUse { name, key: _, env: variable, file } = config_map;
+        check_name(name, &field, findings);
+        check_form(variable.is_some(), file.is_some(), "ConfigMap", &field, findings);
+        if let Some(variable) = variable {
+            check_variable(variable, env, variables, format!("{field}.env"), findings);
+        }
+    }
+}
+
+fn check_name(name: &str, field: &str, findings: &mut Findings) {
+    if let Err(error) = names::check_subdomain(name) {
+        findings.refuse(format!("{field}.name"), format!("{} {error}", Quoted(name)));
+    }
+}
+
+fn check_form(variable: bool, file: bool, what: &str, field: &str, findings: &mut Findings) {
+    if variable && file {
+        let message =
+            format!("stands beside {field}.env; write one of them, or name the {what} a second time");
+        findings.refuse(format!("{field}.file"), message);
+    } else if !variable && !file {
+        findings.refuse(field, "leads nowhere; write one of `env` and `file`");
+    }
+}
+
+fn check_variable<'a>(
+    variable: &'a str,
+    env: &BTreeMap<String, String>,
+    variables: &mut Variables<'a>,
+    at: String,
+    findings: &mut Findings,
+) {
+    if let Err(error) = names::check_environment_name(variable) {
+        findings.refuse(&at, format!("the name {} {error}", Quoted(variable)));
+    } else if variable.starts_with(RESERVED_ENVIRONMENT) {
+        let message = format!(
+            "`{variable}` is reserved: choose a name that does not begin with `{RESERVED_ENVIRONMENT}`"
+        );
+        findings.refuse(&at, message);
+    } else if env.contains_key(variable) {
+        findings.refuse(&at, format!("`{variable}` is set by the step's `env` too; remove one"));
+    }
+    if let Some(other) = variables.insert(variable, at.clone()) {
+        findings.refuse(at, format!("`{variable}` is also the name at {other}; choose another"));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,7 +124,7 @@ mod tests {
     fn found(secrets: &[SecretUse]) -> Vec<String> {
         let mut findings = Findings::default();
         let env = [("TAKEN".to_owned(), "x".to_owned())].into();
-        check(secrets, &env, "s", &mut findings);
+        check(secrets, &env, &mut Variables::new(), "s", &mut findings);
         findings.finish().into_iter().map(|error| format!("{}: {}", error.field, error.message)).collect()
     }
 
@@ -130,5 +167,40 @@ mod tests {
             let found = found(&secrets);
             assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?} is not {expected:?}");
         }
+    }
+
+    #[test]
+    fn a_variable_comes_from_one_place() {
+        let secrets = [secret("a", Some("A"), None)];
+        let config_map = |env: Option<&str>, file: Option<&str>| {
+            let text = |text: &str| text.to_owned();
+            ConfigMapUse { name: text("c"), key: text("k"), env: env.map(text), file: file.map(text) }
+        };
+        let config_maps = [
+            config_map(Some("A"), None),
+            config_map(Some("TAKEN"), None),
+            config_map(Some("WINDLASS_A"), None),
+            config_map(None, None),
+            config_map(Some("B"), Some("b")),
+        ];
+        let (mut findings, mut variables) = (Findings::default(), Variables::new());
+        let env = [("TAKEN".to_owned(), "x".to_owned())].into();
+        check(&secrets, &env, &mut variables, "s", &mut findings);
+        check_config_maps(&config_maps, &env, &mut variables, "c", &mut findings);
+        let found: Vec<_> =
+            findings.finish().into_iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
+        for (n, part) in [
+            "c[0].env: `A` is also the name at s[0].env",
+            "c[1].env: `TAKEN` is set by the step's `env` too",
+            "c[2].env: `WINDLASS_A` is reserved",
+            "c[3]: leads nowhere",
+            "c[4].file: stands beside c[4].env; write one of them, or name the ConfigMap a second time",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            assert!(found[n].starts_with(part), "{part}: {found:?}");
+        }
+        assert_eq!(found.len(), 5, "{found:?}");
     }
 }

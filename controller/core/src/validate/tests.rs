@@ -162,6 +162,19 @@ fn every_rule_of_jobs_names_the_field_and_the_fix() {
             "spec.workspace.inputs[0].path: `a/b` lies below the file of spec.workspace.inputs[1]",
         ),
         (
+            "command: [a]\nconfigMaps: [{name: c, key: k, file: a/b}]\nworkspace: {inputs: [{path: a, inline: x}]}",
+            "spec.configMaps[0].file: `a/b` lies below the file of spec.workspace.inputs[0]",
+        ),
+        (
+            "steps: [{name: s, command: [a], configMaps: [{name: c, key: k, file: a}]}, \
+             {name: t, command: [a], configMaps: [{name: c, key: k, file: a}, {name: c, key: l, file: ./a}]}]",
+            "spec.steps[1].configMaps[1].file: `./a` is also the path of spec.steps[0].configMaps[0]; choose another",
+        ),
+        (
+            "command: [a]\nconfigMaps: [{name: c, key: k, file: ./.}]",
+            "spec.configMaps[0].file: `.` is the workspace itself, which no file can be; choose a path in it",
+        ),
+        (
             "command: [a]\nworkspace: {inputs: [{path: ., inline: x}]}",
             "spec.workspace.inputs[0].path: `.` is the workspace itself, where only an unpacked upload can be placed; \
              choose a path in it",

@@ -42,6 +42,8 @@ fn good_jobs_break_no_rule() {
         json!({"command": ["true"], "workspace": {"inputs": [{"path": "a", "inline": ""}]}}),
         json!({"command": ["true"], "secrets": [{"name": "a", "key": "b", "env": "C"}]}),
         json!({"steps": [{"name": "a", "command": ["true"], "secrets": [{"name": "a", "key": "b", "file": "c"}]}]}),
+        json!({"command": ["true"], "configMaps": [{"name": "a", "key": "b", "env": "C"}]}),
+        json!({"steps": [{"name": "a", "command": ["true"], "configMaps": [{"name": "a", "key": "b", "file": "c"}]}]}),
         json!({"command": ["true"], "requires": {"labels": [
             {"key": "a", "operator": "In", "values": ["b", "c"]}, {"key": "a", "operator": "Exists"},
             {"key": "a", "operator": "Gt", "values": ["1"]}]}}),
@@ -89,6 +91,15 @@ fn bad_jobs_break_a_rule_where_they_are_bad() {
         (
             json!({"steps": [{"name": "a", "command": ["true"], "secrets": [{"name": "a", "key": "b", "env": "C", "file": "c"}]}]}),
             "spec.steps[0].secrets[0]",
+        ),
+        (
+            json!({"steps": [{"name": "a", "command": ["true"]}], "configMaps": [{"name": "a", "key": "b", "env": "C"}]}),
+            "spec",
+        ),
+        (json!({"command": ["true"], "configMaps": [{"name": "a", "key": "b"}]}), "spec.configMaps[0]"),
+        (
+            json!({"steps": [{"name": "a", "command": ["true"], "configMaps": [{"name": "a", "key": "b"}]}]}),
+            "spec.steps[0].configMaps[0]",
         ),
         (label("In", &[]), "spec.requires.labels[0]"),
         (label("Exists", &["a"]), "spec.requires.labels[0]"),

@@ -83,6 +83,9 @@ fn wrong_values_are_refused_with_the_value() {
         ("kube: {namespaces: [a, a]}", "/kube/namespaces"),
         ("kube: {nodeLabel: fleet}", "/kube/nodeLabel"),
         ("kube: {deleteWait: 10}", "/kube/deleteWait"),
+        ("kube: {secrets: true}", "/kube/secrets"),
+        ("kube: {secrets: {enabled: 'yes'}}", "/kube/secrets/enabled"),
+        ("kube: {secrets: {namespaces: [A]}}", "/kube/secrets/namespaces/0"),
         ("crds: {install: 'yes'}", "/crds/install"),
         ("crds: {backoffLimit: -1}", "/crds/backoffLimit"),
         ("serviceAccount: {name: Not_A_Name}", "/serviceAccount/name"),
@@ -109,6 +112,13 @@ fn wrong_values_are_refused_with_the_value() {
             "name the Secret with controller.store.existingSecret",
         ),
         ("controller: {bodies: {url: 's3://a', existingClaim: b}}", "both set"),
+        ("kube: {secrets: {enabled: true}}", "needs kube.secrets.namespaces"),
+        ("kube: {secrets: {namespaces: [a]}}", "set kube.secrets.enabled"),
+        ("kube: {enabled: false, secrets: {enabled: true, namespaces: [a]}}", "set kube.enabled"),
+        (
+            "kube: {namespaces: [a], secrets: {enabled: true, namespaces: [a, b]}}",
+            "has b, which kube.namespaces",
+        ),
         ("agent: {enabled: true}", "needs agent.joinToken.existingSecret"),
     ] {
         let refused = answer(values, "fleet")["refused"].clone();
@@ -214,6 +224,25 @@ pub(super) fn grants(rules: &Value) -> BTreeSet<String> {
 }
 
 #[test]
+fn no_secret_can_be_read_but_by_roles_of_the_namespaces_that_are_named() {
+    for (case, values) in cases() {
+        for object in render(&values, "fleet") {
+            for grant in grants(&object["rules"]) {
+                let reads =
+                    grant.contains("/secrets") || grant.contains("/configmaps") || grant.contains('*');
+                let is_meant = object["kind"] == "Role"
+                    && object["metadata"]["name"]
+                        .as_str()
+                        .is_some_and(|name| name.ends_with("-controller-values"))
+                    && ["team-a", "team-b"].contains(&text(&object["metadata"]["namespace"]))
+                    && ["get /secrets []", "get /configmaps []"].contains(&grant.as_str());
+                assert!(!reads || is_meant, "{case}: {grant} in {object}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_rights_in_the_documentation_are_those_of_the_chart() {
     let documented = std::fs::read_to_string(root().join("docs/kubernetes/rbac.yaml")).expect("it is there");
     let documented = parse(&documented);
@@ -227,6 +256,10 @@ fn the_rights_in_the_documentation_are_those_of_the_chart() {
     assert_eq!(rules(&documented, "ClusterRole", "windlass-controller"), of_chart);
     let lease = rules(&rendered, "Role", "windlass-controller-lease");
     assert_eq!(rules(&documented, "ClusterRole", "windlass-controller-lease"), lease);
+    let values = render("kube: {secrets: {enabled: true, namespaces: [a]}}", "windlass");
+    let values = rules(&values, "Role", "windlass-controller-values");
+    assert_eq!(values, ["get /configmaps []", "get /secrets []"].map(str::to_owned).into());
+    assert_eq!(rules(&documented, "ClusterRole", "windlass-controller-values"), values);
     // Over the namespaces, the same rights in other places.
     let narrow = render("kube: {namespaces: [default]}", "windlass");
     let mut together = rules(&narrow, "ClusterRole", "windlass-controller");

@@ -64,7 +64,8 @@ fn roles_of_single_namespaces_are_all_that_is_needed_there() {
     world::install(cluster);
     let namespace = cluster.namespace();
     let values = format!(
-        "kube: {{namespaces: [{namespace}], nodeLabel: {}, cluster: lab}}\ncrds: {{install: false}}\n",
+        "kube: {{namespaces: [{namespace}], nodeLabel: {}, cluster: lab, secrets: {{enabled: true, namespaces: [{namespace}]}}}}\n\
+         crds: {{install: false}}\n",
         world::node_label(&namespace)
     );
     let objects = render(&values, &namespace);
@@ -83,7 +84,35 @@ fn roles_of_single_namespaces_are_all_that_is_needed_there() {
     let settings = settings(&objects, &config);
     let settings: Vec<_> = settings.iter().map(String::as_str).collect();
     let fleet = Fleet::with(&settings);
+    for (verb, place, permitted) in [
+        ("get", namespace.as_str(), true),
+        ("list", namespace.as_str(), false),
+        ("watch", namespace.as_str(), false),
+        ("get", "default", false),
+    ] {
+        for resource in ["secrets", "configmaps"] {
+            let account = format!("--as=system:serviceaccount:{namespace}:windlass-controller");
+            let asked = ["-n", place, "auth", "can-i", verb, resource, &account];
+            let output = cluster.command(&asked).output().expect("kubectl is installed");
+            assert_eq!(output.status.success(), permitted, "{verb} {resource} in {place}");
+        }
+    }
+    cluster.kubectl(&[
+        "-n",
+        &namespace,
+        "create",
+        "secret",
+        "generic",
+        "db",
+        "--from-literal=k=of the cluster",
+    ]);
+    let fields = "  secrets: [{name: db, key: k, env: V}]\n";
+    cluster.apply(&world::job(&namespace, "asks", fields, "test \"$V\" = 'of the cluster'"));
     work(cluster, &fleet, &namespace);
+    // The node was there for both.
+    wait_for("the job with a secret has succeeded", SOON, || {
+        (get(cluster, &namespace, "sj", "asks")["status"]["phase"] == "Succeeded").then_some(())
+    });
     drop(fleet);
     let cluster_wide = rights.iter().filter(|object| object["metadata"]["namespace"].is_null());
     for object in cluster_wide {

@@ -14,7 +14,7 @@ const PASSWORD: &str = "Tr0ub4dor-and-3-more";
 const KEY: &str = "-----BEGIN KEY-----\nMIIEvQIBADANBgkqhkiG\n9w0BAQEFAASCBKcwggSj\n-----END KEY-----\n";
 
 /// The files below these folders that hold one of these texts; what is gone meanwhile holds nothing.
-fn files_with(folders: &[PathBuf], texts: &[String]) -> Vec<PathBuf> {
+pub(crate) fn files_with(folders: &[PathBuf], texts: &[String]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut pending: Vec<PathBuf> = folders.to_vec();
     while let Some(path) = pending.pop() {
