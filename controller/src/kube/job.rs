@@ -4,6 +4,7 @@ mod plan;
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use serde_json::Value;
 use windlass_core::validate::ValidJob;
 use windlass_crds::JobPhase;
@@ -16,7 +17,7 @@ use super::cluster::Error;
 use super::event::{self, Happening, event};
 use super::object::{Declared, JOB_ANNOTATION, Name, Seen, sentence};
 use super::queue::{QUIET, Then};
-use super::session::{Key, Looked, Session};
+use super::session::{AT_ONCE, Key, Looked, Session};
 use super::status::{Accepted, Refusal, fit_job, settled};
 use super::values::Lacking;
 use crate::error::Code;
@@ -28,6 +29,10 @@ use crate::submit::Submission;
 const MISSING: Duration = Duration::from_secs(60);
 /// How long to wait for a Secret or a ConfigMap. It costs a question each time and no write; many jobs share the question.
 const LACKING: Duration = Duration::from_secs(15);
+
+/// How long the first status of a job that only waits may be put off while more objects are to be looked at than can be at once, and
+/// how often it is thought of. Most such jobs run before it would be written, and what they do then is told in its place.
+const PUT_OFF: (SignedDuration, Duration) = (SignedDuration::from_secs(10), Duration::from_secs(2));
 
 /// What the store has for an object; see [`Known`].
 enum Held {
@@ -145,6 +150,9 @@ impl Look<'_> {
         if self.seen.deleted_at.is_some() && matches!(held, Held::Ended | Held::Nothing) {
             // It goes as soon as everybody else has let it go.
             return Ok(Then::Settled);
+        }
+        if self.can_wait(&held, &accepted) {
+            return Ok(Then::After(PUT_OFF.1));
         }
         self.report(&held, &accepted).await?;
         Ok(again.map_or(Then::Settled, Then::After))
@@ -280,6 +288,18 @@ impl Look<'_> {
             self.tell(happening).await;
         }
         Ok(())
+    }
+
+    /// Whether all that there is to tell is that a new job is in its queue, while there is much else to tell.
+    fn can_wait(&self, held: &Held, accepted: &Accepted) -> bool {
+        let Held::Job(row) = held else { return false };
+        let age = self.session.parts.clock.now().duration_since(row.created_at);
+        self.seen.status.is_null()
+            && *accepted == Accepted::Yes
+            && row.phase == JobPhase::Queued
+            && row.epoch == 0
+            && age < PUT_OFF.0
+            && self.session.queue.len() > AT_ONCE
     }
 
     fn status(&self, row: Option<&JobRow>, accepted: &Accepted) -> Value {

@@ -111,6 +111,11 @@ impl<K: Clone + Ord + Hash> Queue<K> {
         }
     }
 
+    /// How many keys are to be looked at, now or later.
+    pub(super) fn len(&self) -> usize {
+        self.lock().due.len()
+    }
+
     /// Says how a key was dealt with, and how many writes it has caused. `chance` from 0 to 1 spreads what fails together.
     pub(super) fn done(&self, key: &K, writes: u32, then: Then, chance: f64) {
         let mut inner = self.lock();

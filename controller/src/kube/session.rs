@@ -22,7 +22,7 @@ use super::{Parts, cache::Cache, gone, job, node, template, watch};
 use crate::error::chain;
 
 /// How many objects are looked at at the same time.
-const AT_ONCE: usize = 16;
+pub(super) const AT_ONCE: usize = 16;
 /// How often every node is looked at, for the time at which it was last seen.
 const NODES: Duration = Duration::from_secs(60);
 /// Each how many times everything else is looked at too, for what nobody has told.

@@ -323,6 +323,57 @@ fn only_the_named_namespaces_are_bridged_and_writes_stay_few() {
 }
 
 #[test]
+fn many_quick_jobs_cost_the_api_server_few_writes_each() {
+    const JOBS: usize = 200;
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let (policy, log) = (folder.path().join("policy.json"), folder.path().join("audit.log"));
+    let rules = json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [
+        {"level": "Metadata", "verbs": ["create", "update", "patch", "delete"], "userGroups": ["windlass"]},
+        {"level": "None"},
+    ]});
+    std::fs::write(&policy, rules.to_string()).expect("it can be written");
+    let cluster = Cluster::own(&[
+        &format!("--audit-policy-file={}", policy.display()),
+        &format!("--audit-log-path={}", log.display()),
+    ]);
+    world::install(&cluster);
+    let namespace = cluster.namespace();
+    world::grant(&cluster, &namespace);
+    let config = cluster.kubeconfig("windlass");
+    let fleet = Fleet::with(&world::arguments(config.to_str().expect("text"), &namespace, &[]));
+    let _agent = fleet.agent("n1");
+    let jobs: String =
+        (0..JOBS).map(|n| world::job(&namespace, &format!("j{n}"), "", "true") + "---\n").collect();
+    cluster.apply(&jobs);
+    wait_for("all have succeeded", 2 * SOON, || {
+        let phases =
+            cluster.kubectl(&["-n", &namespace, "get", "sj", "-o", "jsonpath={.items[*].status.phase}"]);
+        (phases.split_whitespace().filter(|phase| *phase == "Succeeded").count() == JOBS).then_some(())
+    });
+    let writes: Vec<Value> = std::fs::read_to_string(&log)
+        .expect("the API server writes it")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("each line is an event"))
+        .filter(|event: &Value| {
+            let resource = &event["objectRef"]["resource"];
+            resource == "sandboxjobs" || resource == "events"
+        })
+        .collect();
+    let count = |resource: &str, subresource: Value| {
+        let of = |event: &&Value| {
+            event["objectRef"]["resource"] == resource && event["objectRef"]["subresource"] == subresource
+        };
+        writes.iter().filter(of).count()
+    };
+    let (statuses, finalizers) = (count("sandboxjobs", json!("status")), count("sandboxjobs", Value::Null));
+    let events = count("events", Value::Null);
+    println!("{JOBS} jobs: {statuses} statuses, {events} events, {finalizers} of finalizers");
+    assert!(statuses >= JOBS && events >= JOBS, "{statuses} statuses and {events} events tell of all");
+    // What a job of batch/v1 costs its controller is twice as much: a pod, its finalizer, two statuses and two Events.
+    assert!(writes.len() <= 3 * JOBS, "{statuses} statuses, {events} events, {finalizers} of finalizers");
+}
+
+#[test]
 fn the_granted_rights_are_all_that_is_needed() {
     let cluster = Cluster::shared();
     world::install(cluster);
