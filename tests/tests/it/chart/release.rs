@@ -1,15 +1,15 @@
 //! A release on a real API server: installed, upgraded, tested and removed by Helm's own engine. What a cluster's other
 //! controllers and kubelets would do with its Job and its test pod is done here, with the real program.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use windlass_test_kube::Cluster;
 
-use super::super::kube::world::{SOON, get};
+use super::super::kube::world::{self, SOON, get};
 use super::super::system::fleet::{Fleet, wait_for, windlass};
-use super::engine::{ask, chart, list, render, text};
+use super::engine::{ask, chart, list, render, root, text};
 use super::rights::{kubeconfig, settings, work};
 
 /// Where a release is worked with.
@@ -44,6 +44,25 @@ impl World {
 
     /// What a kubelet does with the Job of the custom resources: runs its container as its ServiceAccount, and tells how it ended.
     fn run_hook(&self, before: Option<&str>) -> String {
+        self.do_hook(before, |arguments, config| {
+            let mut program = Command::new(windlass());
+            program.args(arguments).env("WINDLASS_KUBE_CONFIG", config);
+            program
+        })
+    }
+
+    /// As [`World::run_hook`] for the older release, whose program is not here: what it installed is.
+    fn run_older_hook(&self) {
+        self.do_hook(None, |_, config| {
+            let mut kubectl = Command::new("kubectl");
+            kubectl.arg("--kubeconfig").arg(config);
+            kubectl.args(["apply", "--server-side", "--field-manager=windlass", "-f"]);
+            kubectl.arg(older().join("crds.json"));
+            kubectl
+        });
+    }
+
+    fn do_hook(&self, before: Option<&str>, program: impl FnOnce(&[&str], &Path) -> Command) -> String {
         let job = wait_for("the Job is there", SOON, || {
             let job = self.get("job", "windlass-crds");
             let uid = job["metadata"]["uid"].as_str()?;
@@ -52,12 +71,8 @@ impl World {
         let pod = &job["spec"]["template"]["spec"];
         let account = text(&pod["serviceAccountName"]);
         let config = kubeconfig(&self.cluster, &self.namespace, account, self.folder.path());
-        let arguments = list(&pod["containers"][0]["args"]).iter().map(text);
-        let output = Command::new(windlass())
-            .args(arguments)
-            .env("WINDLASS_KUBE_CONFIG", config)
-            .output()
-            .expect("the program runs");
+        let arguments: Vec<_> = list(&pod["containers"][0]["args"]).iter().map(text).collect();
+        let output = program(&arguments, &config).output().expect("the program runs");
         let condition = if output.status.success() { "Complete" } else { "Failed" };
         let status = json!({"status": {
             "conditions": [{"type": condition, "status": "True"}],
@@ -88,12 +103,9 @@ fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// A chart as it would be of another version.
-fn packaged(version: &str, folder: &Path) -> Value {
-    let request = json!({"verb": "package", "chart": chart(), "folder": folder, "version": version});
-    let packaged = ask(&request);
-    assert!(packaged["file"].is_string(), "{packaged}");
-    packaged["file"].clone()
+/// The chart as it first was, and the custom resources of then without descriptions.
+fn older() -> PathBuf {
+    root().join("tests/chart/older")
 }
 
 #[test]
@@ -105,16 +117,49 @@ fn a_release_is_installed_upgraded_with_its_custom_resources_tested_and_removed(
     let values =
         if world.cluster.version() < (1, 21) { "podDisruptionBudget: {enabled: false}" } else { "{}" };
 
-    let before = packaged("0.0.1", world.folder.path());
-    let mut hook = String::new();
-    let request = json!({"verb": "install", "chart": before, "values": values});
-    let installed = world.helm(&request, || hook = world.run_hook(None));
+    let mut before = String::new();
+    let request = json!({"verb": "install", "chart": older().join("windlass-0.0.1.tgz"), "values": values});
+    let installed = world.helm(&request, || world.run_older_hook());
     assert_eq!(installed["status"], "deployed", "{installed}");
-    let columns = world.columns();
-    assert!(columns.contains("Phase"), "{columns}");
-    assert_eq!(world.get("statefulset", "windlass-controller")["spec"]["replicas"], 1);
     assert!(world.get("job", "windlass-crds").is_null(), "a hook that has succeeded goes");
     assert!(world.get("serviceaccount", "windlass-crds").is_null(), "and its rights with it");
+    let statefulset = || world.get("statefulset", "windlass-controller");
+    let version = |object: &Value| object["metadata"]["labels"]["helm.sh/chart"].clone();
+    assert_eq!(
+        (&statefulset()["spec"]["replicas"], version(&statefulset())),
+        (&json!(1), json!("windlass-0.0.1"))
+    );
+    // What there was stays, and what older custom resources do not know comes with the newer ones.
+    let newer = "  configMaps: [{name: app, key: k, env: V}]\n";
+    let newer = world::job(&world.namespace, "newer", newer, "true");
+    let config_maps = || {
+        let tried = [
+            "create",
+            "--validate=false",
+            "--dry-run=server",
+            "-o",
+            "jsonpath={.spec.configMaps[*].name}",
+            "-f",
+            "-",
+        ];
+        let (accepted, kept) = world.cluster.pipe(&tried, &newer);
+        assert!(accepted, "{kept}");
+        kept
+    };
+    wait_for("the older custom resources are served", SOON, || (config_maps() == "").then_some(()));
+    world.cluster.apply(&world::job(&world.namespace, "kept", "  suspend: true\n", "true"));
+    let kept = world.get("sj", "kept")["metadata"]["uid"].clone();
+    for older_still in [true, false] {
+        let request = json!({"verb": "upgrade", "chart": chart(), "values": values});
+        let seen = (!before.is_empty()).then(|| before.clone());
+        let upgraded = world.helm(&request, || before = world.run_hook(seen.as_deref()));
+        assert_eq!(upgraded["status"], "deployed", "upgraded from an older one: {older_still}: {upgraded}");
+        assert_eq!(version(&statefulset()), "windlass-0.1.0");
+    }
+    let columns = world.columns();
+    assert!(columns.contains("Phase"), "{columns}");
+    assert_eq!(world.get("sj", "kept")["metadata"]["uid"], kept);
+    wait_for("the newer custom resources are served", SOON, || (config_maps() == "app").then_some(()));
 
     // The rights of the release, by its own controller.
     let objects = render(values, &world.namespace);
@@ -123,18 +168,6 @@ fn a_release_is_installed_upgraded_with_its_custom_resources_tested_and_removed(
     let settings: Vec<_> = settings.iter().map(String::as_str).collect();
     let fleet = Fleet::with(&settings);
     work(&world.cluster, &fleet, &world.namespace);
-
-    // As custom resources of an older version are.
-    let older = r#"[{"op": "remove", "path": "/spec/versions/0/additionalPrinterColumns"}]"#;
-    world.cluster.kubectl(&["patch", "crd", "sandboxjobs.windlass.dev", "--type=json", "-p", older]);
-    assert_eq!(world.columns(), "");
-    let request = json!({"verb": "upgrade", "chart": chart(), "values": values});
-    let upgraded = world.helm(&request, || drop(world.run_hook(Some(&hook))));
-    assert_eq!(upgraded["status"], "deployed", "{upgraded}");
-    assert_eq!(world.columns(), columns, "the Job has brought them up to date");
-    let chart_label =
-        world.get("statefulset", "windlass-controller")["metadata"]["labels"]["helm.sh/chart"].clone();
-    assert_eq!(chart_label, "windlass-0.1.0");
 
     // The test's pod, against the controller that runs.
     let tested = world.helm(&json!({"verb": "test"}), || {
