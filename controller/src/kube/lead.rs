@@ -219,4 +219,37 @@ mod tests {
         lead.end();
         assert!(lead.check().is_err());
     }
+
+    #[tokio::test]
+    async fn a_holder_whose_clock_is_wrong_is_judged_by_how_long_its_record_stays_the_same() {
+        let clock = Arc::new(ManualClock::at_millis(1_000_000_000));
+        let nowhere = tower::service_fn(|_: http::Request<kube::client::Body>| async {
+            Err::<http::Response<kube::client::Body>, _>(std::io::Error::other("nobody is asked"))
+        });
+        let length = Duration::from_secs(15);
+        let mut candidate = Candidate::new(
+            Client::new(nowhere, "default"),
+            "default",
+            "me".to_owned(),
+            length,
+            clock.clone(),
+        );
+        for hours in [-1000, 0, 1000] {
+            let renewed = clock.now() + jiff::SignedDuration::from_hours(hours);
+            let record = |seconds: i64| LeaseSpec {
+                holder_identity: Some("other".to_owned()),
+                lease_duration_seconds: Some(15),
+                renew_time: Some(MicroTime(renewed + jiff::SignedDuration::from_secs(seconds))),
+                ..LeaseSpec::default()
+            };
+            assert!(!candidate.has_ended(&record(0)), "{hours} h off: just seen");
+            clock.advance(Duration::from_secs(10));
+            clock.jump(jiff::SignedDuration::from_hours(7));
+            assert!(!candidate.has_ended(&record(3)), "{hours} h off: renewed");
+            clock.advance(Duration::from_secs(15));
+            assert!(!candidate.has_ended(&record(3)), "{hours} h off: not for longer than it lasts");
+            clock.advance(Duration::from_secs(1));
+            assert!(candidate.has_ended(&record(3)), "{hours} h off: no longer renewed");
+        }
+    }
 }

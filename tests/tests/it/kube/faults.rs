@@ -22,7 +22,16 @@ fn told(fleet: &Fleet, text: &str) -> usize {
 
 /// A fleet that bridges a namespace of a cluster through a link.
 fn linked(cluster: &Cluster, namespace: &str, folder: &std::path::Path, more: &[&str]) -> (Fleet, Link) {
-    let link = Link::to(cluster.port());
+    through(Link::to(cluster.port()), cluster, namespace, folder, more)
+}
+
+fn through(
+    link: Link,
+    cluster: &Cluster,
+    namespace: &str,
+    folder: &std::path::Path,
+    more: &[&str],
+) -> (Fleet, Link) {
     let config = folder.join(format!("{}.yaml", link.port()));
     cluster.kubeconfig_through("admin", link.port(), &config);
     let label = world::node_label(namespace);
@@ -83,14 +92,20 @@ fn a_resource_that_is_taken_away_and_comes_back_is_watched_again() {
     let world = World::own(&[], &[]);
     world.job("before", "  suspend: true\n", "true");
     world.wait_until("before", "is accepted", |job| World::condition(job, "Accepted").is_some());
+    let _agent = world.fleet.agent("n1");
+    world.job("runs", "", "sleep 600");
+    world.wait_until("runs", "is kept while it runs", |job| job["metadata"]["finalizers"].is_array());
     world.cluster.kubectl(&["delete", "crd", "sandboxjobs.windlass.dev", "--timeout=60s"]);
+    for name in ["before", "runs"] {
+        world.wait_until_not_stored(name);
+    }
     wait_for("the log tells of it", SOON, || (told(&world.fleet, "cannot watch") >= 1).then_some(()));
     pass(Duration::from_secs(10));
     let complaints = told(&world.fleet, "WARN");
     assert!(complaints < 20, "{complaints} complaints\n{}", world.fleet.controller.log());
     world::install(world.cluster);
-    world.job("after", "  suspend: true\n", "true");
-    world.wait_until("after", "is accepted", |job| World::condition(job, "Accepted").is_some());
+    world.job("after", "", "true");
+    world.wait_for_phase("after", "Succeeded");
 }
 
 #[test]
@@ -291,4 +306,202 @@ fn a_huge_spec_passes_through_whole() {
     let (created, said) = world.cluster.pipe(&["create", "-f", "-"], &manifest);
     assert!(created, "{said}");
     world.wait_for_phase("huge", "Succeeded");
+}
+
+#[test]
+fn an_api_server_that_has_too_much_to_do_is_asked_again_until_everything_is_told() {
+    // One write at a time, and everybody else is told to come back. Administrators are served all the same.
+    let cluster = Cluster::own(&[
+        "--enable-priority-and-fairness=false",
+        "--max-mutating-requests-inflight=1",
+        "--max-requests-inflight=4",
+    ]);
+    world::install(&cluster);
+    let namespace = cluster.namespace();
+    world::grant(&cluster, &namespace);
+    let config = cluster.kubeconfig("windlass");
+    let label = world::node_label(&namespace);
+    let settings = ["--kube-node-label", &label];
+    let fleet = Fleet::with(&world::arguments(config.to_str().expect("text"), &namespace, &settings));
+    let jobs: String = (0..200)
+        .map(|n| world::job(&namespace, &format!("j{n}"), "  suspend: true\n", "true") + "---\n")
+        .collect();
+    cluster.apply(&jobs);
+    let conditions = || {
+        cluster.kubectl(&[
+            "-n",
+            &namespace,
+            "get",
+            "sj",
+            "-o",
+            "jsonpath={.items[*].status.conditions[0].type}",
+        ])
+    };
+    wait_for("all are told to be accepted", 2 * SOON, || {
+        (conditions().split_whitespace().count() == 200).then_some(())
+    });
+    assert!(told(&fleet, "429") + told(&fleet, "TooManyRequests") >= 1, "{}", fleet.controller.log());
+    let complaints = told(&fleet, "WARN");
+    assert!(complaints < 20, "{complaints} complaints\n{}", fleet.controller.log());
+    let stored = fleet.json(&["-n", &namespace, "get", "jobs"]);
+    assert_eq!(stored.as_array().or(stored["items"].as_array()).expect("a list").len(), 200);
+}
+
+#[test]
+fn news_that_come_late_make_nothing_happen_twice() {
+    let cluster = Cluster::shared();
+    world::install(cluster);
+    let namespace = cluster.namespace();
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let link = Link::slow(cluster.port(), Duration::from_secs(1));
+    let (fleet, _link) = through(link, cluster, &namespace, folder.path(), &[]);
+    let node = format!("late-{namespace}");
+    let _agent = fleet.agent(&node);
+    cluster.apply(&world::job(&namespace, "slow", "", "sleep 3; echo done"));
+    let job = wait_for("the job has succeeded", 2 * SOON, || {
+        let job = get(cluster, &namespace, "sj", "slow");
+        (job["status"]["logsComplete"] == true && job["metadata"]["finalizers"].is_null()).then_some(job)
+    });
+    assert_eq!((&job["status"]["phase"], &job["status"]["attempts"]), (&json!("Succeeded"), &json!(1)));
+    // No write is based on what is known to be old.
+    assert_eq!(told(&fleet, "Conflict"), 0, "{}", fleet.controller.log());
+    cluster.kubectl(&["-n", &namespace, "delete", "sj", "slow", "--timeout=60s"]);
+    let output = || fleet.cli(&["-n", &namespace, "get", "job", "slow"]);
+    wait_for("the job is gone", SOON, || (!output().status.success()).then_some(()));
+    cluster.kubectl(&["delete", "nc", &node, "--ignore-not-found"]);
+}
+
+#[test]
+fn each_verb_that_is_missing_is_told_by_name_and_what_it_is_for_comes_when_it_is_granted() {
+    let cluster = Cluster::own(&[]);
+    world::install(&cluster);
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kubernetes/rbac.yaml");
+    let list = cluster.kubectl(&["create", "-f", file, "--dry-run=client", "-o", "json"]);
+    let roles: Vec<Value> = serde_json::Deserializer::from_str(&list)
+        .into_iter::<Value>()
+        .map(|role| role.expect("kubectl prints JSON"))
+        .collect();
+    let mut rules: Vec<Value> =
+        roles.iter().take(2).flat_map(|role| role["rules"].as_array().expect("rules").clone()).collect();
+    assert!(rules.len() >= 8, "{rules:?}");
+    // Those of a name are as good without it here, where a Role is bound for the whole cluster.
+    for rule in &mut rules {
+        rule.as_object_mut().expect("a rule").remove("resourceNames");
+    }
+    let grant = |rules: &[Value]| {
+        let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "trial"}, "rules": rules});
+        cluster.apply(&role.to_string());
+    };
+    grant(&rules);
+    cluster.kubectl(&["create", "clusterrolebinding", "trial", "--clusterrole=trial", "--user=editor"]);
+    let config = cluster.kubeconfig("editor");
+    for (resource, verb) in [
+        ("namespaces", "get"),
+        ("leases", "create"),
+        ("leases", "get"),
+        ("leases", "update"),
+        ("sandboxjobs", "list"),
+        ("sandboxjobs", "watch"),
+        ("sandboxjobs", "patch"),
+        ("sandboxjobs", "delete"),
+        ("sandboxjobs/status", "patch"),
+        ("jobtemplates", "list"),
+        ("nodeconfigs", "create"),
+        ("events", "create"),
+    ] {
+        let mut found = false;
+        let less: Vec<Value> = rules
+            .iter()
+            .cloned()
+            .flat_map(|mut rule| {
+                // Each resource by itself, so that others keep the verb.
+                let resources = rule["resources"].as_array().expect("resources").clone();
+                resources
+                    .into_iter()
+                    .map(move |one| {
+                        rule["resources"] = json!([one]);
+                        rule.clone()
+                    })
+                    .collect::<Vec<_>>()
+            })
+            .map(|mut rule| {
+                if rule["resources"][0] == resource {
+                    let verbs = rule["verbs"].as_array_mut().expect("verbs");
+                    let before = verbs.len();
+                    verbs.retain(|known| known != verb);
+                    found |= verbs.len() < before;
+                }
+                rule
+            })
+            .filter(|rule| rule["verbs"] != json!([]))
+            .collect();
+        assert!(found, "{verb} {resource} is granted by the documentation");
+        grant(&less);
+        let namespace = cluster.namespace();
+        let label = world::node_label(&namespace);
+        let mut settings = vec!["--kube-node-label", label.as_str(), "--kube-lease", "3s"];
+        settings.extend(["--kube-delete-wait", "5s"]);
+        let fleet = Fleet::with(&world::arguments(config.to_str().expect("text"), &namespace, &settings));
+        let node = format!("verb-{namespace}");
+        let agent = fleet.agent(&node);
+        cluster.apply(&world::job(&namespace, "brief", "  ttlAfterFinished: 1s\n", "true"));
+        cluster.apply(&world::job(&namespace, "long", "", "sleep 3"));
+        let said = format!("cannot {verb} resource");
+        wait_for(&format!("the log tells of {verb} {resource}: {}", fleet.controller.log()), SOON, || {
+            let log = fleet.controller.log();
+            log.lines().any(|line| line.contains(&said) && line.contains(resource)).then_some(())
+        });
+        let complaints = told(&fleet, "WARN");
+        assert!(complaints < 20, "{verb} {resource}: {complaints} complaints\n{}", fleet.controller.log());
+        grant(&rules);
+        wait_for(&format!("{verb} {resource} is granted, and all is well"), 2 * SOON, || {
+            let long = get(&cluster, &namespace, "sj", "long");
+            let done = long["status"]["phase"] == "Succeeded"
+                && long["metadata"]["finalizers"].is_null()
+                && get(&cluster, &namespace, "sj", "brief").is_null()
+                && !get(&cluster, &namespace, "nc", &node).is_null();
+            done.then_some(())
+        });
+        drop(agent);
+        cluster.kubectl(&["delete", "nc", &node, "--ignore-not-found"]);
+    }
+}
+
+#[test]
+fn a_controller_that_is_killed_among_many_jobs_loses_none_and_runs_none_twice() {
+    const JOBS: usize = 300;
+    let mut world = World::own(&[], &[]);
+    let agent = world.fleet.agent("n1");
+    let jobs: String = (0..JOBS)
+        .map(|n| world::job(&world.namespace, &format!("j{n}"), "", "sleep 0.2") + "---\n")
+        .collect();
+    let phases = |world: &World| {
+        let phases = world.kubectl(&["get", "sj", "-o", "jsonpath={.items[*].status.phase}"]);
+        phases.split_whitespace().filter(|phase| *phase == "Succeeded").count()
+    };
+    let namespace = world.namespace.clone();
+    let cluster = world.cluster;
+    std::thread::scope(|scope| {
+        let applied = scope.spawn(|| cluster.apply(&jobs));
+        for least in [1, JOBS / 4, JOBS / 2] {
+            wait_for(&format!("{least} have succeeded"), 2 * SOON, || {
+                (phases(&world) >= least).then_some(())
+            });
+            world.fleet.controller.kill();
+            world.fleet.restart_controller();
+        }
+        applied.join().expect("kubectl has applied them");
+    });
+    wait_for("all have succeeded", 4 * SOON, || (phases(&world) == JOBS).then_some(()));
+    let all = world.kubectl(&["get", "sj", "-o", "json"]);
+    let all: Value = serde_json::from_str(&all).expect("kubectl prints JSON");
+    let twice: Vec<_> = all["items"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter(|job| job["status"]["attempts"] != 1 || !job["metadata"]["finalizers"].is_null())
+        .map(|job| (job["metadata"]["name"].clone(), job["status"].clone()))
+        .collect();
+    assert!(twice.is_empty(), "{namespace}: {twice:?}\n{}", world.fleet.controller.log());
+    drop(agent);
 }

@@ -1,8 +1,9 @@
-//! A way to the API server that can be cut.
+//! A way to the API server that can be cut, and be slow.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Forwards a port of 127.0.0.1, until it is cut.
 pub(crate) struct Link {
@@ -18,6 +19,11 @@ struct State {
 
 impl Link {
     pub(crate) fn to(target: u16) -> Self {
+        Self::slow(target, Duration::ZERO)
+    }
+
+    /// What the API server says arrives this much later.
+    pub(crate) fn slow(target: u16, delay: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let port = listener.local_addr().expect("it is bound").port();
         let state: Arc<Mutex<State>> = Arc::default();
@@ -29,9 +35,9 @@ impl Link {
                     continue;
                 }
                 let Ok(far) = TcpStream::connect(("127.0.0.1", target)) else { continue };
-                for (from, to) in [(&near, &far), (&far, &near)] {
+                for (from, to, delay) in [(&near, &far, Duration::ZERO), (&far, &near, delay)] {
                     let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else { continue };
-                    std::thread::spawn(move || forward(from, to));
+                    std::thread::spawn(move || forward(from, to, delay));
                 }
                 state.connections.extend([near, far]);
             }
@@ -58,9 +64,11 @@ impl Link {
     }
 }
 
-fn forward(mut from: TcpStream, mut to: TcpStream) {
+fn forward(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
+        // Not a wait for something: this is the slowness that is asked for.
+        std::thread::park_timeout(delay);
         if to.write_all(&buffer[..count]).is_err() {
             break;
         }
