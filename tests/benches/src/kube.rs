@@ -19,7 +19,7 @@ use crate::bench::{Bench, run};
 use crate::rounds::reason;
 use crate::stats::percentile;
 use crate::table::{Aim, Table, Unit};
-use crate::windlass::{Windlass, program};
+use crate::windlass::{Controller, Windlass, program};
 
 /// Writes with what is written, everything else without.
 const AUDIT: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [
@@ -78,30 +78,64 @@ pub(crate) fn measure(bench: &Bench, table: &mut Table) {
             Err(error) => table.failed("P14", "jobs by kubectl", &reason(error)),
         }
     }
+    let Some(&jobs) = bench.scale.objects.last() else { return };
+    eprintln!("P14: {jobs} jobs by kubectl, and the controller killed among them");
+    match killed(bench, jobs) {
+        Ok(twice) => {
+            let metric = format!("{jobs} at once, controller killed three times: lost or run twice");
+            table.alone("P14", &metric, twice as f64, Unit::Count, Aim::AtMost(0.0));
+        }
+        Err(error) => {
+            table.failed("P14", "jobs by kubectl, the controller killed among them", &reason(error));
+        }
+    }
+}
+
+/// Kills the controller three times while jobs come and run, and counts those that were run more than once. One that is lost fails the
+/// wait for all to succeed.
+fn killed(bench: &Bench, jobs: usize) -> anyhow::Result<usize> {
+    let cluster = prepared(bench, &[])?;
+    let config = cluster.kubeconfig("windlass").display().to_string();
+    let mut controller = Controller::start(bench, "kube-killed", &bridging(&config))?;
+    let _agent = controller.agent(bench, "bench")?;
+    std::thread::scope(|scope| {
+        let created = scope.spawn(|| create(&cluster, "job", jobs));
+        for part in [8, 4, 2] {
+            ended(&cluster, jobs / part)?;
+            controller.kill();
+            controller.again()?;
+        }
+        created.join().map_err(|_| anyhow::anyhow!("creating jobs panicked"))?
+    })?;
+    ended(&cluster, jobs)?;
+    let attempts =
+        cluster.kubectl(&["-n", NAMESPACE, "get", "sj", "-o", "jsonpath={.items[*].status.attempts}"]);
+    Ok(jobs - attempts.split_whitespace().filter(|attempts| *attempts == "1").count())
+}
+
+/// A cluster with the custom resources, the namespace of the jobs, and the rights that the documentation names.
+fn prepared(bench: &Bench, arguments: &[&str]) -> anyhow::Result<Cluster> {
+    let cluster = Cluster::own(arguments);
+    run(program(bench).args(["crds", "install", "--kube-config"]).arg(cluster.kubeconfig("admin")))?;
+    cluster.kubectl(&["create", "namespace", NAMESPACE]);
+    grant(&cluster);
+    Ok(cluster)
+}
+
+/// The settings of a controller that bridges the namespace.
+fn bridging(config: &str) -> [&str; 7] {
+    ["--kube", "--kube-config", config, "--kube-namespace", NAMESPACE, "--kube-lease-namespace", NAMESPACE]
 }
 
 fn figures(bench: &Bench, jobs: usize) -> anyhow::Result<Figures> {
     let folder = bench.folder("kube")?;
     let (policy, log) = (folder.join("policy.json"), folder.join("audit.log"));
     fs::write(&policy, AUDIT)?;
-    let cluster = Cluster::own(&[
-        &format!("--audit-policy-file={}", policy.display()),
-        &format!("--audit-log-path={}", log.display()),
-    ]);
+    let audited =
+        [format!("--audit-policy-file={}", policy.display()), format!("--audit-log-path={}", log.display())];
+    let cluster = prepared(bench, &audited.each_ref().map(String::as_str))?;
     let config = cluster.kubeconfig("windlass").display().to_string();
-    run(program(bench).args(["crds", "install", "--kube-config"]).arg(cluster.kubeconfig("admin")))?;
-    cluster.kubectl(&["create", "namespace", NAMESPACE]);
-    grant(&cluster);
-    let arguments = [
-        "--kube",
-        "--kube-config",
-        &config,
-        "--kube-namespace",
-        NAMESPACE,
-        "--kube-lease-namespace",
-        NAMESPACE,
-    ];
-    let windlass = Windlass::fleet_with(bench, &arguments)?;
+    let windlass = Windlass::fleet_with(bench, &bridging(&config))?;
     // One job, so that everything is watched.
     create(&cluster, "first", 1)?;
     ended(&cluster, 1)?;
@@ -167,14 +201,14 @@ fn create(cluster: &Cluster, prefix: &str, jobs: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until this many jobs have succeeded, as their objects say.
+/// Waits until at least this many jobs have succeeded, as their objects say.
 fn ended(cluster: &Cluster, jobs: usize) -> anyhow::Result<()> {
     let start = Instant::now();
     loop {
         let phases =
             cluster.kubectl(&["-n", NAMESPACE, "get", "sj", "-o", "jsonpath={.items[*].status.phase}"]);
         let count = phases.split_whitespace().filter(|phase| *phase == "Succeeded").count();
-        if count == jobs {
+        if count >= jobs {
             return Ok(());
         }
         ensure!(start.elapsed() < PATIENCE, "only {count} of {jobs} jobs have succeeded");

@@ -49,7 +49,7 @@ struct Fleet {
 fn fleet(bench: &Bench, cluster: &Measured<Cluster>, name: &str, jobs: usize) -> Measured<Fleet> {
     let cluster = cluster.as_ref().map_err(Clone::clone)?;
     let start = || {
-        let controller = Controller::start(bench, name, &cluster.url(&cluster.database()?))?;
+        let controller = Controller::start(bench, name, &["--store", &cluster.url(&cluster.database()?)])?;
         let agent = controller.agent(bench, NODE)?;
         let started = Instant::now();
         while controller.api.get(&format!("/v1/nodes/{NODE}")).is_err() {

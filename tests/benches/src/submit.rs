@@ -30,7 +30,7 @@ pub(crate) fn measure(bench: &Bench, table: &mut Table) {
     let cluster = Cluster::start(bench, "postgres").map_err(reason);
     let cluster = cluster.as_ref().map_err(Clone::clone);
     let controller = cluster.clone().and_then(|cluster| {
-        let start = || Controller::start(bench, "submit", &cluster.url(&cluster.database()?));
+        let start = || Controller::start(bench, "submit", &["--store", &cluster.url(&cluster.database()?)]);
         start().map_err(reason)
     });
     let controller = controller.as_ref().map_err(Clone::clone);

@@ -79,7 +79,7 @@ impl Windlass {
     }
 }
 
-/// A controller alone on a PostgreSQL database, which can be killed and started again.
+/// A controller alone, which can be killed and started again.
 #[derive(Debug)]
 pub(crate) struct Controller {
     command: Command,
@@ -91,12 +91,12 @@ pub(crate) struct Controller {
 }
 
 impl Controller {
-    /// Starts one with a new folder of this name.
-    pub(crate) fn start(bench: &Bench, name: &str, store: &str) -> anyhow::Result<Self> {
+    /// Starts one with a new folder of this name and these settings.
+    pub(crate) fn start(bench: &Bench, name: &str, settings: &[&str]) -> anyhow::Result<Self> {
         let (folder, port) = (bench.folder(name)?, free_port()?);
         let state = folder.join("controller");
         let mut command = program(bench);
-        command.arg("controller").arg("--state-dir").arg(&state).arg("--store").arg(store);
+        command.arg("controller").arg("--state-dir").arg(&state).args(settings);
         command.arg("--listen").arg(format!("127.0.0.1:{port}"));
         let (running, api) = listening(bench, &command, "controller", &folder, &state, port, Watch::Nothing)?;
         Ok(Self { command, folder, port, running: Some(running), api })
