@@ -10,12 +10,11 @@ use tokio::time::Instant;
 use windlass_core::drain;
 use windlass_core::placement::Offer;
 use windlass_core::requirement::Room;
-use windlass_crds::SandboxJobSpec;
 use windlass_crds::protocol::{
     self, Assignment, AttemptId, ClaimRequest, ClaimResponse, Order, Record, RecordBody, ReportRequest,
-    SecretValue, Terminal, TerminalPhase,
+    Terminal, TerminalPhase,
 };
-use windlass_store::{Change, ClaimSpec, ClaimedJob, JobRow, NodeRow, Overdue, Reserve};
+use windlass_store::{Change, ClaimSpec, ClaimedJob, NodeRow, Overdue, Reserve};
 
 use super::push::is_pushed;
 use super::{Dispatch, check_version};
@@ -146,7 +145,15 @@ impl Dispatch {
     async fn assignment(&self, node: &NodeRow, claimed: ClaimedJob) -> Result<Option<Assignment>, ApiError> {
         let ClaimedJob { job, epoch, number, lease, offline } = claimed;
         let attempt = AttemptId { job: job.uid.clone(), epoch };
-        let Some((secrets, spec)) = self.given(node, &attempt, &job).await? else { return Ok(None) };
+        let (secrets, spec) = match self.parts.secrets.deliver(&job.uid, &job.namespace, &job.spec).await? {
+            Delivery::Given { secrets, spec } => (secrets, spec),
+            Delivery::Postponed { reason, message } => {
+                tracing::info!(job.id = %job.uid, job.epoch = epoch, reason, "the job waits for what its steps name");
+                // No node has heard of it. The job goes back to its queue for a while.
+                self.end_undelivered(node, &attempt, TerminalPhase::Released, (reason, message)).await?;
+                return Ok(None);
+            }
+        };
         tracing::info!(job.id = %job.uid, job.epoch = epoch, node.name = job.node.as_deref(), "job claimed");
         Ok(Some(Assignment {
             attempt,
@@ -160,24 +167,6 @@ impl Dispatch {
             task_id: None,
             secrets,
         }))
-    }
-
-    /// The values of an attempt that no node has heard of yet, and the spec with those that stand in it. Where they cannot be had the attempt
-    /// ends, and the job goes back to its queue for a while.
-    pub(super) async fn given(
-        &self,
-        node: &NodeRow,
-        attempt: &AttemptId,
-        job: &JobRow,
-    ) -> Result<Option<(Vec<SecretValue>, Box<SandboxJobSpec>)>, ApiError> {
-        match self.parts.secrets.deliver(&job.uid, &job.namespace, &job.spec).await? {
-            Delivery::Given { secrets, spec } => Ok(Some((secrets, spec))),
-            Delivery::Postponed { reason, message } => {
-                tracing::info!(job.id = %job.uid, job.epoch = attempt.epoch, reason, "the job waits for what its steps name");
-                self.end_undelivered(node, attempt, TerminalPhase::Released, (reason, message)).await?;
-                Ok(None)
-            }
-        }
     }
 
     /// Ends an attempt that its node has not begun, as if the node had said so.

@@ -359,7 +359,12 @@ impl Serving {
             tracing::info!(job.id = %job.uid, attempt.epoch = attempt.epoch, "delivery taken up");
             let left = attempt.lease_until.duration_since(now).unsigned_abs();
             let id = attempt.id();
-            let Some((secrets, spec)) = dispatch.given(node, &id, &job).await? else { continue };
+            // The node may have begun it, so it is not given back: should it not have, the attempt ends with its lease.
+            let crate::secrets::Delivery::Given { secrets, spec } =
+                dispatch.parts.secrets.deliver(&job.uid, &job.namespace, &job.spec).await?
+            else {
+                continue;
+            };
             self.deliver(
                 Assignment {
                     attempt: id,

@@ -100,12 +100,15 @@ impl Lacking {
 /// The values of an object by key. It has no `Debug`.
 pub(crate) type Values = BTreeMap<String, Vec<u8>>;
 
+/// An object: what it is, its namespace and its name.
+type Place = (Source, String, String);
+
 /// Reads them.
 pub(crate) struct ClusterValues {
     client: Client,
     cluster: OnceCell<String>,
     /// What could not be read, and when that was. A lock is held for no await.
-    lacking: Mutex<HashMap<(Source, String, String), (Instant, Lacking)>>,
+    lacking: Mutex<HashMap<Place, (Instant, Lacking)>>,
 }
 
 /// What of an answer is looked at. Nothing that stands there can be wrong but its form.
@@ -155,7 +158,7 @@ impl ClusterValues {
     }
 
     /// What is known to be lacking. An API server that has not answered one question answers no other one either.
-    fn remembered(&self, key: &(Source, String, String)) -> Option<Lacking> {
+    fn remembered(&self, key: &Place) -> Option<Lacking> {
         let all = self.lacking.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = |(at, _): &&(Instant, Lacking)| at.elapsed() < REMEMBER;
         let own = all.get(key).filter(fresh);
