@@ -1,7 +1,8 @@
-//! Images: what their Dockerfiles put on a base, built and run by a real engine. Registries are not needed: the base is made here,
-//! and the program is the one under test in place of the one that the first stage builds.
+//! Images: what their Dockerfiles make, built in all their stages and run by a real engine. Registries are not needed: both bases are made
+//! here, and where the first stage calls `cargo` it is given the program under test.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -10,6 +11,12 @@ use serde_json::Value;
 
 use super::super::system::fleet::{wait_for, windlass};
 use super::engine::{chart, list, root, text};
+
+/// Builds nothing: the program is there. Anything but what the images' script asks for is refused.
+const CARGO: &str = r#"#!/bin/sh
+test "$1 $2 $3 $4 $5 $6 $#" = "build --release --locked --package windlass --target 7" || exit 1
+mkdir -p "target/$7/release" && cp program "target/$7/release/windlass"
+"#;
 
 /// Podman with a store of its own.
 struct Podman {
@@ -50,8 +57,8 @@ impl Podman {
         String::from_utf8(output.stdout).expect("it prints text").trim().to_owned()
     }
 
-    /// An image of files of this host, with the libraries that the programs among them need.
-    fn base(&self, name: &str, programs: &[&Path]) {
+    /// An image with programs of this host and the libraries that they and the program under test need, and with these scripts.
+    fn base(&self, name: &str, programs: &[&str], scripts: &[(&str, &str)]) {
         let tree = self.path(name);
         fs::create_dir_all(tree.join("tmp")).expect("the folder can be written");
         let put = |file: &Path| {
@@ -60,7 +67,8 @@ impl Podman {
                 .expect("the folder can be written");
             fs::copy(file, target).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         };
-        for program in programs {
+        let of_host: Vec<_> = programs.iter().map(Path::new).collect();
+        for program in of_host.iter().copied().chain([windlass().as_path()]) {
             let needs = Command::new("ldd").arg(program).output().expect("ldd is installed");
             for word in String::from_utf8_lossy(&needs.stdout).split_whitespace() {
                 if word.starts_with('/') {
@@ -68,8 +76,15 @@ impl Podman {
                 }
             }
         }
-        for program in programs.iter().filter(|program| **program != windlass()) {
+        for program in of_host {
             put(program);
+        }
+        for (path, script) in scripts {
+            let target = tree.join(path);
+            fs::create_dir_all(target.parent().expect("it is in a folder"))
+                .expect("the folder can be written");
+            fs::write(&target, script).expect("the folder can be written");
+            fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).expect("it is ours");
         }
         let archive = self.path(&format!("{name}.tar"));
         let packed = Command::new("tar").arg("-C").arg(&tree).arg("-cf").arg(&archive).arg(".").status();
@@ -77,20 +92,26 @@ impl Podman {
         self.text(&["import", archive.to_str().expect("paths are text"), &format!("localhost/{name}")]);
     }
 
-    /// Builds the last stage of a Dockerfile; yields the image's configuration.
+    /// Builds a Dockerfile, whose first stage finds the project's scripts and the program; yields the image's configuration.
     fn build(&self, dockerfile: &str, name: &str, arguments: &[&str]) -> Value {
+        let programs = ["/bin/sh", "/bin/cp", "/bin/mkdir", "/bin/uname"];
+        self.base("builder", &programs, &[("usr/bin/cargo", CARGO)]);
         let context = self.path(&format!("{name}-context"));
-        fs::create_dir_all(&context).expect("the folder can be written");
-        fs::copy(windlass(), context.join("windlass")).expect("the program can be copied");
-        let whole = fs::read_to_string(root().join(dockerfile)).expect("it is there");
-        let last = whole.rfind("\nFROM ").expect("it has stages") + 1;
-        assert!(whole[..last].contains("AS build\n"), "{dockerfile} has a stage that builds the program");
-        let built = "COPY --from=build /out/windlass ";
-        assert_eq!(whole[last..].matches(built).count(), 1, "{dockerfile}");
-        let stage = format!("ARG BASE_IMAGE\n{}", whole[last..].replace(built, "COPY windlass "));
-        fs::write(context.join("Dockerfile"), stage).expect("the folder can be written");
-        let context = context.to_str().expect("paths are text").to_owned();
-        let mut all = vec!["build", "--quiet", "--format", "docker", "--tag", name];
+        fs::create_dir_all(context.join("controller")).expect("the folder can be written");
+        for file in [dockerfile, "controller/build-image"] {
+            let target = context.join(file);
+            fs::create_dir_all(target.parent().expect("it is in a folder"))
+                .expect("the folder can be written");
+            fs::copy(root().join(file), target).expect("it can be copied");
+        }
+        // What is only for debuggers would be copied by each layer.
+        let program = context.join("program");
+        let stripped = Command::new("strip").arg("-o").arg(&program).arg(windlass()).status();
+        assert!(stripped.expect("binutils are installed").success());
+        let file = context.join(dockerfile).display().to_string();
+        let context = context.display().to_string();
+        let mut all = vec!["build", "--quiet", "--format", "docker", "--tag", name, "--file", &file];
+        all.extend(["--build-arg", "BUILD_IMAGE=localhost/builder"]);
         all.extend(arguments);
         all.push(&context);
         self.text(&all);
@@ -112,7 +133,7 @@ impl Drop for Podman {
 #[test]
 fn the_controllers_image_runs_as_the_charts_user_and_writes_to_its_volume_alone() {
     let podman = Podman::new();
-    podman.base("base", &[&windlass()]);
+    podman.base("base", &[], &[]);
     let config =
         podman.build("controller/Dockerfile", "controller", &["--build-arg", "BASE_IMAGE=localhost/base"]);
     assert_eq!(config["User"], "65532:65532");
@@ -160,7 +181,7 @@ fn the_controllers_image_runs_as_the_charts_user_and_writes_to_its_volume_alone(
 #[test]
 fn the_agents_image_has_what_its_base_has_and_says_what_it_lacks() {
     let podman = Podman::new();
-    podman.base("base", &[&windlass(), Path::new("/bin/sh")]);
+    podman.base("base", &["/bin/sh"], &[]);
     let arguments = ["--build-arg", "BASE_IMAGE=localhost/base", "--build-arg", "PACKAGES="];
     let config = podman.build("node-agent/Dockerfile", "agent", &arguments);
     assert_eq!(list(&config["Cmd"]).iter().map(text).collect::<Vec<_>>(), ["agent"]);
@@ -169,4 +190,63 @@ fn the_agents_image_has_what_its_base_has_and_says_what_it_lacks() {
     assert!(!output.status.success() && said.contains("--join"), "{said}");
     let shown = podman.text(&["run", "--rm", "--network", "none", "agent", "agent", "--help"]);
     assert!(shown.contains("/var/lib/windlass/agent"), "{shown}");
+}
+
+#[test]
+fn the_build_stage_builds_for_both_architectures_and_no_other() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let programs = folder.path().join("bin");
+    fs::create_dir(&programs).expect("the folder can be written");
+    let script = |name: &str, text: &str| {
+        let path = programs.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("the folder can be written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    };
+    script("uname", "echo x86_64");
+    script("apt-get", "echo apt-get $* >>said");
+    script("rustup", "echo rustup $* >>said");
+    script(
+        "cargo",
+        "echo cargo $* >>said; env | grep -e _LINKER -e ^CC_ | sort >>said\n\
+         mkdir -p target/$7/release && echo $7 >target/$7/release/windlass",
+    );
+    let build = |architecture: &str| {
+        Command::new("sh")
+            .args(["-c", "PATH=$1:$PATH exec sh $2 $3 out", "sh"])
+            .args([&programs, &root().join("controller/build-image")])
+            .arg(architecture)
+            .current_dir(folder.path())
+            .output()
+            .expect("sh is installed")
+    };
+    let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap_or_default();
+    for (architecture, target, said) in [
+        (
+            "amd64",
+            "x86_64-unknown-linux-gnu",
+            vec!["cargo build --release --locked --package windlass --target"],
+        ),
+        (
+            "arm64",
+            "aarch64-unknown-linux-gnu",
+            vec![
+                "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+                "rustup target add aarch64-unknown-linux-gnu",
+                "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc",
+                "CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc",
+            ],
+        ),
+    ] {
+        let output = build(architecture);
+        assert!(output.status.success(), "{architecture}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(read("out/windlass").trim(), target);
+        for part in said {
+            assert!(read("said").contains(part), "{architecture}: no `{part}` in {}", read("said"));
+        }
+    }
+    let output = build("riscv64");
+    assert!(
+        !output.status.success()
+            && String::from_utf8_lossy(&output.stderr).contains("must be amd64 or arm64")
+    );
 }
