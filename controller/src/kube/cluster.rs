@@ -90,7 +90,8 @@ impl Error {
         self.answer().map(|status| status.code)
     }
 
-    fn answer(&self) -> Option<&kube::core::Status> {
+    /// What the API server has answered in place of what was asked for.
+    pub(super) fn answer(&self) -> Option<&kube::core::Status> {
         let Self::Request { source, .. } = self else { return None };
         match &**source {
             kube::Error::Api(status) => Some(status),

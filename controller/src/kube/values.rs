@@ -221,10 +221,10 @@ impl ClusterValues {
 /// The right that is missing, and how it is granted.
 fn forbidden(source: Source, namespace: &str, error: &Error) -> Lacking {
     let resource = source.resource();
+    let said = error.answer().map_or("", |status| &status.message);
     let message = format!(
         "the controller may not `get` `{resource}` in the namespace `{namespace}`; add it to `kube.secrets.namespaces` of the chart, or \
-         kubectl -n {namespace} create role windlass-values --verb=get --resource=secrets,configmaps, and bind it: {}",
-        chain(error)
+         kubectl -n {namespace} create role windlass-values --verb=get --resource=secrets,configmaps, and bind it ({said})"
     );
     Lacking { lack: Lack::ReadForbidden, message }
 }

@@ -146,7 +146,7 @@ fn a_release_is_installed_upgraded_with_its_custom_resources_tested_and_removed(
         assert!(accepted, "{kept}");
         kept
     };
-    wait_for("the older custom resources are served", SOON, || (config_maps() == "").then_some(()));
+    wait_for("the older custom resources are served", SOON, || config_maps().is_empty().then_some(()));
     world.cluster.apply(&world::job(&world.namespace, "kept", "  suspend: true\n", "true"));
     let kept = world.get("sj", "kept")["metadata"]["uid"].clone();
     for older_still in [true, false] {
