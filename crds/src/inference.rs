@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::quantity::{Bytes, Cpu};
 use crate::sandbox_job::is_default;
+use crate::service::ContainerEngine;
 
 /// The port of a server where none is named: Ollama's own.
 pub const DEFAULT_PORT: u16 = 11434;
@@ -35,7 +36,7 @@ pub struct InferenceSpec {
 
     /// The container engine that runs the server; without it the first that works on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub runtime: Option<InferenceRuntime>,
+    pub runtime: Option<ContainerEngine>,
 
     /// The image of the server. It must be within `sandbox.images`. Without it `docker.io/ollama/ollama`, which
     /// `openaiCompatible` has none like.
@@ -140,28 +141,6 @@ pub enum InferenceEngine {
     Ollama,
     /// OpenAI's interface below `/v1`, as llama.cpp's server and vLLM have it.
     OpenaiCompatible,
-}
-
-/// A container engine that runs a server of models.
-#[derive(
-    Serialize,
-    Deserialize,
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    JsonSchema,
-    strum::IntoStaticStr,
-    strum::Display,
-)]
-#[serde(rename_all = "lowercase")]
-#[strum(serialize_all = "lowercase")]
-pub enum InferenceRuntime {
-    /// Podman.
-    Podman,
-    /// Docker.
-    Docker,
 }
 
 /// What computes.

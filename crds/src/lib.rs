@@ -25,6 +25,7 @@ pub mod rollout;
 pub mod sandbox_job;
 pub mod schema;
 pub mod secret;
+pub mod service;
 
 pub use duration::Span;
 pub use egress::EgressRule;

@@ -207,6 +207,15 @@ pub struct SandboxPolicy {
     #[schemars(length(max = 64))]
     pub host_paths: Vec<HostPath>,
 
+    /// Names of containers of the node that `service` steps of jobs may start, stop and restart; without it none. Containers that
+    /// Windlass has made are never touched.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 256),
+        inner(length(min = 1, max = 128), regex(pattern = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$"))
+    )]
+    pub services: Vec<String>,
+
     /// Words that the commands and scripts of a job must not hold, such as `rm -rf`, `mkfs`, `dd`, `shutdown`,
     /// `reboot`, `poweroff` or `init 0`. Upper and lower case are the same, and so is any space between words. This
     /// keeps people from mistakes; it is no wall, for what a command does can be written in many ways. The sandbox is

@@ -16,6 +16,7 @@ use crate::facts::FactsStep;
 use crate::priority::Priority;
 use crate::quantity::{Bytes, Cpu};
 use crate::secret::{ConfigMapUse, SecretUse};
+use crate::service::ServiceStep;
 
 /// A piece of work: one or more steps with one workspace, run on one node in a sandbox.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
@@ -598,7 +599,7 @@ pub struct HostPath {
     pub read_only: bool,
 }
 
-/// One unit of a job: exactly one of `command`, `script`, `container` and `facts`.
+/// One unit of a job: exactly one of `command`, `script`, `container`, `facts` and `service`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Default, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Step {
@@ -622,6 +623,10 @@ pub struct Step {
     /// Tells facts of the node. Nothing of it runs in the sandbox; the node must allow it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts: Option<FactsStep>,
+
+    /// Starts, stops or restarts a container of the node. Nothing of it runs in the sandbox; the node must allow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceStep>,
 
     /// Environment of this step, over that of the sandbox.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -27,8 +27,10 @@ pub(crate) mod output;
 pub(crate) mod policy;
 mod pump;
 mod secrets;
+pub(crate) mod service;
 mod step;
 mod system;
+mod told;
 mod verdict;
 
 use std::collections::BTreeMap;
@@ -541,8 +543,12 @@ impl AttemptTask {
     }
 
     fn event(&mut self, level: &str, reason: &str, message: String) {
+        self.event_with(level, reason, message, None);
+    }
+
+    fn event_with(&mut self, level: &str, reason: &str, message: String, data: Option<serde_json::Value>) {
         let (level, reason) = (level.to_owned(), reason.to_owned());
-        self.record(RecordBody::Event { level, reason, message, data: None });
+        self.record(RecordBody::Event { level, reason, message, data });
     }
 
     /// Makes everything that was recorded durable.

@@ -36,6 +36,7 @@ use windlass_crds::protocol::{AttemptId, Record, RecordBody, StepEnded, Terminal
 pub use self::journal::Error;
 use self::journal::{Frame, Journal};
 use crate::executor::output::OutputMark;
+use crate::executor::service::{self, Acting};
 use crate::fs::AgentFs;
 use crate::watch;
 
@@ -78,6 +79,9 @@ pub(crate) struct StepProgress {
     pub(crate) mark: Option<OutputMark>,
     #[serde(default)]
     pub(crate) ended: Option<StepEnded>,
+    /// What a step of kind `service` was about to do.
+    #[serde(default)]
+    pub(crate) acting: Option<Acting>,
 }
 
 impl Progress {
@@ -95,6 +99,13 @@ impl Progress {
             }
             RecordBody::StepEnded(ended) => {
                 self.steps.entry(ended.step).or_default().ended = Some(ended.clone());
+            }
+            RecordBody::Event { reason, data: Some(data), .. } if reason == service::ACTING => {
+                // One that is masked beyond reading is no account: the step then says that it begins anew.
+                if let Ok(acting) = Acting::deserialize(data) {
+                    let step = acting.step;
+                    self.steps.entry(step).or_default().acting = Some(acting);
+                }
             }
             RecordBody::Event { .. } | RecordBody::Facts(_) => {}
             RecordBody::Terminal(terminal) => self.terminal = Some(terminal.clone()),

@@ -9,6 +9,7 @@ mod command;
 mod container;
 mod facts;
 mod script;
+mod service;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,12 +17,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use windlass_crds::facts::FactsStep;
 use windlass_crds::sandbox_job::Step;
+use windlass_crds::service::ServiceStep;
 use windlass_sandbox::Exit;
 
 pub use self::command::Command;
 pub use self::container::Container;
 pub use self::facts::Facts;
 pub use self::script::Script;
+pub use self::service::Service;
 
 /// What went wrong in a plugin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -95,12 +98,15 @@ impl Error {
 }
 
 /// What became of undoing a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RolledBack {
     /// The step leaves nothing behind that outlives its workspace, so there was nothing to undo.
     NothingToUndo,
-    /// What the step did was undone.
-    Undone,
+    /// What the step did was undone as far as that can be.
+    Undone {
+        /// What was done for it and how things are now, to go on with a sentence.
+        how: String,
+    },
 }
 
 /// A program for the sandbox.
@@ -130,6 +136,19 @@ pub trait StepRunner: Send {
     /// # Errors
     /// When the node does not allow it, or it was stopped.
     async fn facts(&mut self, step: &FactsStep) -> Result<Exit, Error>;
+
+    /// Does something with a container of the node, and looks until it is as it should be; where it does not get there, the exit
+    /// has a message and no code. After a restart of the agent it finds out what was done, and does not do it again.
+    ///
+    /// # Errors
+    /// When the node does not allow it, there is no such container, or it is not known what became of it.
+    async fn service(&mut self, step: &ServiceStep) -> Result<Exit, Error>;
+
+    /// Puts the container of [`StepRunner::service`] back into the state that it was in.
+    ///
+    /// # Errors
+    /// [`Error::Rollback`].
+    async fn undo_service(&mut self, step: &ServiceStep) -> Result<RolledBack, Error>;
 }
 
 /// Carries out steps of one kind.
@@ -160,7 +179,7 @@ pub trait StepPlugin: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Rollback`].
-    async fn rollback(&self, step: &Step) -> Result<RolledBack, Error>;
+    async fn rollback(&self, step: &Step, runner: &mut dyn StepRunner) -> Result<RolledBack, Error>;
 }
 
 /// Why a plugin cannot be registered.
@@ -197,8 +216,8 @@ impl Registry {
     /// A registry with the plugins of this agent.
     pub fn built_in() -> Self {
         let mut registry = Self::default();
-        let built_in: [Arc<dyn StepPlugin>; 4] =
-            [Arc::new(Command), Arc::new(Container), Arc::new(Facts), Arc::new(Script)];
+        let built_in: [Arc<dyn StepPlugin>; 5] =
+            [Arc::new(Command), Arc::new(Container), Arc::new(Facts), Arc::new(Script), Arc::new(Service)];
         for plugin in built_in {
             registry.register(plugin).expect("the built-in plugins have kinds of their own");
         }
@@ -248,14 +267,15 @@ impl Registry {
             ("script", step.script.is_some()),
             ("container", step.container.is_some()),
             ("facts", step.facts.is_some()),
+            ("service", step.service.is_some()),
         ];
         let mut given = kinds.into_iter().filter(|(_, given)| *given).map(|(kind, _)| kind);
         match (given.next(), given.next()) {
             (Some(kind), None) => self.get(kind),
-            (None, _) => invalid("has no `command`, `script`, `container` or `facts`; give one"),
-            (Some(_), Some(_)) => {
-                invalid("has more than one of `command`, `script`, `container` and `facts`; give one")
-            }
+            (None, _) => invalid("has no `command`, `script`, `container`, `facts` or `service`; give one"),
+            (Some(_), Some(_)) => invalid(
+                "has more than one of `command`, `script`, `container`, `facts` and `service`; give one",
+            ),
         }
     }
 }
@@ -314,7 +334,7 @@ mod tests {
         fn verify(&self, _: &Step, _: &Exit) -> Result<(), Error> {
             Ok(())
         }
-        async fn rollback(&self, _: &Step) -> Result<RolledBack, Error> {
+        async fn rollback(&self, _: &Step, _: &mut dyn StepRunner) -> Result<RolledBack, Error> {
             Ok(RolledBack::NothingToUndo)
         }
     }
@@ -322,15 +342,18 @@ mod tests {
     #[test]
     fn the_registry_lists_its_plugins_and_refuses_empty_and_double_kinds() {
         let mut registry = Registry::built_in();
-        assert_eq!(registry.kinds(), ["command", "container", "facts", "script"]);
+        assert_eq!(registry.kinds(), ["command", "container", "facts", "script", "service"]);
         registry.register(Arc::new(Named("http"))).unwrap();
-        assert_eq!(registry.kinds(), ["command", "container", "facts", "http", "script"]);
+        assert_eq!(registry.kinds(), ["command", "container", "facts", "http", "script", "service"]);
         assert_eq!(registry.register(Arc::new(Named(""))), Err(RegistryError::EmptyKind));
         let double = registry.register(Arc::new(Named("script")));
         assert_eq!(double, Err(RegistryError::Duplicate { kind: "script" }));
         let missing = registry.get("llm").err().unwrap();
         assert_eq!(missing.code(), "UNSUPPORTED_TASK");
-        assert!(missing.to_string().contains("command, container, facts, http, script"), "{missing}");
+        assert!(
+            missing.to_string().contains("command, container, facts, http, script, service"),
+            "{missing}"
+        );
     }
 
     #[test]

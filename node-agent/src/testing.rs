@@ -174,6 +174,20 @@ impl crate::plugins::StepRunner for FakeRunner {
     async fn facts(&mut self, _: &windlass_crds::facts::FactsStep) -> Result<Exit, crate::plugins::Error> {
         Ok(self.end.clone())
     }
+
+    async fn service(
+        &mut self,
+        _: &windlass_crds::service::ServiceStep,
+    ) -> Result<Exit, crate::plugins::Error> {
+        Ok(self.end.clone())
+    }
+
+    async fn undo_service(
+        &mut self,
+        _: &windlass_crds::service::ServiceStep,
+    ) -> Result<crate::plugins::RolledBack, crate::plugins::Error> {
+        Ok(crate::plugins::RolledBack::Undone { how: "put back".to_owned() })
+    }
 }
 
 /// Labels from pairs.

@@ -14,6 +14,7 @@ pub(crate) mod driver;
 pub(crate) mod holder;
 mod host;
 pub mod images;
+pub mod named;
 pub(crate) mod plan;
 pub(crate) mod podman;
 pub mod probe;
@@ -33,6 +34,7 @@ use crate::error::Error;
 
 pub use driver::{Containers, ContainersConfig, Engines};
 pub use images::{Credentials, Image, ImageRequest, Pull, Reference};
+pub use named::{Health, Named, NamedAction, NamedState};
 pub use probe::{EngineInfo, Probed};
 pub use service::{Service, ServiceGpus, ServiceState};
 
@@ -44,6 +46,8 @@ pub(crate) const LABEL_SERVICE: &str = "dev.windlass.service";
 pub(crate) const LABEL_MADE_FROM: &str = "dev.windlass.made-from";
 /// All graphics processors that the engine knows.
 pub(crate) const ALL_GPUS: u32 = u32::MAX;
+/// What the names of all labels of Windlass begin with.
+pub(crate) const LABEL_PREFIX: &str = "dev.windlass.";
 /// Label of the unit.
 pub(crate) const LABEL_UNIT: &str = "dev.windlass.unit";
 
@@ -226,6 +230,13 @@ pub(crate) trait Engine: Send + Sync {
 
     /// All containers of the engine, whoever made them, running or not.
     async fn containers(&self) -> Result<Vec<Listed>, Error>;
+
+    /// A container by its name or id, whoever made it; `None` for one that does not exist.
+    async fn named(&self, name: &str) -> Result<Option<Named>, Error>;
+
+    /// Starts, stops or restarts a container, whoever made it. It has so many seconds to stop before it is killed. The engine
+    /// goes on with it when the future is dropped. Not idempotent: a restart that is repeated restarts again.
+    async fn act(&self, id: &str, action: NamedAction, seconds: u32) -> Result<(), Error>;
 
     /// All containers with this value of [`LABEL_OWNER`], running or not.
     async fn owned(&self, owner: &str) -> Result<Vec<Labelled>, Error>;

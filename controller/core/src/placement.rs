@@ -12,8 +12,9 @@ use windlass_crds::protocol::CapabilityReport;
 use windlass_crds::sandbox_job::{
     Arch, HostPath, LabelOperator, LabelRequirement, Limit, Network, Resources, Runtime,
 };
+use windlass_crds::service::ContainerEngine;
 
-use crate::requirement::{Access, Requirement, Room};
+use crate::requirement::{Access, Requirement, Room, ServiceNeed};
 
 /// What a node offers: the intersection of what its host can do and what its policy permits.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
@@ -55,6 +56,9 @@ pub struct Offer {
     /// Whether jobs may tell facts of the node.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub facts: bool,
+    /// Containers of the node that jobs may start, stop and restart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
 }
 
 /// A node's server of models.
@@ -175,6 +179,20 @@ pub enum Exclusion {
     /// The policy forbids to tell facts.
     #[error("steps of kind `facts` are not allowed by the node's facts.steps")]
     FactsForbidden,
+    /// The policy forbids to touch the container.
+    #[error("container {name} is not among the node's sandbox.services, which lists {}", if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") })]
+    ServiceForbidden {
+        /// The container.
+        name: String,
+        /// What is allowed.
+        allowed: Vec<String>,
+    },
+    /// No engine works there that could have the container.
+    #[error("a step of kind `service` needs {wanted}, which does not work on the node")]
+    ServiceEngineMissing {
+        /// What the job needs.
+        wanted: String,
+    },
     /// The node has no server of models.
     #[error("sandbox.inference needs a server of models and the node's inference is not configured")]
     NoInference,
@@ -248,6 +266,7 @@ impl Offer {
             images: spec.sandbox.images.allowed.clone(),
             images_by_digest: spec.sandbox.images.require_digest,
             facts: spec.facts.as_ref().is_some_and(|facts| facts.steps),
+            services: spec.sandbox.services.clone(),
             inference: spec
                 .inference
                 .as_ref()
@@ -309,6 +328,7 @@ pub fn exclusion(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> 
         .or_else(|| images(requirement, offer))
         .or_else(|| inference(requirement, offer))
         .or_else(|| facts(requirement, offer))
+        .or_else(|| services(requirement, offer))
         .or_else(|| gpus(requirement, offer, 1))
 }
 
@@ -457,6 +477,26 @@ fn images(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
 
 fn facts(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
     (requirement.facts && !offer.facts).then_some(Exclusion::FactsForbidden)
+}
+
+fn services(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
+    let works = |engine| match engine {
+        ContainerEngine::Podman => offer.working_runtimes.contains(&Runtime::Podman),
+        ContainerEngine::Docker => offer.working_runtimes.contains(&Runtime::Docker),
+    };
+    requirement.services.iter().find_map(|ServiceNeed { name, runtime }| {
+        if !offer.services.contains(name) {
+            return Some(Exclusion::ServiceForbidden { name: name.clone(), allowed: offer.services.clone() });
+        }
+        let (fits, wanted) = match runtime {
+            Some(engine) => (works(*engine), engine.to_string()),
+            None => {
+                let any = works(ContainerEngine::Podman) || works(ContainerEngine::Docker);
+                (any, "podman or docker".to_owned())
+            }
+        };
+        (!fits).then_some(Exclusion::ServiceEngineMissing { wanted })
+    })
 }
 
 fn inference(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {

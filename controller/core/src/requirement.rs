@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use windlass_crds::sandbox_job::{
     Arch, LabelRequirement, Limit, Network, Resources, Runtime, SandboxJobSpec,
 };
+use windlass_crds::service::ContainerEngine;
 use windlass_crds::{EgressRule, ImageName};
 
 /// The static predicates of a job.
@@ -45,6 +46,9 @@ pub struct Requirement {
     /// Whether a step tells facts of the node.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub facts: bool,
+    /// The containers of the node that steps start, stop or restart.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub services: BTreeSet<ServiceNeed>,
 }
 
 /// An image, as far as a policy looks at it.
@@ -61,6 +65,15 @@ pub struct ImageNeed {
 pub struct ModelNeed {
     /// The model, where it matters.
     pub model: Option<String>,
+}
+
+/// A container of the node.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServiceNeed {
+    /// Its name.
+    pub name: String,
+    /// The engine that has it, where that is said.
+    pub runtime: Option<ContainerEngine>,
 }
 
 /// What each graphics processor must be.
@@ -145,6 +158,12 @@ impl Requirement {
             host_paths,
             images: images(spec),
             facts: spec.steps.iter().any(|step| step.facts.is_some()),
+            services: spec
+                .steps
+                .iter()
+                .filter_map(|step| step.service.as_ref())
+                .map(|service| ServiceNeed { name: service.name.clone(), runtime: service.runtime })
+                .collect(),
             inference: spec.sandbox.inference.then(|| ModelNeed { model: spec.requires.model.clone() }),
         }
     }

@@ -153,6 +153,7 @@ fn rules(spec: &NodeConfigSpec) -> SandboxRules {
         defaults: limits(&policy.defaults),
         max: limits(&policy.max),
         host_paths: policy.host_paths.clone(),
+        services: policy.services.clone(),
         blocked_commands: policy.blocked_commands.clone(),
         allowed_commands: policy.allowed_commands.clone(),
         external_models: policy.external_models,

@@ -7,7 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{LogFile, ProxmoxSpec};
-use crate::inference::{InferenceEngine, InferenceRuntime, InferenceVariant};
+use crate::inference::{InferenceEngine, InferenceVariant};
+use crate::service::ContainerEngine;
 
 /// What a node shall be. Versions are numbers that only grow, written as strings: `10` is newer than `9`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
@@ -106,7 +107,7 @@ pub struct InferenceBackend {
     pub url: Option<String>,
     /// The container engine; absent for the first that works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub runtime: Option<InferenceRuntime>,
+    pub runtime: Option<ContainerEngine>,
     /// The image; absent for the engine's usual one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -212,6 +213,9 @@ pub struct SandboxRules {
     /// Paths of the host that jobs may use.
     #[serde(default)]
     pub host_paths: Vec<crate::sandbox_job::HostPath>,
+    /// Containers of the host that steps may start, stop and restart; empty for none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
     /// Words that commands and scripts must not hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocked_commands: Vec<String>,

@@ -76,8 +76,9 @@ const JOB_RULES: &[Rule] = &[
     },
     Rule {
         at: "steps[]",
-        rule: "(has(self.command) ? 1 : 0) + (has(self.script) ? 1 : 0) + (has(self.container) ? 1 : 0) + (has(self.facts) ? 1 : 0) == 1",
-        message: "write exactly one of `command`, `script`, `container` and `facts`",
+        rule: "(has(self.command) ? 1 : 0) + (has(self.script) ? 1 : 0) + (has(self.container) ? 1 : 0) + \
+               (has(self.facts) ? 1 : 0) + (has(self.service) ? 1 : 0) == 1",
+        message: "write exactly one of `command`, `script`, `container`, `facts` and `service`",
     },
     Rule {
         at: "steps[].env",
@@ -121,6 +122,7 @@ const NODE_LISTS: &[(&str, Unique)] = &[
     ("sandbox.runtimes", Unique::Whole),
     ("sandbox.networks", Unique::Whole),
     ("sandbox.hostPaths", Unique::By("path")),
+    ("sandbox.services", Unique::Whole),
 ];
 
 const NODE_RULES: &[Rule] = &[Rule {

@@ -32,6 +32,7 @@ use crate::testing::{
 use crate::vault::NodeKey;
 use crate::workspaces::Workspaces as _;
 
+mod engines;
 mod secrets;
 
 const NODE: &str = "node-1";
@@ -49,6 +50,7 @@ struct World {
     /// What serves the Worker API.
     api: Option<FakeHost>,
     key: NodeKey,
+    engines: windlass_sandbox::engine::Engines,
 }
 
 /// An agent that runs.
@@ -72,6 +74,7 @@ impl World {
             join: Some(("secret", false)),
             api: None,
             key: node_key(),
+            engines: windlass_sandbox::engine::Engines::default(),
         }
     }
 
@@ -88,12 +91,16 @@ impl World {
             fs: self.fs.clone(),
             host: Arc::new(FixedHost),
             driver: Arc::new(self.sandbox.clone()),
-            sandbox: capability(),
+            sandbox: {
+                let mut sandbox = capability();
+                sandbox.runtimes.extend(self.engines.iter().map(|engine| engine.kind().to_string()));
+                sandbox
+            },
             node_key: self.key.clone(),
             workspaces: Arc::new(self.sandbox.clone()),
             plugins: Registry::built_in(),
             egress: Egress::system(None),
-            engines: windlass_sandbox::engine::Engines::default(),
+            engines: self.engines.clone(),
             worker_api: self.api.clone().map(|api| Arc::new(api) as Arc<dyn crate::ApiHost>),
             images: None,
             settings: Settings {

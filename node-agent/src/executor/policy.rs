@@ -82,6 +82,7 @@ pub(crate) fn check(
     }
 
     super::images::check(assignment, rules, resolve)?;
+    super::service::check(assignment, rules, host)?;
     for step in super::steps(assignment) {
         super::guard::check(&step, rules)?;
     }

@@ -11,6 +11,7 @@ use windlass_crds::facts::FactsStep;
 use windlass_crds::protocol::worker_api::Truncated;
 use windlass_crds::protocol::{RecordBody, StepEnded, Stream};
 use windlass_crds::sandbox_job::{ContainerUser, Limit as JobLimit, Network as JobNetwork, Step, StepUsage};
+use windlass_crds::service::ServiceStep;
 use windlass_sandbox::driver::{KillProof, UnitPhase};
 use windlass_sandbox::engine::{EngineKind, Image};
 use windlass_sandbox::{
@@ -24,12 +25,13 @@ use super::environment::{WORKSPACE, environment};
 use super::limits::{Effective, EffectiveLimits, resolve};
 use super::pump::{self, Maskers, Pump};
 use super::secrets;
+use super::service::{Touched, Trouble};
 use super::verdict::{Verdict, describe, plugin_reason, sandbox_verdict};
 use crate::clock::Clock;
 use crate::held::{Control, StopCause};
 use crate::names::unit_id;
 use crate::outbox::StepProgress;
-use crate::plugins::{self, Program, StepRunner};
+use crate::plugins::{self, Program, RolledBack, StepRunner};
 use crate::worker_api::runs::Collector;
 use crate::workspaces::{Home, script_path};
 
@@ -45,11 +47,21 @@ pub(super) struct StepRun<'a> {
     pub(super) task: &'a mut AttemptTask,
     home: &'a Home,
     pub(super) index: u32,
-    step: &'a Step,
-    before: StepProgress,
+    pub(super) step: &'a Step,
+    pub(super) before: StepProgress,
     unit: UnitId,
+    /// What a step of kind `service` has touched, until it is put back.
+    pub(super) touched: Option<Touched>,
     /// How the attempt ends, where the step did not get to an end of its own.
     verdict: Option<Verdict>,
+}
+
+/// Why what the agent does for a step was cut off.
+pub(super) enum Cut {
+    /// The attempt was told to stop, or its lease has ended.
+    Stopped(Verdict),
+    /// The step's time is over.
+    Time,
 }
 
 impl<'a> StepRun<'a> {
@@ -61,7 +73,7 @@ impl<'a> StepRun<'a> {
         before: StepProgress,
     ) -> Self {
         let unit = unit_id(task.attempt(), index);
-        Self { task, home, index, step, before, unit, verdict: None }
+        Self { task, home, index, step, before, unit, touched: None, verdict: None }
     }
 
     /// Executes the step. Its end is recorded but not durable yet.
@@ -78,19 +90,44 @@ impl<'a> StepRun<'a> {
         }
         let ended = match executed {
             Ok(exit) => {
-                let verified = plugin.verify(step, &exit);
-                if let Err(plugins::Error::Postcheck { .. }) = &verified
-                    && let Err(error) = plugin.rollback(step).await
-                {
-                    self.task.event("error", "RollbackFailed", describe(&error));
-                }
-                step_ended(self.index, &exit, verified.err())
+                let failure = match plugin.verify(step, &exit) {
+                    Ok(()) => None,
+                    Err(plugins::Error::Postcheck { message }) => {
+                        let undone = plugin.rollback(step, &mut self).await;
+                        Some(self.rolled_back(message, undone))
+                    }
+                    Err(error) => Some(error),
+                };
+                step_ended(self.index, &exit, failure)
             }
-            Err(error) => return Err(Verdict::failed(plugin_reason(&error), describe(&error))),
+            Err(error) => step_refused(self.index, &error),
         };
         tracing::info!(step = step.name, succeeded = ended.succeeded, reason = ended.reason, "step ended");
         self.task.record(RecordBody::StepEnded(ended.clone()));
         Ok(ended)
+    }
+
+    /// What a step has failed with, after what was done about it.
+    fn rolled_back(&mut self, message: String, undone: Result<RolledBack, plugins::Error>) -> plugins::Error {
+        match undone {
+            Ok(RolledBack::NothingToUndo) => plugins::Error::Postcheck { message },
+            Ok(RolledBack::Undone { how }) => {
+                let told = format!("step `{}` was rolled back: {how}", self.step.name);
+                self.task.event("info", "RolledBack", told);
+                plugins::Error::Postcheck { message: format!("{message}; rolled back: {how}") }
+            }
+            Err(error) => {
+                self.task.event("error", "RollbackFailed", describe(&error));
+                plugins::Error::Rollback { message: format!("{message}; not rolled back: {error}") }
+            }
+        }
+    }
+
+    /// Notes how the attempt ends.
+    fn ends(&mut self, verdict: Verdict) -> plugins::Error {
+        let message = verdict.message.clone().unwrap_or_else(|| verdict.reason.to_owned());
+        self.verdict = Some(verdict);
+        plugins::Error::Execution { message }
     }
 
     /// Runs a program to its end.
@@ -442,19 +479,24 @@ impl StepRunner for StepRun<'_> {
     }
 
     async fn run(&mut self, program: Program) -> Result<Exit, plugins::Error> {
-        self.run_program(program).await.map_err(|verdict| {
-            let message = verdict.message.clone().unwrap_or_else(|| verdict.reason.to_owned());
-            self.verdict = Some(verdict);
-            plugins::Error::Execution { message }
-        })
+        self.run_program(program).await.map_err(|verdict| self.ends(verdict))
     }
 
     async fn facts(&mut self, step: &FactsStep) -> Result<Exit, plugins::Error> {
-        self.tell_facts(step).await.map_err(|verdict| {
-            let message = verdict.message.clone().unwrap_or_else(|| verdict.reason.to_owned());
-            self.verdict = Some(verdict);
-            plugins::Error::Execution { message }
-        })
+        self.tell_facts(step).await.map_err(|verdict| self.ends(verdict))
+    }
+
+    async fn service(&mut self, step: &ServiceStep) -> Result<Exit, plugins::Error> {
+        match self.act_on_service(step).await {
+            Ok(exit) => Ok(exit),
+            Err(Trouble::Attempt(verdict)) => Err(self.ends(verdict)),
+            Err(Trouble::Step(error)) => Err(error),
+            Err(Trouble::Time) => Err(plugins::Error::Timeout { message: "took too long".to_owned() }),
+        }
+    }
+
+    async fn undo_service(&mut self, step: &ServiceStep) -> Result<RolledBack, plugins::Error> {
+        self.put_back(step).await
     }
 }
 
@@ -571,14 +613,32 @@ fn step_ended(step: u32, exit: &Exit, failure: Option<plugins::Error>) -> StepEn
         io_read_bytes: exit.usage.io_read_bytes,
         io_write_bytes: exit.usage.io_write_bytes,
     };
+    let reason = match &failure {
+        // No program has ended in a way of its own.
+        Some(error) if !exit.program_started && exit.reason == EndReason::Exited => plugin_reason(error),
+        Some(_) | None => exit.reason.as_str(),
+    };
     StepEnded {
         step,
         succeeded: failure.is_none(),
-        reason: exit.reason.as_str().to_owned(),
+        reason: reason.to_owned(),
         message: failure.map(|failure| failure.to_string()),
         exit_code: exit.code,
         signal: exit.signal,
         usage,
+    }
+}
+
+/// The end of a step that its plugin could not carry out.
+fn step_refused(step: u32, error: &plugins::Error) -> StepEnded {
+    StepEnded {
+        step,
+        succeeded: false,
+        reason: plugin_reason(error).to_owned(),
+        message: Some(describe(error)),
+        exit_code: None,
+        signal: None,
+        usage: StepUsage::default(),
     }
 }
 

@@ -8,16 +8,17 @@ use std::path::{Path, PathBuf};
 
 use windlass_crds::ImageName;
 use windlass_crds::image::ALLOWED_BY_DEFAULT;
-use windlass_crds::inference::{DEFAULT_PORT, InferenceEngine, InferenceRuntime, InferenceVariant};
+use windlass_crds::inference::{DEFAULT_PORT, InferenceEngine, InferenceVariant};
 use windlass_crds::node_config::ImagePull;
 use windlass_crds::protocol::{ImageRules, InferenceBackend};
 use windlass_sandbox::engine::{
-    Containers, EngineKind, Engines, ImageRequest, Pull, Reference, Service, ServiceGpus, ServiceState,
+    Containers, Engines, ImageRequest, Pull, Reference, Service, ServiceGpus, ServiceState,
 };
 use windlass_sandbox::{Error as SandboxError, ImageProblem};
 
 use super::Trouble;
 use crate::capabilities::sha256_text;
+use crate::executor::service::kind_of;
 
 /// The name of the container within the state folder.
 pub(super) const NAME: &str = "inference";
@@ -41,11 +42,7 @@ pub(super) fn engine<'a>(
     backend: &InferenceBackend,
     engines: &'a Engines,
 ) -> Result<&'a Containers, Trouble> {
-    let wanted = match backend.runtime {
-        Some(InferenceRuntime::Podman) => Some(EngineKind::Podman),
-        Some(InferenceRuntime::Docker) => Some(EngineKind::Docker),
-        None => None,
-    };
+    let wanted = backend.runtime.map(kind_of);
     let found = match wanted {
         Some(kind) => engines.get(kind),
         None => engines.iter().next(),

@@ -28,7 +28,7 @@ impl StepPlugin for Command {
         verify_exit(exit)
     }
 
-    async fn rollback(&self, _: &Step) -> Result<RolledBack, Error> {
+    async fn rollback(&self, _: &Step, _: &mut dyn StepRunner) -> Result<RolledBack, Error> {
         Ok(RolledBack::NothingToUndo)
     }
 }
@@ -77,7 +77,7 @@ mod tests {
         let error = Command.verify(&step, &end).unwrap_err();
         assert_eq!((error.code(), error.to_string().as_str()), ("POSTCHECK_ERROR", "exited with code 3"));
         Command.verify(&step, &exit(0)).unwrap();
-        assert_eq!(Command.rollback(&step).await, Ok(RolledBack::NothingToUndo));
+        assert_eq!(Command.rollback(&step, &mut runner).await, Ok(RolledBack::NothingToUndo));
     }
 
     #[test]

@@ -29,7 +29,7 @@ impl StepPlugin for Container {
         verify_exit(exit)
     }
 
-    async fn rollback(&self, _: &Step) -> Result<RolledBack, Error> {
+    async fn rollback(&self, _: &Step, _: &mut dyn StepRunner) -> Result<RolledBack, Error> {
         Ok(RolledBack::NothingToUndo)
     }
 }

@@ -35,7 +35,7 @@ impl StepPlugin for Facts {
         verify_exit(exit)
     }
 
-    async fn rollback(&self, _: &Step) -> Result<RolledBack, Error> {
+    async fn rollback(&self, _: &Step, _: &mut dyn StepRunner) -> Result<RolledBack, Error> {
         // It only looks.
         Ok(RolledBack::NothingToUndo)
     }
@@ -55,6 +55,6 @@ mod tests {
         let mut runner = FakeRunner::ending(exit(0));
         let ended = Facts.execute(&step, &mut runner).await.unwrap();
         Facts.verify(&step, &ended).unwrap();
-        assert_eq!(Facts.rollback(&step).await, Ok(RolledBack::NothingToUndo));
+        assert_eq!(Facts.rollback(&step, &mut runner).await, Ok(RolledBack::NothingToUndo));
     }
 }

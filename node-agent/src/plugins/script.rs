@@ -42,7 +42,7 @@ impl StepPlugin for Script {
         verify_exit(exit)
     }
 
-    async fn rollback(&self, _: &Step) -> Result<RolledBack, Error> {
+    async fn rollback(&self, _: &Step, _: &mut dyn StepRunner) -> Result<RolledBack, Error> {
         Ok(RolledBack::NothingToUndo)
     }
 }

@@ -2,24 +2,27 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::container::LogOutput;
 use bollard::models::{
-    ContainerCreateBody, DeviceMapping, DeviceRequest, HostConfig, HostConfigCgroupnsModeEnum,
-    HostConfigLogConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType,
-    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, DeviceMapping, DeviceRequest, HealthStatusEnum, HostConfig,
+    HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
+    MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
     ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    RestartContainerOptionsBuilder, StopContainerOptionsBuilder,
 };
 use futures::{StreamExt, TryStreamExt};
 
 use super::images::{Credentials, Image, Reference, working_dir};
+use super::named::{Health, Named, NamedAction, NamedState, time};
 use super::{
     ALL_GPUS, ContainerPlan, ContainerState, Engine, EngineInfo, EngineKind, LABEL_MADE_FROM, LABEL_OWNER,
-    LABEL_UNIT, Labelled, Listed, Output, PlannedNetwork, Users, refused, unreachable,
+    LABEL_PREFIX, LABEL_UNIT, Labelled, Listed, Output, PlannedNetwork, Users, refused, unreachable,
 };
 use crate::driver::Stream;
 use crate::error::Error;
@@ -342,6 +345,55 @@ impl Engine for Docker {
             created_at: found.created,
         };
         Ok(found.map_err(self.failed("list containers"))?.into_iter().map(listed).collect())
+    }
+
+    async fn named(&self, name: &str) -> Result<Option<Named>, Error> {
+        let found = match self.api().await?.inspect_container(name, None).await {
+            Ok(found) => found,
+            Err(error) if is(&error, 404) => return Ok(None),
+            Err(error) => return Err(self.failed("look at a container")(error)),
+        };
+        let state = found.state.unwrap_or_default();
+        let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
+        let checks = state.health.filter(|health| {
+            !matches!(health.status, None | Some(HealthStatusEnum::EMPTY | HealthStatusEnum::NONE))
+        });
+        let health = checks.map(|health| Health {
+            word: health.status.map(|word| word.to_string()).unwrap_or_default(),
+            last_check: health.log.unwrap_or_default().pop().and_then(|check| time(check.end)),
+        });
+        Ok(Some(Named {
+            id: found.id.unwrap_or_default(),
+            name: found.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+            state: NamedState::of(&state.status.map(|word| word.to_string()).unwrap_or_default()),
+            started_at: time(state.started_at),
+            exit_code: state.exit_code.and_then(|code| i32::try_from(code).ok()),
+            health,
+            is_ours: labels.keys().any(|label| label.starts_with(LABEL_PREFIX)),
+        }))
+    }
+
+    async fn act(&self, id: &str, action: NamedAction, seconds: u32) -> Result<(), Error> {
+        // The engine answers when it is done, which takes as long as the container takes to stop.
+        let patience = Duration::from_secs(PATIENCE + u64::from(seconds));
+        let mut api = self.api().await?;
+        api.set_timeout(patience);
+        let seconds = i32::try_from(seconds).unwrap_or(i32::MAX);
+        let done = match action {
+            NamedAction::Start => api.start_container(id, None).await,
+            NamedAction::Stop => {
+                api.stop_container(id, Some(StopContainerOptionsBuilder::new().t(seconds).build())).await
+            }
+            NamedAction::Restart => {
+                api.restart_container(id, Some(RestartContainerOptionsBuilder::new().t(seconds).build()))
+                    .await
+            }
+        };
+        match done {
+            // It is so already.
+            Err(error) if is(&error, 304) => Ok(()),
+            done => done.map_err(self.failed(action.operation())),
+        }
     }
 
     async fn owned(&self, owner: &str) -> Result<Vec<Labelled>, Error> {

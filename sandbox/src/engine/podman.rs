@@ -9,14 +9,15 @@ use hyper::body::Bytes;
 use podman_api::conn::TtyChunk;
 use podman_api::opts::{
     ContainerAttachOpts, ContainerDeleteOpts, ContainerListFilter, ContainerListOpts, ContainerLogsOpts,
-    PullOpts, RegistryAuth,
+    ContainerStopOpts, PullOpts, RegistryAuth,
 };
 use serde_json::{Value, json};
 
 use super::images::{Credentials, Image, Reference, working_dir};
+use super::named::{Health, Named, NamedAction, NamedState, time};
 use super::{
     ALL_GPUS, ContainerPlan, ContainerState, Engine, EngineInfo, EngineKind, LABEL_MADE_FROM, LABEL_OWNER,
-    LABEL_UNIT, Labelled, Listed, Output, PlannedNetwork, Users, refused, unreachable,
+    LABEL_PREFIX, LABEL_UNIT, Labelled, Listed, Output, PlannedNetwork, Users, refused, unreachable,
 };
 use crate::driver::Stream;
 use crate::error::Error;
@@ -48,9 +49,8 @@ impl Podman {
         }
     }
 
-    /// Makes a container. The client has no way to choose what becomes of the output beside the stream that is read here,
-    /// and Podman's own default keeps all of it on disk without a limit; so this one request is put together here.
-    async fn post_create(&self, spec: &Value) -> Result<String, Error> {
+    /// A request that the client has no words for; gives the status and the text of the answer.
+    async fn post(&self, path: &str, body: String) -> Result<(hyper::StatusCode, Bytes), Error> {
         let failed =
             |error: Box<dyn std::error::Error + Send + Sync>| unreachable(ENGINE, &self.socket, error);
         let socket =
@@ -58,12 +58,11 @@ impl Podman {
         let io = hyper_util::rt::TokioIo::new(socket);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(io).await.map_err(|error| failed(error.into()))?;
-        let body = Full::new(Bytes::from(spec.to_string()));
-        let request = hyper::Request::post(format!("/{API}/libpod/containers/create"))
+        let request = hyper::Request::post(format!("/{API}/libpod/{path}"))
             .header(hyper::header::HOST, "podman")
             .header(hyper::header::CONTENT_TYPE, "application/json")
-            .body(body)
-            .expect("the parts of the request are constants");
+            .body(Full::new(Bytes::from(body)))
+            .expect("the parts of the request are constants, and ids of containers");
         let exchange = async {
             let response = sender.send_request(request).await?;
             let status = response.status();
@@ -71,21 +70,33 @@ impl Podman {
             Ok::<_, hyper::Error>((status, body))
         };
         // Cancel-safe: the connection only carries the exchange on, and ends when that is dropped.
-        let (status, body) = tokio::select! {
-            done = exchange => done.map_err(|error| failed(error.into()))?,
+        tokio::select! {
+            done = exchange => done.map_err(|error| failed(error.into())),
             ended = connection => {
                 let error = ended.err().map_or_else(|| "it closed the connection".into(), Into::into);
-                return Err(failed(error));
+                Err(failed(error))
             }
-        };
+        }
+    }
+
+    /// Makes a container. The client has no way to choose what becomes of the output beside the stream that is read here,
+    /// and Podman's own default keeps all of it on disk without a limit.
+    async fn post_create(&self, spec: &Value) -> Result<String, Error> {
+        let (status, body) = self.post("containers/create", spec.to_string()).await?;
         let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
         match answer["Id"].as_str() {
             Some(id) if status.is_success() => Ok(id.to_owned()),
-            _ => {
-                let said = answer["message"].as_str().or(answer["cause"].as_str());
-                let said = said.map_or_else(|| String::from_utf8_lossy(&body).into_owned(), str::to_owned);
-                Err(refused(ENGINE, "make a container", said))
-            }
+            _ => Err(refused(ENGINE, "make a container", sentence(&body))),
+        }
+    }
+
+    /// Restarts a container. The client names the time as Docker does, which Podman does not read here: it then kills at once.
+    async fn post_restart(&self, id: &str, seconds: u32) -> Result<(), Error> {
+        let path = format!("containers/{id}/restart?timeout={seconds}");
+        let (status, body) = self.post(&path, String::new()).await?;
+        match status.is_success() {
+            true => Ok(()),
+            false => Err(refused(ENGINE, NamedAction::Restart.operation(), sentence(&body))),
         }
     }
 }
@@ -104,6 +115,13 @@ fn message_of(error: &podman_api::Error) -> Option<String> {
     }
 }
 
+/// What an answer says that is no success.
+fn sentence(body: &[u8]) -> String {
+    let answer: Value = serde_json::from_slice(body).unwrap_or_default();
+    let said = answer["message"].as_str().or(answer["cause"].as_str());
+    said.map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned)
+}
+
 /// The sentence in an answer that may be JSON.
 fn said(message: &str) -> String {
     let parsed: Option<Value> = serde_json::from_str(message).ok();
@@ -111,15 +129,20 @@ fn said(message: &str) -> String {
     sentence.unwrap_or(message).to_owned()
 }
 
-fn is_missing(error: &podman_api::Error) -> bool {
+/// The status and the text of an answer that says no.
+fn fault(error: &podman_api::Error) -> Option<(u16, &str)> {
     match error {
         podman_api::Error::Fault { code, message }
         | podman_api::Error::Error(podman_api::conn::Error::Fault { code, message }) => {
-            // One that is removed while it is looked at answers with an error of the service.
-            code.as_u16() == 404 || message.contains("no such container")
+            Some((code.as_u16(), message))
         }
-        _ => false,
+        _ => None,
     }
+}
+
+fn is_missing(error: &podman_api::Error) -> bool {
+    // One that is removed while it is looked at answers with an error of the service.
+    fault(error).is_some_and(|(status, message)| status == 404 || message.contains("no such container"))
 }
 
 /// What `podman create` is asked for, in the words of libpod.
@@ -384,6 +407,49 @@ impl Engine for Podman {
             created_at: found.created.map(|at| at.timestamp()),
         };
         Ok(found.into_iter().map(listed).collect())
+    }
+
+    async fn named(&self, name: &str) -> Result<Option<Named>, Error> {
+        let found = match self.api.containers().get(name).inspect().await {
+            Ok(found) => found,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(self.failed("look at a container")(error)),
+        };
+        let state = found.state.ok_or_else(|| {
+            refused(ENGINE, "look at a container", "it says nothing of the container's state")
+        })?;
+        let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
+        let checks =
+            state.health.filter(|health| health.status.as_deref().is_some_and(|word| !word.is_empty()));
+        let health = checks.map(|health| Health {
+            word: health.status.unwrap_or_default(),
+            last_check: health.log.unwrap_or_default().pop().and_then(|check| time(check.end)),
+        });
+        Ok(Some(Named {
+            id: found.id.unwrap_or_default(),
+            name: found.name.unwrap_or_default(),
+            state: NamedState::of(state.status.as_deref().unwrap_or_default()),
+            started_at: time(state.started_at.map(|at| at.to_rfc3339())),
+            exit_code: state.exit_code,
+            health,
+            is_ours: labels.keys().any(|label| label.starts_with(LABEL_PREFIX)),
+        }))
+    }
+
+    async fn act(&self, id: &str, action: NamedAction, seconds: u32) -> Result<(), Error> {
+        let container = self.api.containers().get(id);
+        let done = match action {
+            NamedAction::Start => container.start(None).await,
+            NamedAction::Stop => {
+                container.stop(&ContainerStopOpts::builder().timeout(seconds as usize).build()).await
+            }
+            NamedAction::Restart => return self.post_restart(id, seconds).await,
+        };
+        match done {
+            // It is so already.
+            Err(error) if fault(&error).is_some_and(|(status, _)| status == 304) => Ok(()),
+            done => done.map_err(self.failed(action.operation())),
+        }
     }
 
     async fn owned(&self, owner: &str) -> Result<Vec<Labelled>, Error> {

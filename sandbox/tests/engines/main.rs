@@ -6,6 +6,7 @@
 mod faults;
 mod images;
 mod life;
+mod named;
 mod ordinary_user;
 mod registry;
 mod table;

@@ -235,3 +235,72 @@ pub fn run(command: &mut Command) -> String {
     assert!(output.status.success(), "{command:?}: {stdout}{stderr}");
     stdout.into_owned()
 }
+
+/// An engine's own program, set to speak to the service behind a socket.
+pub fn program(engine: &str, socket: &Path) -> Command {
+    let url = format!("unix://{}", socket.display());
+    let mut command = Command::new(engine);
+    match engine {
+        "podman" => command.args(["--remote", "--url", &url]),
+        _ => command.args(["-H", &url]),
+    };
+    command
+}
+
+/// A container of the host that is no test's unit, and is removed with this.
+#[derive(Debug)]
+pub struct Made {
+    engine: String,
+    socket: PathBuf,
+    /// Its name.
+    pub name: String,
+}
+
+impl Made {
+    /// Makes a container of a shell script, with further options, and starts nothing. Its name begins with `name`.
+    ///
+    /// # Panics
+    /// Where the engine refuses.
+    pub fn new(engine: &str, socket: &Path, name: &str, options: &[&str], script: &str) -> Self {
+        let name = format!("{name}-{engine}-{}", std::process::id());
+        let made = Self { engine: engine.to_owned(), socket: socket.to_owned(), name };
+        // Limits that any machine lets a container have; Podman's program has some of its own.
+        let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
+        let mut create = made.program();
+        create.args(["create", "--network", "none", "--name", &made.name]).args(limits).args(options);
+        run(create.args([IMAGE, "sh", "-c", script]));
+        made
+    }
+
+    /// The same, started.
+    ///
+    /// # Panics
+    /// Where the engine refuses.
+    pub fn started(engine: &str, socket: &Path, name: &str, options: &[&str], script: &str) -> Self {
+        let made = Self::new(engine, socket, name, options, script);
+        run(made.program().args(["start", &made.name]));
+        made
+    }
+
+    /// The engine's own program.
+    pub fn program(&self) -> Command {
+        program(&self.engine, &self.socket)
+    }
+
+    /// Its state and when it was last started.
+    ///
+    /// # Panics
+    /// Where the engine refuses.
+    pub fn state(&self) -> (String, String) {
+        let format = "{{.State.Status}} {{.State.StartedAt}}";
+        let text = run(self.program().args(["inspect", "-f", format, &self.name]));
+        let (state, started) = text.trim().split_once(' ').expect("the engine tells both");
+        (state.to_owned(), started.to_owned())
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        run(self.program().args(["rm", "-f", &self.name]));
+    }
+}

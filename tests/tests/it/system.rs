@@ -11,5 +11,6 @@ mod network;
 mod once;
 mod push;
 pub(crate) mod secrets;
+mod service;
 mod shared;
 mod verbs;

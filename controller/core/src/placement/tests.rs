@@ -126,6 +126,39 @@ fn images_must_be_within_the_policy() {
 }
 
 #[test]
+fn a_container_may_be_touched_where_it_is_listed_and_an_engine_works() {
+    let reason = |service: &str, services: &[&str], runtimes: &[Runtime]| {
+        let offer = Offer {
+            working_runtimes: runtimes.iter().copied().chain([Runtime::Native]).collect(),
+            services: services.iter().map(|name| (*name).to_owned()).collect(),
+            ..offer()
+        };
+        let job = spec(&format!(r#"{{"steps":[{{"name":"a","service":{service}}}]}}"#));
+        exclusion(&Requirement::of(&job), &offer).map(|reason| reason.to_string())
+    };
+    let web = r#"{"action":"restart","name":"web"}"#;
+    let on_docker = r#"{"action":"stop","name":"web","runtime":"docker"}"#;
+    assert_eq!(
+        reason(web, &[], &[Runtime::Podman]).as_deref(),
+        Some("container web is not among the node's sandbox.services, which lists none")
+    );
+    assert_eq!(
+        reason(web, &["db", "web2"], &[Runtime::Podman]).as_deref(),
+        Some("container web is not among the node's sandbox.services, which lists db, web2")
+    );
+    assert_eq!(
+        reason(web, &["web"], &[]).as_deref(),
+        Some("a step of kind `service` needs podman or docker, which does not work on the node")
+    );
+    assert_eq!(
+        reason(on_docker, &["web"], &[Runtime::Podman]).as_deref(),
+        Some("a step of kind `service` needs docker, which does not work on the node")
+    );
+    assert_eq!(reason(web, &["db", "web"], &[Runtime::Docker]), None);
+    assert_eq!(reason(on_docker, &["web"], &[Runtime::Docker]), None);
+}
+
+#[test]
 fn a_model_is_where_its_server_is_ready() {
     let reason = |json: &str, inference: Option<ModelServer>| {
         let mut offer = Offer { inference, ..offer() };

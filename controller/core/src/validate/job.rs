@@ -272,6 +272,7 @@ fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, finding
         script,
         container,
         facts,
+        service,
         env,
         secrets,
         config_maps,
@@ -284,11 +285,15 @@ fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, finding
         ("script", script.is_some()),
         ("container", container.is_some()),
         ("facts", facts.is_some()),
+        ("service", service.is_some()),
     ];
     let mut given = kinds.into_iter().filter(|(_, given)| *given).map(|(kind, _)| kind);
     match (given.next(), given.next()) {
         (None, _) => {
-            findings.refuse(field, "does nothing; write a `command`, a `script`, a `container` or `facts`");
+            findings.refuse(
+                field,
+                "does nothing; write a `command`, a `script`, a `container`, `facts` or a `service`",
+            );
         }
         (Some(first), Some(second)) => {
             let message = format!("stands beside {field}.{first}; write one of them, or make two steps");

@@ -74,6 +74,7 @@ fn check_policy(policy: &SandboxPolicy, at: &str, findings: &mut Findings) {
         max,
         max_timeout,
         host_paths,
+        services,
         blocked_commands,
         allowed_commands,
         external_models: _,
@@ -93,6 +94,7 @@ fn check_policy(policy: &SandboxPolicy, at: &str, findings: &mut Findings) {
     findings.check_at_most(fields("ioRead"), defaults.io_read, max.io_read);
     findings.check_at_most(fields("ioWrite"), defaults.io_write, max.io_write);
     findings.check_at_most(fields("files"), defaults.files, max.files);
+    findings.check_unique(services, &format!("{at}.services"));
     check_commands(blocked_commands, &format!("{at}.blockedCommands"), findings);
     check_commands(allowed_commands, &format!("{at}.allowedCommands"), findings);
     findings.check_span(format!("{at}.maxTimeout"), *max_timeout, MIN_TIMEOUT, MAX_TIMEOUT);

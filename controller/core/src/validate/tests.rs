@@ -90,7 +90,7 @@ fn every_rule_of_jobs_names_the_field_and_the_fix() {
             "script: {source: a}\nsteps: [{name: a, command: [a]}]",
             "spec.script: stands beside spec.steps; make it one of the steps",
         ),
-        ("steps: [{name: a}]", "spec.steps[0]: does nothing; write a `command`, a `script`, a `container` or `facts`"),
+        ("steps: [{name: a}]", "spec.steps[0]: does nothing; write a `command`, a `script`, a `container`, `facts` or a `service`"),
         (
             "steps: [{name: a, command: [a], script: {source: b}}]",
             "spec.steps[0].script: stands beside spec.steps[0].command; write one of them, or make two steps",
@@ -424,7 +424,7 @@ fn everything_that_is_wrong_is_said_at_once_and_in_order() {
              `WINDLASS_`",
             "spec.sandbox.image: `a` is not on the node; the runtime `native` takes `docker-archive:/path`, \
              `oci-archive:/path`, `oci:/folder` or `rootfs:/folder`; for images by name set `runtime` to `podman` or `docker`",
-            "spec.steps[0]: does nothing; write a `command`, a `script`, a `container` or `facts`",
+            "spec.steps[0]: does nothing; write a `command`, a `script`, a `container`, `facts` or a `service`",
             "spec.steps[1].command[0]: is empty; write the program to run",
             "spec.steps[1].name: `b` is also the name of spec.steps[0]; choose another",
             "spec.timeout: `0s` is out of range: write a length from 1s to 720h",
@@ -549,6 +549,10 @@ fn every_rule_of_nodes_names_the_field_and_the_fix() {
         (
             "sandbox: {hostPaths: [{path: /srv}, {path: /srv, readOnly: false}]}",
             "spec.sandbox.hostPaths[1].path: `/srv` is listed twice; remove one of them",
+        ),
+        (
+            "sandbox: {services: [web, db, web]}",
+            "spec.sandbox.services[2]: `web` is listed twice; remove one of them",
         ),
         (
             "sandbox: {outputCap: 0}",
