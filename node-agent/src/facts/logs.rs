@@ -4,10 +4,12 @@
 //! `PATH.1`, where it usually goes; a file that has become shorter was cut and begins anew.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use windlass_crds::facts::{LogFile, LogTail};
 
 /// Bytes of a file in one report where nobody says otherwise.
@@ -51,7 +53,7 @@ impl Tails {
 }
 
 fn read_one(path: &str, before: Option<Place>, most: u64) -> io::Result<(LogTail, Place)> {
-    let mut file = open(path)?;
+    let mut file = open(path, ResolveFlags::NO_SYMLINKS)?;
     let found = file.metadata()?;
     let (device, inode, size) = (found.dev(), found.ino(), found.len());
     let same = |before: &Place| (before.device, before.inode) == (device, inode);
@@ -80,7 +82,7 @@ fn read_one(path: &str, before: Option<Place>, most: u64) -> io::Result<(LogTail
 /// What an earlier file of the path still had, if it is where it usually goes.
 fn rest_of(path: &str, before: Place) -> Vec<u8> {
     let read = || -> io::Result<Vec<u8>> {
-        let mut file = open(&format!("{path}.1"))?;
+        let mut file = open(&format!("{path}.1"), ResolveFlags::NO_SYMLINKS)?;
         let found = file.metadata()?;
         let mut rest = Vec::new();
         if (found.dev(), found.ino()) == (before.device, before.inode) {
@@ -98,15 +100,24 @@ pub(super) async fn small_text(path: &str) -> io::Result<String> {
     let path = path.to_owned();
     let read = move || {
         let mut text = String::new();
-        open(&path)?.take(MOST_SMALL).read_to_string(&mut text).map(|_| text)
+        // Whoever mounts tokens does so by links; nobody but the operator can change what lies there.
+        open(&path, ResolveFlags::empty())?.take(MOST_SMALL).read_to_string(&mut text).map(|_| text)
     };
     tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
 }
 
 /// Opens a plain file; does not wait for a writer where somebody has put a pipe there.
-fn open(path: &str) -> io::Result<File> {
-    let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
+fn open(path: &str, resolve: ResolveFlags) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve).map_err(|errno| match errno {
+        Errno::LOOP => io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "there is a symbolic link on its way, which whoever owns the folder could lead elsewhere; name the file itself, as \
+             `readlink -f` shows it",
+        ),
+        errno => errno.into(),
+    })?;
+    let file = File::from(file);
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file"));
     }
@@ -115,6 +126,7 @@ fn open(path: &str) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
     use std::io::Write as _;
     use std::path::Path;
 
@@ -191,6 +203,31 @@ mod tests {
         std::fs::write(world.path(), "x\n").unwrap();
         let tail = world.read(100);
         assert_eq!((tail.text.as_str(), tail.rotated, tail.size_bytes), ("x\n", true, 2));
+    }
+
+    #[test]
+    fn symbolic_links_are_not_followed_wherever_on_the_way_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().join("real");
+        std::fs::create_dir(&real).unwrap();
+        std::fs::write(real.join("log"), "secret\n").unwrap();
+        std::os::unix::fs::symlink(real.join("log"), folder.path().join("file")).unwrap();
+        std::os::unix::fs::symlink(&real, folder.path().join("folder")).unwrap();
+        let file =
+            |path: &str| LogFile { path: folder.path().join(path).display().to_string(), max_bytes: None };
+        let (mut tails, mut problems) = (Tails::default(), Vec::new());
+        assert!(tails.read(&[file("file"), file("folder/log")], &mut problems).is_empty());
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems.iter().all(|problem| problem.contains("symbolic link")), "{problems:?}");
+        assert_eq!(tails.read(&[file("real/log")], &mut problems)[0].text, "secret\n");
+        // Nor is what has taken the place of a file that was rotated away.
+        let mut world = World::new();
+        world.append("a\n");
+        world.read(100);
+        std::fs::remove_file(world.path()).unwrap();
+        std::os::unix::fs::symlink(real.join("log"), format!("{}.1", world.path())).unwrap();
+        world.append("b\n");
+        assert_eq!(world.read(100).text, "b\n");
     }
 
     #[test]
