@@ -74,6 +74,12 @@ impl NodeKey {
     pub(crate) fn read(path: &Path, ids: Arc<dyn IdSource>) -> Result<Self, Error> {
         let text =
             std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        if is_open(path).map_err(|source| Error::Read { path: path.to_owned(), source })? {
+            tracing::warn!(
+                file = %path.display(),
+                "every user of the host can read or change the node's key; take that away: chmod o= FILE"
+            );
+        }
         let mut lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
         let key = lines.find(|line| !line.is_empty()).and_then(|line| STANDARD.decode(line).ok());
         let key = key.and_then(|key| <[u8; KEY_BYTES]>::try_from(key).ok());
@@ -145,6 +151,11 @@ fn read_bytes(file: &Path) -> Option<[u8; KEY_BYTES]> {
     if ours { std::fs::read(file).ok()?.try_into().ok() } else { None }
 }
 
+/// Whether others than a file's owner and group can read or change it.
+fn is_open(path: &Path) -> io::Result<bool> {
+    Ok(std::fs::metadata(path)?.mode() & 0o006 != 0)
+}
+
 fn keep(file: &Path, bytes: &[u8]) -> io::Result<()> {
     memory::claim(file.parent().unwrap_or(file))?;
     let mut options = std::fs::OpenOptions::new();
@@ -156,6 +167,16 @@ fn keep(file: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::ids::SystemIds;
+
+    #[test]
+    fn a_key_that_every_user_can_read_is_noticed() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (mode, open) in [(0o600, false), (0o440, false), (0o644, true), (0o602, true)] {
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(is_open(file.path()).unwrap(), open, "{mode:o}");
+        }
+    }
 
     #[test]
     fn only_the_key_opens_and_only_in_its_place() {

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -167,8 +168,20 @@ impl Keyring {
 }
 
 fn read(path: &Path) -> Result<Keys, Error> {
-    let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let failed = |source| Error::Read { path: path.to_owned(), source };
+    let text = fs::read_to_string(path).map_err(failed)?;
+    if is_open(path).map_err(failed)? {
+        tracing::warn!(
+            file = %path.display(),
+            "every user of the host can read or change the keys of secrets; take that away: chmod o= FILE"
+        );
+    }
     parse(path, &text)
+}
+
+/// Whether others than a file's owner and group can read or change it.
+fn is_open(path: &Path) -> std::io::Result<bool> {
+    Ok(fs::metadata(path)?.mode() & 0o006 != 0)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Keys, Error> {
@@ -220,6 +233,16 @@ mod tests {
 
     use super::*;
     use crate::clock::RandomIds;
+
+    #[test]
+    fn keys_that_every_user_can_read_are_noticed() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (mode, open) in [(0o600, false), (0o440, false), (0o644, true), (0o602, true)] {
+            fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(is_open(file.path()).unwrap(), open, "{mode:o}");
+        }
+    }
 
     #[test]
     fn a_new_key_comes_first_and_the_old_ones_stay() {
