@@ -92,6 +92,14 @@ struct Endpoint {
     prefix: String,
 }
 
+impl State {
+    /// The server as steps may use it.
+    fn local(&self) -> Option<LocalServer> {
+        let Endpoint { address, host, prefix } = self.endpoint.clone()?;
+        Some(LocalServer { address, host, prefix, rule: RULE.to_owned(), requests: REQUESTS })
+    }
+}
+
 impl Endpoint {
     fn url(&self) -> String {
         format!("http://{}{}", self.host, self.prefix)
@@ -155,9 +163,16 @@ impl InferenceHandle {
         if !matches!(known, Ok(Ok(()))) {
             return None;
         }
-        let endpoint = state.borrow().endpoint.clone()?;
-        let Endpoint { address, host, prefix } = endpoint;
-        Some(LocalServer { address, host, prefix, rule: RULE.to_owned(), requests: REQUESTS })
+        state.borrow().local()
+    }
+
+    /// Returns when steps may use another server than this, or none any more. Cancel-safe: it only looks.
+    pub(crate) async fn other_than(&self, known: Option<&LocalServer>) -> Option<LocalServer> {
+        let mut state = self.state.subscribe();
+        if state.wait_for(|state| state.local().as_ref() != known).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        state.borrow().local()
     }
 }
 

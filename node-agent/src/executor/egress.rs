@@ -1,6 +1,7 @@
 //! The way out of steps with a restricted network: from the job's rules to the proxy's policy, and from what the proxy
 //! records to events of the attempt.
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use windlass_crds::EgressRule;
 use windlass_crds::egress::Destination;
 use windlass_crds::protocol::{AttemptId, EgressAttempts, RecordBody};
 use windlass_sandbox::egress::{
-    Limits, Outcome, Policy, Proxy, Record, Resolver, Rule, SystemResolver, Target,
+    Limits, LocalServer, Outcome, Policy, Proxy, Record, Resolver, Rule, SystemResolver, Target,
 };
 use windlass_sandbox::{Driver, UnitId};
 
@@ -66,8 +67,35 @@ impl StepProxy {
                 message: format!("step `{}` reaches nobody: {why}", self.step),
                 data: None,
             };
-            let record = NewRecord { at: self.clock.now(), body: self.mask.record(body), mark: None };
-            self.outbox.push(&self.attempt, vec![record]);
+            self.tell(body);
+        }
+    }
+
+    fn tell(&self, body: RecordBody) {
+        let record = NewRecord { at: self.clock.now(), body: self.mask.record(body), mark: None };
+        self.outbox.push(&self.attempt, vec![record]);
+    }
+
+    /// Keeps to what the node has of a server of models while the step runs.
+    async fn follow(&self, proxy: &Proxy, mut given: Option<LocalServer>) -> Infallible {
+        let Some(inference) = &self.inference else { return std::future::pending().await };
+        loop {
+            given = inference.other_than(given.as_ref()).await;
+            proxy.offer_local(given.clone());
+            let (level, reason, what) = match &given {
+                None => (
+                    "warn",
+                    "InferenceWithdrawn",
+                    "the node's server of models was withdrawn; open requests were cut off, and others are refused",
+                ),
+                Some(_) => ("info", "InferenceGiven", "the node's server of models can be used"),
+            };
+            self.tell(RecordBody::Event {
+                level: level.to_owned(),
+                reason: reason.to_owned(),
+                message: format!("step `{}`: {what}", self.step),
+                data: None,
+            });
         }
     }
 
@@ -91,9 +119,14 @@ impl StepProxy {
             Some(inference) => inference.local_server().await,
             None => None,
         };
-        let proxy = Proxy::new(policy, limits, Arc::clone(&self.egress.resolver), sink).with_local(local);
-        let proxy = Arc::new(proxy);
-        proxy.serve(listener, ended).await.map_err(|error| error.to_string())
+        let proxy = Proxy::new(policy, limits, Arc::clone(&self.egress.resolver), sink);
+        let proxy = Arc::new(proxy.with_local(local.clone()));
+        // Cancel-safe: the first never wins, the second is not dropped before it does.
+        tokio::select! {
+            biased;
+            never = self.follow(&proxy, local) => match never {},
+            served = Arc::clone(&proxy).serve(listener, ended) => served.map_err(|error| error.to_string()),
+        }
     }
 }
 

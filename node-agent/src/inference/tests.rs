@@ -62,6 +62,16 @@ async fn a_step_is_told_the_proxys_address_and_the_model() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_is_withdrawn_is_noticed_and_one_that_stays_is_not() {
+    let handle = with_models(&["a:1"]);
+    let given = handle.local_server().await;
+    let wait = tokio::time::timeout(std::time::Duration::from_secs(60), handle.other_than(given.as_ref()));
+    assert!(wait.await.is_err(), "nothing has changed");
+    handle.state.send_replace(State::default());
+    assert_eq!(handle.other_than(given.as_ref()).await, None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_server_a_step_is_told_why_and_waits_no_longer_than_it_must() {
     let handle = InferenceHandle::new();
     assert!(handle.unusable().unwrap().contains("not configured"));

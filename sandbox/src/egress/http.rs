@@ -137,7 +137,7 @@ impl Connection {
         check(&request, &asked).map_err(|denial| self.proxy.deny(&asked, None, denial))?;
         let outside = self.proxy.open(&asked).await?;
         let place = outside.stream.peer_addr().map_err(Error::Unresolved)?;
-        self.exchange(rewritten(request, &asked), outside, place).await
+        self.exchange(rewritten(request, &asked), outside, place, std::future::pending()).await
     }
 
     /// Passes a request on that is for the proxy itself.
@@ -148,16 +148,17 @@ impl Connection {
         }
         check_framing(request.headers()).map_err(|denial| self.proxy.malformed(Protocol::Http, denial))?;
         let (local, outside) = self.proxy.open_local(request.method(), request.uri().path()).await?;
-        let place = local.address;
-        self.exchange(local.rewritten(request), outside, place).await
+        let (place, withdrawn) = (local.address, self.proxy.withdrawn(&local));
+        self.exchange(local.rewritten(request), outside, place, withdrawn).await
     }
 
-    /// Sends a request and gives its answer.
+    /// Sends a request and gives its answer, which is cut off when `cut` returns.
     async fn exchange(
         &self,
         request: HttpRequest<Incoming>,
         outside: Metered,
         place: std::net::SocketAddr,
+        cut: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Response<Body>, Error> {
         let failed =
             |error: hyper::Error| Error::Unreachable { address: place, source: std::io::Error::other(error) };
@@ -173,7 +174,13 @@ impl Connection {
             // Those that have ended are not kept.
             while outside.try_join_next().is_some() {}
             // How it ended is told by the answer.
-            outside.spawn(async move { drop(driver.await) });
+            // Cancel-safe: the connection ends with this task.
+            outside.spawn(async move {
+                tokio::select! {
+                    ended = driver => drop(ended),
+                    () = cut => {}
+                }
+            });
         }
         let answer = timeout(limits.idle, sender.send_request(request)).await.map_err(|_elapsed| {
             Error::Unreachable { address: place, source: std::io::ErrorKind::TimedOut.into() }

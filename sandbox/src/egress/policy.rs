@@ -74,6 +74,9 @@ pub enum Denial {
         /// Method and path.
         request: String,
     },
+    /// The sandbox had a server of the host, and has it no more.
+    #[error("the server of the host was withdrawn while the step ran")]
+    Withdrawn,
     /// The sandbox has used up what it may transfer.
     #[error("the step has transferred as many bytes as it may")]
     Transfer,
@@ -156,7 +159,11 @@ impl Denial {
             Self::Special { address, .. } | Self::Guarded { address } => {
                 Some(Host::Address(*address).rule(port))
             }
-            Self::Malformed(_) | Self::Protocol(_) | Self::NotOffered { .. } | Self::Transfer => None,
+            Self::Malformed(_)
+            | Self::Protocol(_)
+            | Self::NotOffered { .. }
+            | Self::Withdrawn
+            | Self::Transfer => None,
         }
     }
 }

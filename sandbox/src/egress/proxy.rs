@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use hyper::Method;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -80,7 +80,18 @@ pub struct Proxy {
     journal: Journal,
     quota: Arc<Quota>,
     lookups: Semaphore,
-    local: Option<LocalServer>,
+    local: watch::Sender<Local>,
+}
+
+/// The server of the host, as the sandbox has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Local {
+    /// It was never given one.
+    Never,
+    /// It has this one.
+    Given(LocalServer),
+    /// It had one.
+    Withdrawn,
 }
 
 /// What a client asks for.
@@ -124,15 +135,36 @@ impl Proxy {
             policy,
             limits,
             resolver,
-            local: None,
+            local: watch::Sender::new(Local::Never),
         }
     }
 
     /// Gives the sandbox a server of the host, at the proxy's own address.
     #[must_use]
-    pub fn with_local(mut self, local: Option<LocalServer>) -> Self {
-        self.local = local;
+    pub fn with_local(self, local: Option<LocalServer>) -> Self {
+        self.offer_local(local);
         self
+    }
+
+    /// Gives the sandbox another server of the host, or withdraws the one that it has. Requests to the one that it had are cut.
+    pub fn offer_local(&self, local: Option<LocalServer>) {
+        self.local.send_if_modified(|current| {
+            let next = match (local, &*current) {
+                (Some(local), _) => Local::Given(local),
+                (None, Local::Never) => Local::Never,
+                (None, Local::Given(_) | Local::Withdrawn) => Local::Withdrawn,
+            };
+            let changed = *current != next;
+            *current = next;
+            changed
+        });
+    }
+
+    /// Returns when the sandbox has this server of the host no more.
+    pub(super) fn withdrawn(&self, local: &LocalServer) -> impl Future<Output = ()> + Send + use<> {
+        let (mut current, given) = (self.local.subscribe(), Local::Given(local.clone()));
+        // Nobody offers anything any more where the proxy is gone, and its connections with it.
+        async move { drop(current.wait_for(|current| *current != given).await) }
     }
 
     /// Serves a socket until the sandbox has ended. Everything is recorded when this returns. If the future is dropped,
@@ -265,9 +297,9 @@ impl Proxy {
         })
     }
 
-    /// Whether there is a server of the host.
+    /// Whether there is a server of the host, or was.
     pub(super) fn has_local(&self) -> bool {
-        self.local.is_some()
+        *self.local.borrow() != Local::Never
     }
 
     /// Connects to the server of the host; every outcome is noted.
@@ -276,9 +308,14 @@ impl Proxy {
         method: &Method,
         path: &str,
     ) -> Result<(LocalServer, Metered), Error> {
-        let Some(local) = self.local.clone() else {
-            let wrong = "this is a proxy: the request must name a whole `http://` address";
-            return Err(self.malformed(Protocol::Http, Denial::Protocol(wrong)));
+        let current = self.local.borrow().clone();
+        let local = match current {
+            Local::Given(local) => local,
+            Local::Never => {
+                let wrong = "this is a proxy: the request must name a whole `http://` address";
+                return Err(self.malformed(Protocol::Http, Denial::Protocol(wrong)));
+            }
+            Local::Withdrawn => return Err(self.malformed(Protocol::Http, Denial::Withdrawn)),
         };
         let request = Request {
             protocol: Protocol::Http,

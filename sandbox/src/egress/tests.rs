@@ -41,6 +41,7 @@ struct World {
     records: Arc<Mutex<Vec<Record>>>,
     end: oneshot::Sender<()>,
     serving: JoinHandle<io::Result<()>>,
+    served: Arc<Proxy>,
 }
 
 impl World {
@@ -69,8 +70,8 @@ impl World {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (end, ended) = oneshot::channel::<()>();
-        let serving = tokio::spawn(proxy.serve(listener, async { drop(ended.await) }));
-        Self { proxy: address, names, records, end, serving }
+        let serving = tokio::spawn(Arc::clone(&proxy).serve(listener, async { drop(ended.await) }));
+        Self { proxy: address, names, records, end, serving, served: proxy }
     }
 
     async fn connect(&self) -> TcpStream {
@@ -581,6 +582,42 @@ async fn a_server_of_the_host_is_reached_at_the_proxys_own_address_and_only_for_
     let records = world.finish().await;
     let allowed = Outcome::Allowed { rule: "sandbox.inference".to_owned() };
     assert!(records.iter().any(|record| record.outcome == allowed && record.received > 0), "{records:?}");
+}
+
+#[tokio::test]
+async fn a_server_of_the_host_that_is_withdrawn_is_cut_off_and_refused_until_it_is_given_again() {
+    // It promises more than it sends, as a model does that is still at it.
+    const HALF: &str = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf";
+    let server = Server::new(HALF).await;
+    let local = LocalServer {
+        address: server.address,
+        host: "models.test:7".to_owned(),
+        prefix: String::new(),
+        rule: "sandbox.inference".to_owned(),
+        requests: &[("GET", "/v1/models")],
+    };
+    let world = World::with_local(&[], &[], Limits::default(), Some(local.clone()));
+    let request = "GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n";
+    let half = async || {
+        let mut client = world.connect().await;
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"half") {
+            assert_ne!(client.read_buf(&mut seen).await.unwrap(), 0, "{}", String::from_utf8_lossy(&seen));
+        }
+        client
+    };
+    let mut open = half().await;
+    world.served.offer_local(None);
+    let rest = tokio::time::timeout(Duration::from_secs(30), read_to_end(&mut open)).await;
+    assert_eq!(rest.expect("the answer is cut off"), "");
+    let answer = world.exchange(request).await;
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("was withdrawn"), "{answer}");
+    let by_address = "GET http://127.0.0.1:3128/v1/models HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n";
+    assert!(world.exchange(by_address).await.contains("was withdrawn"));
+    world.served.offer_local(Some(local));
+    drop(half().await);
+    world.finish().await;
 }
 
 #[tokio::test]

@@ -246,6 +246,17 @@ fn a_server_that_runs_already_is_used_and_one_far_away_needs_the_nodes_leave() {
     job(&fleet, "tags", "", "curl -sS --fail-with-body $OLLAMA_HOST/api/tags");
     fleet.wait_for_phase("tags", "Succeeded", SOON);
     assert_eq!(printed(&fleet, "tags")["models"][0]["name"], "tiny:1");
+    // A step that runs has it no more once it is disabled, though the server runs on.
+    let asks = "while curl -sS --fail-with-body $OLLAMA_HOST/api/tags > answer; do echo used; sleep 1; done\ncat answer";
+    job(&fleet, "asks", "", asks);
+    wait_for("the step uses it", SOON, || fleet.text(&["logs", "asks"]).contains("used").then_some(()));
+    let used = format!("{{url: 'http://localhost:{port}', models: ['tiny:1'], required: true");
+    fleet.apply(&node("u", &format!("{used}, enabled: false}}")));
+    fleet.wait_for_phase("asks", "Succeeded", SOON);
+    assert!(fleet.text(&["logs", "asks"]).contains("was withdrawn"), "{}", fleet.text(&["logs", "asks"]));
+    assert!(fleet.text(&["describe", "job", "asks"]).contains("InferenceWithdrawn"));
+    fleet.apply(&node("u", &format!("{used}}}")));
+    wait_for_condition(&fleet, "u", "Ready", "True", "", SOON);
     drop(server);
     wait_for_condition(&fleet, "u", "Ready", "False", "does not answer", SOON);
     // Documentation addresses are nobody's: nothing is sent there, for the policy comes first.
