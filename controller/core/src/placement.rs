@@ -1,6 +1,7 @@
 //! Which nodes a job fits, and the first reason why one does not.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -50,6 +51,9 @@ pub struct Offer {
     /// Whether the policy wants images named by their digest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub images_by_digest: bool,
+    /// Folders whose images native jobs may use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_folders: Vec<String>,
     /// The server of models, where one is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inference: Option<ModelServer>,
@@ -176,6 +180,17 @@ pub enum Exclusion {
         /// The image.
         name: String,
     },
+    /// The policy does not allow the folder of an image that lies on the node.
+    #[error(
+        "image {path} is not within the node's sandbox.images.folders, which allows {}",
+        if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") }
+    )]
+    ImageFolderForbidden {
+        /// Where the image lies.
+        path: String,
+        /// What is allowed.
+        allowed: Vec<String>,
+    },
     /// The policy forbids to tell facts.
     #[error("steps of kind `facts` are not allowed by the node's facts.steps")]
     FactsForbidden,
@@ -265,6 +280,7 @@ impl Offer {
             gpus,
             images: spec.sandbox.images.allowed.clone(),
             images_by_digest: spec.sandbox.images.require_digest,
+            image_folders: spec.sandbox.images.folders.clone(),
             facts: spec.facts.as_ref().is_some_and(|facts| facts.steps),
             services: spec.sandbox.services.clone(),
             inference: spec
@@ -326,6 +342,7 @@ pub fn exclusion(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> 
         .or_else(|| limits(requirement, offer))
         .or_else(|| host_paths(requirement, offer))
         .or_else(|| images(requirement, offer))
+        .or_else(|| host_images(requirement, offer))
         .or_else(|| inference(requirement, offer))
         .or_else(|| facts(requirement, offer))
         .or_else(|| services(requirement, offer))
@@ -455,8 +472,7 @@ fn host_paths(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
 /// Whether `path` is `open` or lies below it. Both are absolute and free of `..` (validation sees to it); the agent
 /// checks again on the real file system, where links count.
 fn covers(open: &str, path: &str) -> bool {
-    let open = open.trim_end_matches('/');
-    path.strip_prefix(open).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    Path::new(path).starts_with(open)
 }
 
 fn images(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
@@ -472,6 +488,18 @@ fn images(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
         }
         (offer.images_by_digest && !need.by_digest)
             .then_some(Exclusion::ImageWithoutDigest { name: name.name })
+    })
+}
+
+/// The agent checks again on the real file system, where links count.
+fn host_images(requirement: &Requirement, offer: &Offer) -> Option<Exclusion> {
+    requirement.host_images.iter().find_map(|need| {
+        if !offer.image_folders.iter().any(|folder| covers(folder, &need.path)) {
+            let allowed = offer.image_folders.clone();
+            return Some(Exclusion::ImageFolderForbidden { path: need.path.clone(), allowed });
+        }
+        (offer.images_by_digest && !need.by_digest)
+            .then(|| Exclusion::ImageWithoutDigest { name: need.path.clone() })
     })
 }
 

@@ -11,7 +11,7 @@ use windlass_crds::sandbox_job::{
     Arch, LabelRequirement, Limit, Network, Resources, Runtime, SandboxJobSpec,
 };
 use windlass_crds::service::ContainerEngine;
-use windlass_crds::{EgressRule, ImageName};
+use windlass_crds::{EgressRule, HostImage, ImageName};
 
 /// The static predicates of a job.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,9 @@ pub struct Requirement {
     /// Images of containers, without their tags: what a policy looks at.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub images: BTreeSet<ImageNeed>,
+    /// Images that lie on the node.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub host_images: BTreeSet<HostImageNeed>,
     /// What the job needs of a server of models, where it needs one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inference: Option<ModelNeed>,
@@ -56,6 +59,15 @@ pub struct Requirement {
 pub struct ImageNeed {
     /// Registry and repository.
     pub name: String,
+    /// Whether it is named by its digest.
+    pub by_digest: bool,
+}
+
+/// An image that lies on the node, as far as a policy looks at it.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostImageNeed {
+    /// Where it lies.
+    pub path: String,
     /// Whether it is named by its digest.
     pub by_digest: bool,
 }
@@ -157,6 +169,7 @@ impl Requirement {
             named: resources.clone(),
             host_paths,
             images: images(spec),
+            host_images: host_images(spec),
             facts: spec.steps.iter().any(|step| step.facts.is_some()),
             services: spec
                 .steps
@@ -180,6 +193,21 @@ fn images(spec: &SandboxJobSpec) -> BTreeSet<ImageNeed> {
     if spec.sandbox.runtime == Runtime::Native {
         return BTreeSet::new();
     }
+    let named = named_images(spec).filter_map(|image| image.parse::<ImageName>().ok());
+    named.map(|image| ImageNeed { by_digest: image.digest.is_some(), name: image.name }).collect()
+}
+
+/// The images that are a system of the job's native steps.
+fn host_images(spec: &SandboxJobSpec) -> BTreeSet<HostImageNeed> {
+    if spec.sandbox.runtime != Runtime::Native {
+        return BTreeSet::new();
+    }
+    let named = named_images(spec).filter_map(|image| image.parse::<HostImage>().ok());
+    named.map(|image| HostImageNeed { by_digest: image.digest.is_some(), path: image.path }).collect()
+}
+
+/// The images that steps of a job use, as it writes them.
+fn named_images(spec: &SandboxJobSpec) -> impl Iterator<Item = &str> {
     let of_steps = spec.steps.iter().filter_map(|step| step.container.as_ref()?.image.as_deref());
     // The job's own image is used by the steps that name none.
     let own_is_used = spec.steps.is_empty()
@@ -187,9 +215,7 @@ fn images(spec: &SandboxJobSpec) -> BTreeSet<ImageNeed> {
             .steps
             .iter()
             .any(|step| step.container.as_ref().is_none_or(|container| container.image.is_none()));
-    let own = spec.sandbox.image.as_deref().filter(|_| own_is_used);
-    let named = of_steps.chain(own).filter_map(|image| image.parse::<ImageName>().ok());
-    named.map(|image| ImageNeed { by_digest: image.digest.is_some(), name: image.name }).collect()
+    of_steps.chain(spec.sandbox.image.as_deref().filter(|_| own_is_used))
 }
 
 /// The room that a job takes: what it requires, else its limits.

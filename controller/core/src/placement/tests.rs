@@ -159,6 +159,52 @@ fn a_container_may_be_touched_where_it_is_listed_and_an_engine_works() {
 }
 
 #[test]
+fn images_of_native_steps_must_lie_in_folders_of_the_policy() {
+    let offer = |folders: &[&str], images_by_digest| Offer {
+        image_folders: folders.iter().map(|&folder| folder.to_owned()).collect(),
+        images_by_digest,
+        ..offer()
+    };
+    let reason = |json: &str, offer: &Offer| {
+        exclusion(&Requirement::of(&spec(json)), offer).map(|reason| reason.to_string())
+    };
+    let job = r#"{"sandbox":{"image":"oci:/srv/images/a:1"}}"#;
+    assert_eq!(
+        reason(job, &offer(&[], false)).as_deref(),
+        Some("image /srv/images/a is not within the node's sandbox.images.folders, which allows none")
+    );
+    assert_eq!(
+        reason(job, &offer(&["/srv/image", "/opt"], false)).as_deref(),
+        Some(
+            "image /srv/images/a is not within the node's sandbox.images.folders, which allows /srv/image, /opt"
+        )
+    );
+    // As the agent reads both.
+    assert_eq!(reason(job, &offer(&["/opt", "/srv//images/"], false)), None);
+    assert_eq!(reason(job, &offer(&["/"], false)), None);
+    assert_eq!(
+        reason(job, &offer(&["/srv"], true)).as_deref(),
+        Some(
+            "image /srv/images/a is not named by its digest, which the node's sandbox.images.requireDigest wants"
+        )
+    );
+    let digest = format!("@sha256:{}", "a".repeat(64));
+    let by_digest = format!(r#"{{"sandbox":{{"image":"oci:/srv/images/a{digest}"}}}}"#);
+    assert_eq!(reason(&by_digest, &offer(&["/srv"], true)), None);
+    // The image of a step counts, one that no step uses does not, nor do names and digests make a class of their own.
+    let unused = r#"{"sandbox":{"image":"oci:/srv/b"},"steps":[
+        {"name":"a","container":{"image":"rootfs:/srv/images/a"}}]}"#;
+    assert_eq!(reason(unused, &offer(&["/srv/images"], false)), None);
+    assert!(
+        reason(unused, &offer(&["/srv/b"], false)).is_some_and(|reason| reason.contains("/srv/images/a"))
+    );
+    let class =
+        |image: &str| Requirement::of(&spec(&format!(r#"{{"sandbox":{{"image":"{image}"}}}}"#))).class();
+    assert_eq!(class("oci:/srv/a:1"), class("oci-archive:/srv/a:2"));
+    assert_ne!(class("oci:/srv/a"), class("oci:/srv/b"));
+}
+
+#[test]
 fn a_model_is_where_its_server_is_ready() {
     let reason = |json: &str, inference: Option<ModelServer>| {
         let mut offer = Offer { inference, ..offer() };

@@ -155,7 +155,6 @@ fn a_native_job_sees_an_image_of_its_node_by_leave_of_the_node() {
     let named = format!("{image}:localhost/no-such:1");
     let bash = "  - {name: fail, script: {source: 'true'}}\n";
     for (name, image, steps, reason, words) in [
-        ("elsewhere", &*other, steps, "PolicyRefused", "policy.sandbox.images.folders"),
         ("missing", &*missing, steps, "ImageNotFound", "is not on the node"),
         ("misnamed", &*named, steps, "ImageNotFound", "it holds localhost/windlass-test:1"),
         ("shell", &*image, bash, "StepFailed", "the interpreter `bash` is not in the sandbox"),
@@ -165,4 +164,10 @@ fn a_native_job_sees_an_image_of_its_node_by_leave_of_the_node() {
         assert_eq!(job["status"]["reason"], reason, "{job}");
         assert!(job["status"]["message"].as_str().unwrap_or_default().contains(words), "{job}");
     }
+    // An image elsewhere waits for a node that allows its folder.
+    fleet.apply(&manifest("elsewhere", "native", &other, "", steps));
+    wait_for("the rule is named", SOON, || {
+        let said = String::from_utf8_lossy(&fleet.cli(&["why", "elsewhere"]).stdout).into_owned();
+        said.contains("is not within the node's sandbox.images.folders").then_some(())
+    });
 }
