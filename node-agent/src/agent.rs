@@ -186,6 +186,7 @@ impl Running {
             readiness: readiness.clone(),
             in_force: in_force.clone(),
             sandbox: capability.clone(),
+            inference: inference.clone(),
             slots: slots.subscribe(),
             draining: draining.subscribe(),
             claimed: claimed_sender.clone(),

@@ -64,10 +64,11 @@ pub struct RunSandbox {
     /// How long the job may take; an hour where nothing is said, and never longer than the node allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
-    /// `none` or `restricted`. Without rules for egress both let nothing through; nothing said is `none`.
+    /// `none` or `restricted`. Without rules for egress both let nothing through; nothing said is `none`, or `restricted`
+    /// with `use_inference`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_policy: Option<String>,
-    /// Whether the job needs the node's model.
+    /// Whether the job needs the node's model: it is then at `OPENAI_BASE_URL`, and a node without one refuses the job.
     #[serde(default, skip_serializing_if = "is_false")]
     pub use_inference: bool,
     /// What Windlass's own controller sends: an [`super::Assignment`] as JSON text, in place of all of the above.

@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::config_sync::InForce;
 use crate::executor::policy;
 use crate::held::HeldAttempts;
+use crate::inference::InferenceHandle;
 use crate::ledger::{Entry, Ledger, Taken};
 use crate::readiness::Readiness;
 use crate::watch;
@@ -34,6 +35,7 @@ pub(crate) struct Intake {
     pub(crate) readiness: Readiness,
     pub(crate) in_force: InForce,
     pub(crate) sandbox: SandboxCapability,
+    pub(crate) inference: InferenceHandle,
     pub(crate) slots: watch::Receiver<u32>,
     pub(crate) draining: watch::Receiver<bool>,
     pub(crate) claimed: mpsc::Sender<Claimed>,
@@ -83,6 +85,9 @@ impl Intake {
             let rules = &applied.configuration.policy.sandbox;
             policy::check(&assignment, rules, &self.sandbox, &resolve)
                 .map_err(|refusal| Refusal::new(Code::Forbidden, refusal.to_string()))?;
+            if assignment.spec.sandbox.inference {
+                self.model_is_there()?;
+            }
         }
         let _one = self.admission.lock().await;
         if let Some(answer) = self.join(&assignment.attempt, Some(&request)).await? {
@@ -94,6 +99,18 @@ impl Intake {
         }
         self.room().await?;
         self.take(assignment, hold, request).await
+    }
+
+    /// Refuses a job that needs the node's model where there is none.
+    fn model_is_there(&self) -> Result<(), Refusal> {
+        match self.inference.unusable() {
+            None => Ok(()),
+            Some(why) if self.inference.capability().is_none() => Err(Refusal::field(
+                "sandbox.use_inference",
+                format!("{why}; leave it out, or call another node"),
+            )),
+            Some(why) => Err(Refusal::new(Code::Unavailable, why)),
+        }
     }
 
     /// What is known of a run.

@@ -127,11 +127,13 @@ fn bare(sandbox: RunSandbox, task_id: String, job_id: String, node: &Node<'_>) -
         let message = format!("{} is reserved: Windlass sets it itself; choose another name", Quoted(name));
         return Err(Refusal::field("sandbox.env", message));
     }
-    if use_inference {
-        let message = "this node gives no model to callers of its Worker API; leave it out";
-        return Err(Refusal::field("sandbox.use_inference", message));
-    }
     let network = match network_policy.as_deref() {
+        // The model is behind the proxy, which lets nothing else through.
+        None if use_inference => Network::Restricted,
+        Some("none") if use_inference => {
+            let message = "`none` keeps the job from the model too; write `restricted`, or leave it out";
+            return Err(Refusal::field("sandbox.network_policy", message));
+        }
         None | Some("none") => Network::None,
         Some("restricted") => Network::Restricted,
         Some(other) => {
@@ -154,6 +156,7 @@ fn bare(sandbox: RunSandbox, task_id: String, job_id: String, node: &Node<'_>) -
             image,
             network,
             env,
+            inference: use_inference,
             ..SandboxSpec::default()
         },
         queue: QUEUE.to_owned(),
@@ -243,6 +246,19 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_needs_the_model_reaches_it_and_nothing_else() {
+        for policy in [None, Some("restricted")] {
+            let wanted = read_with(Caller::Other, None, |request| {
+                request["sandbox"]["use_inference"] = true.into();
+                request["sandbox"]["network_policy"] = policy.into();
+            });
+            let sandbox = wanted.unwrap().assignment.spec.sandbox;
+            assert!(sandbox.inference && sandbox.egress.is_empty());
+            assert_eq!(sandbox.network, Network::Restricted);
+        }
+    }
+
+    #[test]
     fn an_image_is_for_an_engine_that_works() {
         let runtime = |runtimes: &[&str]| {
             let runtimes = runtimes.iter().map(|word| (*word).to_owned()).collect();
@@ -297,9 +313,9 @@ mod tests {
                 "timeout_seconds",
             ),
             (
-                json!({"sandbox": {"command": ["ls"], "use_inference": true}}),
+                json!({"sandbox": {"command": ["ls"], "use_inference": true, "network_policy": "none"}}),
                 Code::BadRequest,
-                "use_inference",
+                "sandbox.network_policy: `none` keeps the job from the model too",
             ),
             (json!({"sandbox": {"command": vec!["x"; 2000]}}), Code::BadRequest, "sandbox.command"),
         ] {

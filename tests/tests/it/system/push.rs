@@ -344,6 +344,73 @@ fn a_foreign_caller_runs_jobs_over_tls_with_the_bare_request() {
     let _ended: Process = agent;
 }
 
+/// A server that has one model and answers everything with its name. It ends with the test's process.
+fn model_server() -> SocketAddr {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let at = listener.local_addr().expect("it is bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("it listens");
+            let body = r#"{"object": "list", "data": [{"id": "small"}]}"#;
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                match stream.read(&mut byte) {
+                    Ok(1..) => head.extend(byte),
+                    Ok(0) | Err(_) => break,
+                }
+            }
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            // Whoever asked may have hung up.
+            let _hung_up = stream.write_all(answer.as_bytes());
+        }
+    });
+    at
+}
+
+#[test]
+fn a_foreign_caller_asks_the_model_of_the_node() {
+    let fleet = Fleet::start();
+    let shared = Shared::with(&fleet, &["n1".to_owned()]);
+    let node = free_address();
+    let file = fleet.path("worker-token");
+    let token = "f".repeat(43);
+    std::fs::write(&file, format!("{token}\n")).expect("the folder is ours");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
+    let api = format!("  workerApi: {{listen: '{node}', tokenFile: '{}'}}\n", file.display());
+    fleet.apply(&shared.node("n1", &api));
+    let _agent = fleet.agent("n1");
+    wait_until_served(&fleet, "n1");
+    let ask = |job: u32| {
+        let body = json!({
+            "version": 1, "task_id": "0198c1de-7a4b-7000-8000-000000000001",
+            "job_id": format!("0198c1de-7a4b-7000-8000-0000000000{job:02}"),
+            "sandbox": {"image": "", "command": ["sh", "-c", "curl -sS $OPENAI_BASE_URL/models"], "use_inference": true},
+        });
+        call(&fleet, "n1", node, &token, &["-d", &body.to_string()], "/v1/worker/jobs:run")
+    };
+    let (status, answer) = ask(2);
+    assert_eq!(status, 400, "{answer}");
+    assert!(
+        answer["detail"].as_str().is_some_and(|detail| detail.contains("has no server of models")),
+        "{answer}"
+    );
+    let models = model_server();
+    let inference =
+        format!("  inference: {{engine: openaiCompatible, url: 'http://{models}', models: [small]}}\n");
+    fleet.apply(&shared.node("n1", &format!("{api}{inference}")));
+    wait_for("the model is there", SOON, || {
+        fleet.condition("n1", "InferenceReady").filter(|(status, _)| status == "True").map(drop)
+    });
+    let (status, answer) = ask(3);
+    assert_eq!((status, answer["status"].as_str()), (200, Some("completed")), "{answer}");
+    assert!(answer["stdout"].as_str().is_some_and(|stdout| stdout.contains("small")), "{answer}");
+}
+
 #[test]
 fn a_foreign_caller_runs_an_image() {
     let fleet = Fleet::start();
