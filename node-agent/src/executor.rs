@@ -47,6 +47,7 @@ use windlass_crds::protocol::{
 use windlass_crds::sandbox_job::Step;
 use windlass_sandbox::driver::UnitPhase;
 use windlass_sandbox::engine::{Engines, Image};
+use windlass_sandbox::image::Held;
 use windlass_sandbox::{DiskQuota, Driver, Error as SandboxError, Images, Mount, UnitId};
 
 use self::egress::Egress;
@@ -148,8 +149,8 @@ pub(crate) struct AttemptTask {
     mask: Mask,
     /// The images that are known to be on the node, by their full names.
     images: BTreeMap<String, Image>,
-    /// The ids of the images that native steps have seen as their system, by what the job calls them.
-    systems: BTreeMap<String, String>,
+    /// The images that native steps see as their system, by what the job calls them. They stay for as long as the attempt.
+    systems: BTreeMap<String, Held>,
 }
 
 impl AttemptTask {
@@ -300,11 +301,7 @@ impl AttemptTask {
                 // The order was given before a restart that has forgotten it; only a cancel or a stop leads here.
                 Verdict::lost("AgentStopped", "the job was stopped on the node")
             })),
-            "Timeout" if self.left_of_job().is_zero() => Err(Verdict::new(
-                TerminalPhase::TimedOut,
-                "JobTimeout",
-                format!("the job took longer than {} s", self.job_timeout.as_secs_f64()),
-            )),
+            "Timeout" if self.left_of_job().is_zero() => Err(self.job_over()),
             _ if step.continue_on_error => Ok(()),
             _ => Err(with_code(Verdict::failed("StepFailed", format!("step `{}`: {how}", step.name)))),
         }
@@ -477,6 +474,12 @@ impl AttemptTask {
                 () = tokio::time::sleep(left) => {}
             }
         }
+    }
+
+    /// The verdict when the time of the whole job is over.
+    fn job_over(&self) -> Verdict {
+        let message = format!("the job took longer than {} s", self.job_timeout.as_secs_f64());
+        Verdict::new(TerminalPhase::TimedOut, "JobTimeout", message)
     }
 
     fn lease_over(&self) -> Verdict {

@@ -15,12 +15,15 @@ mod cache;
 mod layer;
 mod manifest;
 mod places;
+mod room;
 mod users;
+mod work;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-pub use cache::Images;
+pub use cache::{Held, Images};
 use serde::{Deserialize, Serialize};
 pub use users::Account;
 pub(crate) use users::JOB;
@@ -93,6 +96,19 @@ pub struct ImageConfig {
     pub user: String,
 }
 
+/// The working directory that an image names, as an absolute path, which it need not be; `None` for the root.
+pub(crate) fn working_dir(named: Option<&str>) -> Option<String> {
+    let mut parts = Vec::new();
+    for part in named?.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    (!parts.is_empty()).then(|| format!("/{}", parts.join("/")))
+}
+
 /// An image that can be a unit's system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SystemImage {
@@ -117,12 +133,15 @@ pub struct ImageLimits {
     pub bytes: u64,
     /// Bytes of all images that are kept, beyond those in use.
     pub kept: u64,
+    /// Bytes of the disk that are left free: idle images go for that too, before unpacking fails.
+    pub leave_free: u64,
 }
 
 impl Default for ImageLimits {
-    /// A million entries, 16 GiB, and as much that is kept: images for machine learning fit, a bomb does not.
+    /// A million entries, 16 GiB, and as much that is kept: images for machine learning fit, a bomb does not. As much free as an
+    /// agent wants to take on work.
     fn default() -> Self {
-        Self { entries: 1_000_000, bytes: 16 << 30, kept: 16 << 30 }
+        Self { entries: 1_000_000, bytes: 16 << 30, kept: 16 << 30, leave_free: 256 << 20 }
     }
 }
 
@@ -133,13 +152,13 @@ impl SystemImage {
     }
 }
 
-/// What is wrong with an image, before anybody has said which one.
-#[derive(Debug)]
+/// What is wrong with an image, before anybody has said which one. Told to all who wait for it.
+#[derive(Debug, Clone)]
 enum Trouble {
     /// With the image.
     Image(ImageProblem, String),
     /// With the host.
-    Host(Error),
+    Host(Arc<Error>),
     /// Nobody waits for it any more.
     Stopped,
 }
@@ -153,7 +172,11 @@ impl Trouble {
     fn of(self, image: &LocalImage) -> Error {
         match self {
             Self::Image(problem, message) => Error::Image { reference: image.to_string(), problem, message },
-            Self::Host(error) => error,
+            Self::Host(error) => Arc::try_unwrap(error).unwrap_or_else(|shared| Error::Io {
+                operation: "unpack",
+                path: image.path.clone(),
+                source: std::io::Error::other(shared),
+            }),
             Self::Stopped => Error::Image {
                 reference: image.to_string(),
                 problem: ImageProblem::Unavailable,
@@ -165,6 +188,27 @@ impl Trouble {
 
 impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
-        Self::Host(error)
+        Self::Host(Arc::new(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_working_directory_of_an_image_begins_at_its_root() {
+        for (named, expected) in [
+            (None, None),
+            (Some(""), None),
+            (Some("//"), None),
+            (Some("."), None),
+            (Some("../.."), None),
+            (Some("srv/app"), Some("/srv/app")),
+            (Some("/srv//app/./"), Some("/srv/app")),
+            (Some("/srv/../../app"), Some("/app")),
+        ] {
+            assert_eq!(working_dir(named).as_deref(), expected, "{named:?}");
+        }
     }
 }

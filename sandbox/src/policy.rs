@@ -431,6 +431,9 @@ fn steps(spec: &UnitSpec, host: &Host, enforcement: &Enforcement) -> Result<Vec<
         steps.push(Step::Limit { resource: Resource::FileSize, value: limit.value });
     }
     steps.push(Step::Umask { mask: 0o022 });
+    if let Some(system) = &spec.system {
+        system::make_working_folder(&mut steps, system, &spec.cwd)?;
+    }
     steps.push(Step::WorkIn { path: text("cwd", inside(&spec.cwd))? });
     let scoped = host.landlock.is_some_and(|abi| abi >= SOCKET_SCOPE);
     if spec.network == Network::Open && !scoped {

@@ -5,6 +5,8 @@ use std::cell::Cell;
 use std::io::{self, ErrorKind, Read};
 use std::rc::Rc;
 
+use tar::EntryType;
+
 /// The most that an entry may have in front of its data; honest ones have a few kilobytes.
 const MAX_HEADERS: u64 = 1 << 20;
 
@@ -22,6 +24,14 @@ struct Budget {
     whole: Cell<u64>,
     /// Of the headers of the next entry, while they are read.
     headers: Cell<Option<u64>>,
+}
+
+impl Budget {
+    fn spend(&self, bytes: u64) -> io::Result<()> {
+        let left = self.whole.get().checked_sub(bytes).ok_or(ErrorKind::FileTooLarge)?;
+        self.whole.set(left);
+        Ok(())
+    }
 }
 
 /// A reader that fails once its budget is used up.
@@ -55,28 +65,31 @@ impl<'a> Tarball<'a> {
             budget.headers.set(None);
             let Some(entry) = next else { return Ok(()) };
             let mut entry = entry.map_err(&wrap)?;
+            // Its holes are not in the archive, but take as long to read as if they were.
+            if entry.header().entry_type() == EntryType::GNUSparse {
+                budget.spend(entry.size()).map_err(&wrap)?;
+            }
             each(&mut entry)?;
             io::copy(&mut entry, &mut io::sink()).map_err(&wrap)?;
         }
     }
 
-    /// Reads what follows the archive's end, so that a reader below has seen everything.
+    /// Reads what follows the archive's end, so that a reader below has seen everything. Gives how much more could have been read.
     ///
     /// # Errors
     /// Those of reading.
-    pub(crate) fn finish(self) -> io::Result<()> {
-        io::copy(&mut self.archive.into_inner(), &mut io::sink()).map(drop)
+    pub(crate) fn finish(self) -> io::Result<u64> {
+        io::copy(&mut self.archive.into_inner(), &mut io::sink())?;
+        Ok(self.budget.whole.get())
     }
 }
 
 impl Read for Bounded<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let got = self.input.read(buffer)?;
-        let spent = |left: u64| left.checked_sub(got as u64);
-        let Some(whole) = spent(self.budget.whole.get()) else { return Err(ErrorKind::FileTooLarge.into()) };
-        self.budget.whole.set(whole);
+        self.budget.spend(got as u64)?;
         if let Some(headers) = self.budget.headers.get() {
-            let Some(headers) = spent(headers) else {
+            let Some(headers) = headers.checked_sub(got as u64) else {
                 let message = format!("an entry has more than {MAX_HEADERS} bytes in front of its data");
                 return Err(io::Error::new(ErrorKind::InvalidData, message));
             };
@@ -105,6 +118,24 @@ mod tests {
         let error = read(long_name(1 << 40)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
         assert!(error.to_string().contains("in front of its data"), "{error}");
+    }
+
+    #[test]
+    fn holes_count_like_data() {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("hole").unwrap();
+        let gnu = header.as_gnu_mut().unwrap();
+        // The end is marked by a piece without data. More than octal digits hold is written in binary.
+        for field in [&mut gnu.sparse[0].offset, &mut gnu.realsize] {
+            field[0] = 0x80;
+            field[4..].copy_from_slice(&(1_u64 << 62).to_be_bytes());
+        }
+        gnu.sparse[0].numbytes.copy_from_slice(b"00000000000\0");
+        header.set_entry_type(EntryType::GNUSparse);
+        header.set_size(0);
+        header.set_cksum();
+        let read = |whole| Tarball::new(&header.as_bytes()[..], whole).for_each(|error| error, |_| Ok(()));
+        assert_eq!(read(1 << 61).unwrap_err().kind(), ErrorKind::FileTooLarge);
     }
 
     #[test]

@@ -82,11 +82,12 @@ pub(super) fn check(
 }
 
 impl AttemptTask {
-    /// Fetches the images of all steps.
+    /// Fetches the images of all steps. What is unpacked for native ones takes no longer than the job may.
     pub(super) async fn fetch_images(&mut self, steps: &[Step]) -> Result<(), Verdict> {
+        let until = Instant::now() + self.job_timeout;
         for step in steps {
             if self.image(step).await?.is_none() {
-                self.system(step).await?;
+                self.system(step, until).await?;
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::watch;
 use async_trait::async_trait;
 use jiff::Timestamp;
+use tokio::time::Instant;
 use windlass_crds::facts::FactsStep;
 use windlass_crds::protocol::worker_api::Truncated;
 use windlass_crds::protocol::{RecordBody, StepEnded, Stream};
@@ -191,14 +192,11 @@ impl<'a> StepRun<'a> {
         }
         let left = self.task.left_of_job();
         if left.is_zero() {
-            return Err(Verdict::new(
-                windlass_crds::protocol::TerminalPhase::TimedOut,
-                "JobTimeout",
-                format!("the job took longer than {} s", self.task.job_timeout.as_secs_f64()),
-            ));
+            return Err(self.task.job_over());
         }
         let image = self.task.image(self.step).await?;
-        let system = if image.is_none() { self.task.system(self.step).await? } else { None };
+        let until = Instant::now() + left;
+        let system = if image.is_none() { self.task.system(self.step, until).await? } else { None };
         let mut spec = self.unit_spec(program.command, left);
         // The program of an image finds itself where the image wants it; what a job brings, where the job's files are.
         if self.step.container.is_some() && self.step.working_dir.is_none() {

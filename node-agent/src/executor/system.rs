@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use windlass_crds::protocol::ImageRules;
 use windlass_crds::sandbox_job::{ContainerUser, Step};
 use windlass_crds::{HostImage, HostImageKind};
-use windlass_sandbox::image::{Source, SystemImage};
+use windlass_sandbox::image::{Held, Source};
 use windlass_sandbox::{Entrypoint, Error as SandboxError, Images, LocalImage, SystemRoot};
 
 use super::AttemptTask;
@@ -64,8 +64,13 @@ pub(super) fn allowed(text: &str, rules: &ImageRules, resolve: Resolve<'_>) -> R
 }
 
 impl AttemptTask {
-    /// What a native step sees as its system, unpacked if need be; `None` for the node's own.
-    pub(super) async fn system(&mut self, step: &Step) -> Result<Option<SystemRoot>, Verdict> {
+    /// What a native step sees as its system, unpacked if need be; `None` for the node's own. Unpacking it, and waiting for that,
+    /// takes no longer than the step may, nor goes on when the job's time is over.
+    pub(super) async fn system(
+        &mut self,
+        step: &Step,
+        job_until: Instant,
+    ) -> Result<Option<SystemRoot>, Verdict> {
         let Some(text) = image_of(self.assignment(), step).map(str::to_owned) else { return Ok(None) };
         let resolve = |path: &Path| std::fs::canonicalize(path);
         let image = allowed(&text, &self.rules.images, &resolve)
@@ -73,15 +78,26 @@ impl AttemptTask {
         let Some(images) = self.parts.images.clone() else {
             return Err(Verdict::failed("SandboxFailed", "this agent has no native sandbox"));
         };
-        let known = self.systems.get(&text).cloned();
+        let until = step.timeout.map_or(job_until, |span| job_until.min(Instant::now() + span.get()));
         let unpacked = self
-            .unpack(&images, &image, known.as_deref())
+            .unpack(&images, &image, &text, until)
             .await?
-            .map_err(|error| sandbox_verdict(&error, self.started.is_some()))?;
+            .map_err(|error| sandbox_verdict(&error, self.started.is_some()))?
+            .ok_or_else(|| match step.timeout {
+                Some(span) if until < job_until => {
+                    let span = span.get().as_secs_f64();
+                    let message = format!(
+                        "step `{}`: {image} was not unpacked within its timeout of {span} s",
+                        step.name
+                    );
+                    Verdict::failed("ImageUnavailable", message)
+                }
+                Some(_) | None => self.job_over(),
+            })?;
+        let mut system = SystemRoot::new(unpacked.clone());
         if !unpacked.id.is_empty() {
-            self.systems.insert(text, unpacked.id.clone());
+            self.systems.insert(text, unpacked);
         }
-        let mut system = SystemRoot::new(unpacked);
         if let Some(container) = &step.container {
             system.entrypoint = container.entrypoint.clone().map_or(Entrypoint::Image, Entrypoint::Given);
             system.scratch.clone_from(&container.tmpfs);
@@ -93,14 +109,16 @@ impl AttemptTask {
         Ok(Some(system))
     }
 
-    /// Sees to it that an image is unpacked, and tells how that goes where it takes long.
+    /// Sees to it that an image is unpacked, and tells how that goes where it takes long. `None` where it was not done in time.
     async fn unpack(
         &mut self,
         images: &Images,
         image: &LocalImage,
-        known: Option<&str>,
-    ) -> Result<Result<SystemImage, SandboxError>, Verdict> {
+        text: &str,
+        until: Instant,
+    ) -> Result<Result<Option<Held>, SandboxError>, Verdict> {
         let mut control = self.control.clone();
+        let known = self.systems.get(text).map(|held| held.id.clone());
         let began = Instant::now();
         let mut told = false;
         let (lines, mut news) = mpsc::unbounded_channel();
@@ -108,11 +126,11 @@ impl AttemptTask {
             // Nobody listens any more when the attempt has been stopped.
             let _stopped = lines.send(line);
         };
-        let ensure = images.ensure(image, known, progress);
+        let ensure = images.ensure(image, known.as_deref(), progress);
         tokio::pin!(ensure);
         let done = loop {
-            // Cancel-safe: the work goes on where it was, a line that was not taken stays, and the first only looks. Dropping the
-            // work stops it.
+            // Cancel-safe: the work goes on where it was, a line that was not taken stays, and the others only look. Dropping the
+            // work stops it, unless others wait for it too.
             tokio::select! {
                 biased;
                 verdict = self.stop_or_lease_end(&mut control) => return Err(verdict),
@@ -122,6 +140,7 @@ impl AttemptTask {
                     self.commit().await;
                 },
                 done = &mut ensure => break done,
+                () = tokio::time::sleep_until(until) => return Ok(Ok(None)),
             }
         };
         if let (Ok(unpacked), true) = (&done, told) {
@@ -132,7 +151,7 @@ impl AttemptTask {
                 format!("{image} is there after {took:.1} s: {}", unpacked.id),
             );
         }
-        Ok(done)
+        Ok(done.map(Some))
     }
 }
 

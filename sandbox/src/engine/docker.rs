@@ -18,7 +18,7 @@ use bollard::query_parameters::{
 };
 use futures::{StreamExt, TryStreamExt};
 
-use super::images::{Credentials, Image, Reference, working_dir};
+use super::images::{Credentials, Image, Reference};
 use super::named::{Health, Named, NamedAction, NamedState, time};
 use super::{
     ALL_GPUS, ContainerPlan, ContainerState, Engine, EngineInfo, EngineKind, LABEL_MADE_FROM, LABEL_OWNER,
@@ -26,6 +26,7 @@ use super::{
 };
 use crate::driver::Stream;
 use crate::error::Error;
+use crate::image::working_dir;
 
 const ENGINE: EngineKind = EngineKind::Docker;
 /// How long an answer that is no stream may take, in seconds; removing a large container is the slowest.

@@ -79,11 +79,6 @@ pub struct Image {
     pub working_dir: Option<String>,
 }
 
-/// The working directory as an engine tells it.
-pub(super) fn working_dir(told: Option<&str>) -> Option<String> {
-    told.filter(|dir| !dir.trim_matches('/').is_empty()).map(str::to_owned)
-}
-
 /// Who asks a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {

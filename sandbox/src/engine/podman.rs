@@ -13,7 +13,7 @@ use podman_api::opts::{
 };
 use serde_json::{Value, json};
 
-use super::images::{Credentials, Image, Reference, working_dir};
+use super::images::{Credentials, Image, Reference};
 use super::named::{Health, Named, NamedAction, NamedState, time};
 use super::{
     ALL_GPUS, ContainerPlan, ContainerState, Engine, EngineInfo, EngineKind, LABEL_MADE_FROM, LABEL_OWNER,
@@ -21,6 +21,7 @@ use super::{
 };
 use crate::driver::Stream;
 use crate::error::Error;
+use crate::image::working_dir;
 
 const ENGINE: EngineKind = EngineKind::Podman;
 /// The version of the interface that is spoken; later versions of Podman know it.

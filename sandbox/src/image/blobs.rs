@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use flate2::read::MultiGzDecoder;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
@@ -14,6 +15,7 @@ use rustix::io::Errno;
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 use tar::EntryType;
 
+use super::room::Room;
 use super::{LocalImage, Source, Trouble};
 use crate::error::{Error, ImageProblem};
 
@@ -32,6 +34,14 @@ pub(super) enum Blobs {
     Folder(OwnedFd),
     /// Of an archive.
     Archive { file: Arc<File>, parts: BTreeMap<String, Part> },
+}
+
+/// What was opened of an image.
+pub(super) enum Opened {
+    /// Its parts.
+    Blobs(Blobs),
+    /// An archive that is compressed as a whole.
+    Packed(File),
 }
 
 /// What an archive has under a name.
@@ -69,18 +79,33 @@ fn regular(path: &Path) -> Result<File, Trouble> {
 }
 
 impl Blobs {
-    /// Opens what an image is made of. A compressed archive is uncompressed into a nameless file of `scratch` first, of at most
-    /// `most` bytes.
-    pub(super) fn open(image: &LocalImage, scratch: &Path, most: u64) -> Result<Self, Trouble> {
+    /// Opens what an image is made of.
+    pub(super) fn open(image: &LocalImage) -> Result<Opened, Trouble> {
         match image.source {
-            Source::OciLayout => folder(&image.path).map(Self::Folder),
+            Source::OciLayout => folder(&image.path).map(|dir| Opened::Blobs(Self::Folder(dir))),
             Source::DockerArchive | Source::OciArchive => {
-                let file = plain(regular(&image.path)?, scratch, most)?;
-                let parts = index(&file)?;
-                Ok(Self::Archive { file: Arc::new(file), parts })
+                let file = regular(&image.path)?;
+                if is_packed(&file)? { Ok(Opened::Packed(file)) } else { Self::of(file).map(Opened::Blobs) }
             }
             Source::RootFolder => Err(Trouble::unusable("is a folder without layers")),
         }
+    }
+
+    /// The parts of a plain archive.
+    fn of(file: File) -> Result<Self, Trouble> {
+        let parts = index(&file)?;
+        Ok(Self::Archive { file: Arc::new(file), parts })
+    }
+
+    /// The parts of a compressed archive, which is uncompressed into a nameless file of `scratch` first, of at most `most` bytes.
+    pub(super) fn unpacked(
+        packed: File,
+        scratch: &Path,
+        most: u64,
+        room: Room<'_>,
+        stop: &AtomicBool,
+    ) -> Result<Self, Trouble> {
+        Self::of(plain(packed, scratch, most, room, stop)?)
     }
 
     /// Reads a document.
@@ -259,17 +284,24 @@ impl<R: Read> Read for Frames<R> {
     }
 }
 
-/// The archive itself where it is plain, else a plain copy.
-fn plain(mut file: File, scratch: &Path, most: u64) -> Result<File, Trouble> {
+/// Whether an archive as a whole is compressed.
+fn is_packed(file: &File) -> Result<bool, Trouble> {
     let mut magic = [0; 4];
     let got = file.read_at(&mut magic, 0).map_err(|error| unreadable("(its beginning)", &error))?;
-    if !matches!(
+    Ok(matches!(
         &magic[..got],
         [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd] | [0xfd, b'7', b'z', b'X'] | [b'B', b'Z', b'h', _]
-    ) {
-        return Ok(file);
-    }
-    file.seek(SeekFrom::Start(0)).map_err(|error| unreadable("(its beginning)", &error))?;
+    ))
+}
+
+/// A plain copy of a compressed archive.
+fn plain(
+    file: File,
+    scratch: &Path,
+    most: u64,
+    mut room: Room<'_>,
+    stop: &AtomicBool,
+) -> Result<File, Trouble> {
     let input = uncompressed(file).map_err(|error| Trouble::unusable(error.to_string()))?;
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let copy = rustix::fs::open(scratch, flags, Mode::RUSR | Mode::WUSR)
@@ -279,6 +311,9 @@ fn plain(mut file: File, scratch: &Path, most: u64) -> Result<File, Trouble> {
     let mut buffer = vec![0; WINDOW];
     let mut written = 0_u64;
     loop {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Trouble::Stopped);
+        }
         let got =
             input.read(&mut buffer).map_err(|error| Trouble::unusable(format!("cannot be read: {error}")))?;
         if got == 0 {
@@ -288,6 +323,7 @@ fn plain(mut file: File, scratch: &Path, most: u64) -> Result<File, Trouble> {
         if written > most {
             return Err(Trouble::unusable(format!("is larger than {most} bytes once it is uncompressed")));
         }
+        room.take(got as u64)?;
         copy.write_all(&buffer[..got]).map_err(Error::io("write in", scratch))?;
     }
 }

@@ -2,31 +2,33 @@
 //!
 //! Folder: `<64 digits>/{root,record.json}` · `.unpack-<n>/` while one is unpacked · `.gone-<n>/` while one is removed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
+use std::ops::Deref;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timestamps, UTIME_NOW};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use windlass_launcher::record;
 
-use super::blobs::{self, Blobs};
-use super::layer::{Tree, open_dir};
+use super::blobs::{self, Blobs, Opened};
+use super::layer::{Tree, new_dir, open_dir};
+use super::room::{Room, is_free};
 use super::users::Account;
+use super::work::{Stopper, Teller, Works};
 use super::{ImageLimits, LocalImage, Source, SystemImage, Trouble, manifest, places};
-use crate::error::Error;
+use crate::error::{Error, ImageProblem};
 use crate::workspace::removal;
 
 const ROOT: &str = "root";
 const RECORD: &str = "record.json";
 const UNPACKING: &str = ".unpack-";
 const GONE: &str = ".gone-";
-/// How long an image is kept that was asked for and that no unit names yet.
-const GRACE: Duration = Duration::from_secs(600);
 
 /// The images of a state folder. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -39,8 +41,53 @@ struct Inner {
     units: PathBuf,
     limits: ImageLimits,
     number: AtomicU64,
-    /// Held while an image is unpacked, or some are removed: what two want at once is unpacked once.
-    work: Mutex<()>,
+    works: Arc<Works>,
+    /// The images that somebody was given who still has them, by their folder, and how many have. Locked for a look or a change,
+    /// and while an image is taken out of its place.
+    held: Mutex<BTreeMap<String, usize>>,
+    /// What is left of a run before this one. Locked while something is removed.
+    left: Mutex<Vec<String>>,
+}
+
+/// An image that somebody was given: it stays as long as this does.
+#[derive(Debug)]
+pub struct Held {
+    image: SystemImage,
+    _hold: Option<Hold>,
+}
+
+#[derive(Debug)]
+struct Hold {
+    inner: Arc<Inner>,
+    folder: String,
+}
+
+impl Deref for Held {
+    type Target = SystemImage;
+
+    fn deref(&self) -> &SystemImage {
+        &self.image
+    }
+}
+
+impl Hold {
+    fn on(inner: &Arc<Inner>, id: &str) -> Self {
+        let folder = folder_of(id).to_owned();
+        *lock(&inner.held).entry(folder.clone()).or_default() += 1;
+        Self { inner: Arc::clone(inner), folder }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut held = lock(&self.inner.held);
+        if let Some(count) = held.get_mut(&self.folder) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.folder);
+            }
+        }
+    }
 }
 
 /// What is written beside an unpacked image.
@@ -62,34 +109,58 @@ struct SpecOfUnit {
     system: Option<crate::spec::SystemRoot>,
 }
 
-/// Tells those who work that nobody waits any more.
-struct Stopper(Arc<AtomicBool>);
+/// Nothing that a lock guards here is half changed by a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-impl Drop for Stopper {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+/// Runs a piece that blocks on a thread made for that.
+async fn blocking<T: Send + 'static>(
+    body: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
+) -> Result<T, Trouble> {
+    match tokio::task::spawn_blocking(body).await {
+        Ok(result) => result,
+        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
     }
 }
 
 impl Images {
-    /// The images below `dir`, for units below `units`. What a crash left half made is removed.
+    /// The images below `dir`, for units below `units`. What a crash left half made is never used, and is removed in the background.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn open(dir: PathBuf, units: PathBuf, limits: ImageLimits) -> Result<Self, Error> {
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(Error::io("create", &dir))?;
-        let inner = Inner { dir, units, limits, number: AtomicU64::new(0), work: Mutex::default() };
-        for name in inner.names()? {
-            if name.starts_with('.') {
-                inner.erase(&name)?;
-            }
+        let mut inner = Inner {
+            dir,
+            units,
+            limits,
+            number: AtomicU64::new(0),
+            works: Arc::new(Works::new()),
+            held: Mutex::default(),
+            left: Mutex::default(),
+        };
+        let left: Vec<String> = inner.names()?.into_iter().filter(|name| name.starts_with('.')).collect();
+        // What is new has another name than what is left.
+        let numbers = left.iter().filter_map(|name| name.rsplit('-').next()?.parse::<u64>().ok());
+        inner.number = AtomicU64::new(numbers.max().map_or(0, |most| most.saturating_add(1)));
+        let any = !left.is_empty();
+        inner.left = Mutex::new(left);
+        let inner = Arc::new(inner);
+        if any {
+            let inner = Arc::clone(&inner);
+            let work = move || inner.clear_left(&mut lock(&inner.left));
+            std::thread::Builder::new()
+                .name("images-left".to_owned())
+                .spawn(work)
+                .map_err(Error::io("start", "a thread"))?;
         }
-        Ok(Self(Arc::new(inner)))
+        Ok(Self(inner))
     }
 
     /// Sees to it that an image is unpacked, and that it is the one that its digest names. `known` is the id of the image that was
-    /// given for the same name before, should the same one be wanted. `progress` is told what is done that takes time. Dropping the
-    /// future stops the work.
+    /// given for the same name before, should the same one be wanted. `progress` is told what is done that takes time. What
+    /// several want at once is unpacked once, and stops when all of their futures have been dropped.
     ///
     /// # Errors
     /// [`Error::Image`], [`Error::Io`].
@@ -97,22 +168,77 @@ impl Images {
         &self,
         image: &LocalImage,
         known: Option<&str>,
-        progress: impl Fn(String) + Send + 'static,
-    ) -> Result<SystemImage, Error> {
-        let inner = Arc::clone(&self.0);
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopper = Stopper(Arc::clone(&stop));
-        let (image, known) = (image.clone(), known.map(str::to_owned));
-        let work = move || {
-            let done = inner.ensure(&image, known.as_deref(), &progress, &stop);
-            done.map_err(|trouble| trouble.of(&image))
-        };
-        let done = tokio::task::spawn_blocking(work).await;
-        drop(stopper);
-        match done {
-            Ok(result) => result,
-            Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+        progress: impl Fn(String) + Send,
+    ) -> Result<Held, Error> {
+        self.held(image, known, progress).await.map_err(|trouble| trouble.of(image))
+    }
+
+    async fn held(
+        &self,
+        image: &LocalImage,
+        known: Option<&str>,
+        progress: impl Fn(String) + Send,
+    ) -> Result<Held, Trouble> {
+        let inner = &self.0;
+        if image.source == Source::RootFolder {
+            let image = image.clone();
+            return Ok(Held { image: blocking(move || given(&image)).await?, _hold: None });
         }
+        if let Some(id) = known
+            && let Some(held) = self.there(id).await?
+        {
+            return Ok(held);
+        }
+        let wanted = image.clone();
+        let blobs = match blocking(move || Blobs::open(&wanted)).await? {
+            Opened::Blobs(blobs) => blobs,
+            Opened::Packed(file) => {
+                let _turn = inner.works.turn().await;
+                progress("uncompressing the archive".to_owned());
+                let stopper = Stopper::default();
+                let (stop, inner) = (Arc::clone(&stopper.0), Arc::clone(inner));
+                blocking(move || {
+                    let make = |disk: &OwnedFd| inner.make_room(disk);
+                    let room = Room::of(open_dir(&inner.dir)?, inner.limits.leave_free, &make);
+                    Blobs::unpacked(file, &inner.dir, inner.limits.bytes, room, &stop)
+                })
+                .await?
+            }
+        };
+        let wanted = image.clone();
+        let (blobs, found) =
+            blocking(move || manifest::find(&blobs, &wanted).map(|found| (blobs, found))).await?;
+        if let Some(id) = known
+            && id != found.id
+        {
+            let message = "was replaced by another one while the job ran".to_owned();
+            return Err(Trouble::Image(ImageProblem::Digest, message));
+        }
+        if let Some(held) = self.there(&found.id).await? {
+            return Ok(held);
+        }
+        let hold = Hold::on(inner, &found.id);
+        let id = found.id.clone();
+        let (worker, after) = (Arc::clone(inner), Arc::clone(inner));
+        let (unpack, collect) = (
+            move |teller: &Teller, stop: &AtomicBool| worker.ensure(&blobs, &found, teller, stop),
+            move || {
+                // What could not be removed is tried again after the next one.
+                if let Err(error) = after.collect() {
+                    tracing::warn!(error = %error, "images that nobody uses cannot be removed");
+                }
+            },
+        );
+        let work = inner.works.join(&id, unpack, collect);
+        Ok(Held { image: work.ended(progress).await?, _hold: Some(hold) })
+    }
+
+    /// An image that is there. It is held before it is looked for, so that nobody removes it in between.
+    async fn there(&self, id: &str) -> Result<Option<Held>, Trouble> {
+        let hold = Hold::on(&self.0, id);
+        let (inner, id) = (Arc::clone(&self.0), id.to_owned());
+        let found = blocking(move || inner.unpacked(&id)).await?;
+        Ok(found.map(|image| Held { image, _hold: Some(hold) }))
     }
 
     /// Removes images that nobody has used for longest, until those that are not in use are within the limit. Gives how many.
@@ -120,56 +246,25 @@ impl Images {
     /// # Errors
     /// [`Error::Io`].
     pub fn collect(&self) -> Result<u64, Error> {
-        let _work = self.0.lock();
         self.0.collect()
     }
 }
 
 impl Inner {
-    fn lock(&self) -> std::sync::MutexGuard<'_, ()> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+    /// Unpacks an image, unless somebody has done so while this one waited for a turn.
     fn ensure(
         &self,
-        image: &LocalImage,
-        known: Option<&str>,
-        progress: &dyn Fn(String),
+        blobs: &Blobs,
+        found: &manifest::Found,
+        teller: &Teller,
         stop: &AtomicBool,
     ) -> Result<SystemImage, Trouble> {
-        if image.source == Source::RootFolder {
-            return given(image);
-        }
-        if let Some(id) = known
-            && let Some(unpacked) = self.unpacked(id)?
-        {
-            return Ok(unpacked);
-        }
-        let blobs = Blobs::open(image, &self.dir, self.limits.bytes)?;
-        let found = manifest::find(&blobs, image)?;
-        if let Some(id) = known
-            && id != found.id
-        {
-            let message = "was replaced by another one while the job ran".to_owned();
-            return Err(Trouble::Image(crate::error::ImageProblem::Digest, message));
-        }
-        if let Some(unpacked) = self.unpacked(&found.id)? {
-            return Ok(unpacked);
-        }
-        let _work = self.lock();
-        // Somebody may have unpacked it while this one waited.
         if let Some(unpacked) = self.unpacked(&found.id)? {
             return Ok(unpacked);
         }
         let began = std::time::Instant::now();
-        let unpacked = self.unpack(&blobs, &found, progress, stop)?;
-        tracing::info!(
-            image = %image, image.id = unpacked.id, took_ms = began.elapsed().as_millis(), "image unpacked"
-        );
-        // What could not be removed is tried again after the next one.
-        if let Err(error) = self.collect() {
-            tracing::warn!(error = %error, "images that nobody uses cannot be removed");
-        }
+        let unpacked = self.unpack(blobs, found, teller, stop)?;
+        tracing::info!(image.id = unpacked.id, took_ms = began.elapsed().as_millis(), "image unpacked");
         Ok(unpacked)
     }
 
@@ -191,11 +286,11 @@ impl Inner {
         &self,
         blobs: &Blobs,
         found: &manifest::Found,
-        progress: &dyn Fn(String),
+        teller: &Teller,
         stop: &AtomicBool,
     ) -> Result<SystemImage, Trouble> {
         let name = format!("{UNPACKING}{}", self.number.fetch_add(1, Ordering::Relaxed));
-        let made = self.fill(&name, blobs, found, progress, stop);
+        let made = self.fill(&name, blobs, found, teller, stop);
         if made.is_err()
             && let Err(error) = self.erase(&name)
         {
@@ -209,18 +304,20 @@ impl Inner {
         name: &str,
         blobs: &Blobs,
         found: &manifest::Found,
-        progress: &dyn Fn(String),
+        teller: &Teller,
         stop: &AtomicBool,
     ) -> Result<SystemImage, Trouble> {
         let dir = self.dir.join(name);
         let root_path = dir.join(ROOT);
         DirBuilder::new().mode(0o700).create(&dir).map_err(Error::io("create", &dir))?;
         // Jobs of other users look into it.
-        DirBuilder::new().mode(0o755).create(&root_path).map_err(Error::io("create", &root_path))?;
-        let root = open_dir(&root_path)?;
-        let mut tree = Tree::new(open_dir(&root_path)?, self.limits, stop);
+        let root = new_dir(&open_dir(&dir)?, ROOT.as_bytes())
+            .map_err(|errno| Error::io("create", &root_path)(errno.into()))?;
+        let make = |disk: &OwnedFd| self.make_room(disk);
+        let room = Room::of(open_dir(&root_path)?, self.limits.leave_free, &make);
+        let mut tree = Tree::new(open_dir(&root_path)?, self.limits, room, stop);
         for (index, layer) in found.layers.iter().enumerate() {
-            progress(format!("unpacking layer {} of {}", index + 1, found.layers.len()));
+            teller.line(format!("unpacking layer {} of {}", index + 1, found.layers.len()));
             tree.lay(blobs, layer)?;
         }
         places::make(&root)?;
@@ -235,6 +332,11 @@ impl Inner {
         rustix::fs::syncfs(&root).map_err(|errno| Error::io("write", &root_path)(errno.into()))?;
         match rustix::fs::renameat_with(CWD, &dir, CWD, &place, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(record.image),
+            // By one that everybody had left, and that was done all the same.
+            Err(Errno::EXIST) => {
+                self.erase(name)?;
+                Ok(record.image)
+            }
             Err(errno) => Err(Error::io("place", place)(errno.into()).into()),
         }
     }
@@ -267,13 +369,22 @@ impl Inner {
         Ok(used)
     }
 
-    /// See [`Images::collect`].
-    fn collect(&self) -> Result<u64, Error> {
+    /// Removes what is left of a run before this one.
+    fn clear_left(&self, left: &mut Vec<String>) {
+        while let Some(name) = left.pop() {
+            if let Err(error) = self.erase(&name) {
+                tracing::warn!(error = %error, "what is left of an image stays until the agent starts again");
+            }
+        }
+    }
+
+    /// The images that nobody uses, the longest unused first, with their bytes.
+    fn idle(&self) -> Result<Vec<(String, u64)>, Error> {
         let in_use = self.in_use()?;
         let mut idle = Vec::new();
         for name in self.names()? {
             let dir = self.dir.join(&name);
-            if name.starts_with('.') || in_use.contains(&dir) {
+            if name.starts_with('.') || in_use.contains(&dir) || lock(&self.held).contains_key(&name) {
                 continue;
             }
             let used =
@@ -282,23 +393,60 @@ impl Inner {
             idle.push((used, name, record.map_or(0, |record| record.bytes)));
         }
         idle.sort();
-        let mut bytes: u64 = idle.iter().map(|(_, _, bytes)| bytes).sum();
+        Ok(idle.into_iter().map(|(_, name, bytes)| (name, bytes)).collect())
+    }
+
+    /// Removes an image, unless somebody has been given it since it was found idle. The caller has `left`.
+    fn discard(&self, name: &str, bytes: u64) -> Result<bool, Error> {
+        let gone = format!("{GONE}{}", self.number.fetch_add(1, Ordering::Relaxed));
+        let held = lock(&self.held);
+        if held.contains_key(name) {
+            return Ok(false);
+        }
+        fs::rename(self.dir.join(name), self.dir.join(&gone))
+            .map_err(Error::io("remove", self.dir.join(name)))?;
+        drop(held);
+        self.erase(&gone)?;
+        tracing::info!(image.id = name, bytes, "image removed that nobody uses");
+        Ok(true)
+    }
+
+    /// See [`Images::collect`].
+    fn collect(&self) -> Result<u64, Error> {
+        let _removing = lock(&self.left);
+        let idle = self.idle()?;
+        let mut bytes: u64 = idle.iter().map(|(_, bytes)| bytes).sum();
         let mut removed = 0;
-        for (used, name, own) in idle {
-            #[expect(clippy::disallowed_methods, reason = "it is compared with the times of files")]
-            let age = SystemTime::now().duration_since(used).unwrap_or_default();
-            if bytes <= self.limits.kept || age < GRACE {
+        for (name, own) in idle {
+            if bytes <= self.limits.kept {
                 break;
             }
-            let gone = format!("{GONE}{}", self.number.fetch_add(1, Ordering::Relaxed));
-            fs::rename(self.dir.join(&name), self.dir.join(&gone))
-                .map_err(Error::io("remove", self.dir.join(&name)))?;
-            self.erase(&gone)?;
-            tracing::info!(image.id = name, bytes = own, "image removed that nobody uses");
+            removed += u64::from(self.discard(&name, own)?);
             bytes -= own;
-            removed += 1;
         }
         Ok(removed)
+    }
+
+    /// Removes what nobody uses until as much of the disk is free as is to be left free.
+    fn make_room(&self, disk: &OwnedFd) -> Result<(), Trouble> {
+        let mut left = lock(&self.left);
+        self.clear_left(&mut left);
+        let mut idle = self.idle()?.into_iter();
+        while !is_free(disk, self.limits.leave_free)? {
+            let Some((name, bytes)) = idle.next() else {
+                return Err(Trouble::Image(
+                    ImageProblem::Unavailable,
+                    format!(
+                        "cannot be unpacked: less than {} MiB are free on the disk of {}, and no image there is idle; make room \
+                         on the node",
+                        self.limits.leave_free >> 20,
+                        self.dir.display()
+                    ),
+                ));
+            };
+            self.discard(&name, bytes)?;
+        }
+        Ok(())
     }
 }
 
@@ -311,11 +459,11 @@ fn folder_of(id: &str) -> &str {
 fn given(image: &LocalImage) -> Result<SystemImage, Trouble> {
     if let Some(digest) = &image.digest {
         let message = format!("is a folder, which has no digest; remove `@{digest}`, or use an archive");
-        return Err(Trouble::Image(crate::error::ImageProblem::Digest, message));
+        return Err(Trouble::Image(ImageProblem::Digest, message));
     }
     if let Some(name) = &image.name {
         let message = format!("is a folder, which has no names; remove `:{name}`");
-        return Err(Trouble::Image(crate::error::ImageProblem::Invalid, message));
+        return Err(Trouble::Image(ImageProblem::Invalid, message));
     }
     let root = blobs::folder(&image.path)?;
     places::check(&root, &image.path)?;
@@ -323,7 +471,7 @@ fn given(image: &LocalImage) -> Result<SystemImage, Trouble> {
 }
 
 fn describe(
-    root: &std::os::fd::OwnedFd,
+    root: &OwnedFd,
     dir: PathBuf,
     id: String,
     config: super::ImageConfig,

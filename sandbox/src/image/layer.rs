@@ -17,6 +17,7 @@ use tar::EntryType;
 
 use super::blobs::{Blobs, uncompressed, unreadable};
 use super::manifest::Layer;
+use super::room::Room;
 use super::{ImageLimits, Trouble};
 use crate::error::{Error, ImageProblem};
 use crate::tarball::{Entry, Tarball};
@@ -42,16 +43,14 @@ pub(super) struct Tree<'a> {
     stop: &'a AtomicBool,
     pub(super) entries: u64,
     pub(super) bytes: u64,
-    /// Written since the disk was last looked at.
-    unseen: u64,
+    /// Bytes that may still be read of layers, each of which is read twice. Headers and padding of entries without data count too:
+    /// archives of a billion empty records must end, however many name the same one.
+    unread: u64,
+    room: Room<'a>,
 }
 
-/// Bytes that are written between two looks at the disk.
-const LOOK_EVERY: u64 = 16 << 20;
 /// Bytes of the disk that an entry takes up by itself, as a folder does.
 const ENTRY_BYTES: u64 = 4096;
-/// Bytes of the disk that images leave free: as much as an agent wants to take on work.
-const LEAVE_FREE: u64 = 256 << 20;
 
 /// What is done with each entry of a layer, by its path.
 type ForEntry<'f, T> = dyn FnMut(&mut T, &[u8], &mut Entry<'_, '_>) -> Result<(), Trouble> + 'f;
@@ -60,8 +59,10 @@ type ForEntry<'f, T> = dyn FnMut(&mut T, &[u8], &mut Entry<'_, '_>) -> Result<()
 type Parts<'p> = [&'p [u8]];
 
 impl<'a> Tree<'a> {
-    pub(super) fn new(root: OwnedFd, limits: ImageLimits, stop: &'a AtomicBool) -> Self {
-        Self { root, limits, stop, entries: 0, bytes: 0, unseen: LOOK_EVERY }
+    pub(super) fn new(root: OwnedFd, limits: ImageLimits, room: Room<'a>, stop: &'a AtomicBool) -> Self {
+        let unread =
+            limits.bytes.saturating_add(limits.entries.saturating_mul(ENTRY_BYTES)).saturating_mul(2);
+        Self { root, limits, stop, entries: 0, bytes: 0, unread, room }
     }
 
     /// Lays a layer over those that are there.
@@ -94,17 +95,15 @@ impl<'a> Tree<'a> {
             _ if stop.load(Ordering::Relaxed) => Trouble::Stopped,
             _ => unreadable(&layer.part, &error),
         };
-        // Headers and padding of entries without data count too: an archive of a billion empty records must end.
-        let ceiling = limits.bytes.saturating_add(limits.entries.saturating_mul(4096));
         {
             let input = Hashed { input: blobs.reader(&layer.part)?, hash: &mut packed, stop };
             let input = Hashed { input: uncompressed(input).map_err(wrap)?, hash: &mut plain, stop };
-            let mut tarball = Tarball::new(input, ceiling);
+            let mut tarball = Tarball::new(input, self.unread);
             tarball.for_each(wrap, |entry| {
                 let path = entry.path_bytes().into_owned();
                 each(self, &path, entry)
             })?;
-            tarball.finish().map_err(wrap)?;
+            self.unread = tarball.finish().map_err(wrap)?;
         }
         let digests = [(layer.digest.as_ref(), packed), (Some(&layer.plain_digest), plain)];
         for (expected, hash) in digests {
@@ -213,11 +212,8 @@ impl<'a> Tree<'a> {
             if copied > left {
                 return Err(too_large(self.limits));
             }
+            self.room.take(got as u64)?;
             io::Write::write_all(&mut file, &buffer[..got]).map_err(Error::io("write", shown(path)))?;
-            self.unseen += got as u64;
-            if self.unseen >= LOOK_EVERY {
-                self.look_at_the_disk()?;
-            }
         }
         self.bytes += copied;
         let mode = Mode::from_raw_mode(if program { 0o555 } else { 0o444 });
@@ -231,17 +227,6 @@ impl<'a> Tree<'a> {
     pub(super) fn make_folder(&mut self, path: &str) -> Result<(), Trouble> {
         let parts = parts_of(path.as_bytes())?;
         self.folder(&parts, path.as_bytes()).map(drop)
-    }
-
-    /// Leaves some of the disk to others.
-    fn look_at_the_disk(&mut self) -> Result<(), Trouble> {
-        self.unseen = 0;
-        let failed = |errno: Errno| Error::io("inspect", "the disk of images")(errno.into());
-        let disk = rustix::fs::fstatvfs(&self.root).map_err(failed)?;
-        if disk.f_bavail.saturating_mul(disk.f_frsize) < LEAVE_FREE {
-            return Err(failed(Errno::NOSPC).into());
-        }
-        Ok(())
     }
 
     /// Gives a file that is there another name.
@@ -306,11 +291,9 @@ impl<'a> Tree<'a> {
             }
         }
         let mut dir = self.resolve(&parts[..there]).map_err(refused)?;
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
         for part in &parts[there..] {
             self.count()?;
-            rustix::fs::mkdirat(&dir, *part, Mode::from_raw_mode(0o755)).map_err(refused)?;
-            dir = rustix::fs::openat(&dir, *part, flags, Mode::empty()).map_err(refused)?;
+            dir = new_dir(&dir, part).map_err(refused)?;
         }
         Ok(dir)
     }
@@ -324,8 +307,7 @@ impl<'a> Tree<'a> {
         if self.entries > self.limits.entries {
             return Err(Trouble::unusable(format!("has more than {} entries", self.limits.entries)));
         }
-        self.unseen += ENTRY_BYTES;
-        if self.unseen >= LOOK_EVERY { self.look_at_the_disk() } else { Ok(()) }
+        self.room.take(ENTRY_BYTES)
     }
 }
 
@@ -336,7 +318,16 @@ fn make_dir(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
         return Ok(());
     }
     clear(dir, name)?;
-    rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755))
+    new_dir(dir, name).map(drop)
+}
+
+/// Makes a folder that everybody can look into, whatever is kept from others by default.
+pub(super) fn new_dir(dir: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    rustix::fs::mkdirat(dir, name, Mode::RWXU)?;
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    let made = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))?;
+    Ok(made)
 }
 
 /// Removes what has a name, with all that is in it.

@@ -323,7 +323,7 @@ fn described(
         entrypoint: words(&run.entrypoint),
         command: words(&run.cmd),
         env: words(&run.env),
-        working_dir: run.working_dir.clone().filter(|dir| !dir.trim_matches('/').is_empty()),
+        working_dir: super::working_dir(run.working_dir.as_deref()),
         user: run.user.clone().unwrap_or_default(),
     };
     let mut all =

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::Trouble;
-use super::layer::clear;
+use super::layer::{clear, new_dir};
 use super::users::MAX_ACCOUNTS;
 use crate::error::Error;
 
@@ -56,8 +56,8 @@ pub(super) fn make(root: &OwnedFd) -> Result<(), Trouble> {
         }
         let (above, name) = match path.split_once('/') {
             Some((above, name)) => {
-                match rustix::fs::mkdirat(root, above, Mode::from_raw_mode(0o755)) {
-                    Ok(()) | Err(Errno::EXIST) => {}
+                match new_dir(root, above.as_bytes()) {
+                    Ok(_) | Err(Errno::EXIST) => {}
                     Err(errno) => return Err(failed(errno)),
                 }
                 let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
@@ -71,13 +71,14 @@ pub(super) fn make(root: &OwnedFd) -> Result<(), Trouble> {
         clear(&above, name.as_bytes()).map_err(failed)?;
         match wanted {
             FileType::Directory => {
-                rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755)).map_err(failed)?;
+                new_dir(&above, name.as_bytes()).map_err(failed)?;
             }
             _ => {
                 let flags =
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file =
                     rustix::fs::openat(&above, name, flags, Mode::from_raw_mode(0o444)).map_err(failed)?;
+                rustix::fs::fchmod(&file, Mode::from_raw_mode(0o444)).map_err(failed)?;
                 std::io::Write::write_all(&mut File::from(file), &content)
                     .map_err(Error::io("write", format!("/{path} of an image")))?;
             }

@@ -35,7 +35,10 @@ impl Account {
         let users = passwd.as_deref().unwrap_or_default();
         let groups = group.as_deref().unwrap_or_default();
         let entry = entry_of(users, name);
-        let number = |entry: &[&str], field: usize| entry.get(field).and_then(|id| id.parse::<u32>().ok());
+        // The largest means none to the kernel.
+        let number = |entry: &[&str], field: usize| {
+            entry.get(field).and_then(|id| id.parse::<u32>().ok()).filter(|id| *id != u32::MAX)
+        };
         let uid = match (&entry, name.parse::<u32>()) {
             _ if name.is_empty() => 0,
             (Some(entry), _) => number(entry, 2).ok_or_else(|| unknown("user", name, "/etc/passwd"))?,

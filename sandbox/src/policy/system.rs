@@ -2,7 +2,7 @@
 
 use windlass_launcher::plan::{Step, Text};
 
-use super::{HOME, RESOLVER, text};
+use super::{HOME, RESOLVER, WORKSPACE, text};
 use crate::error::Error;
 use crate::spec::SystemRoot;
 
@@ -46,5 +46,28 @@ pub(super) fn lay_out(steps: &mut Vec<Step>, system: &SystemRoot) -> Result<(), 
         steps.push(Step::Cover { part, place, read_only: false });
     }
     steps.push(Step::EnterSystem);
+    Ok(())
+}
+
+/// Makes the folder that the image names for its program, as engines do, where it is in what begins empty. Elsewhere it was made
+/// when the image was unpacked.
+pub(super) fn make_working_folder(
+    steps: &mut Vec<Step>,
+    system: &SystemRoot,
+    cwd: &str,
+) -> Result<(), Error> {
+    if system.image.config.working_dir.as_deref() != Some(cwd) {
+        return Ok(());
+    }
+    let empty = ["/tmp", "/var/tmp", "/run", "/dev/shm", HOME, WORKSPACE];
+    let mut places = empty.into_iter().chain(system.scratch.iter().map(String::as_str));
+    let Some(below) = places.find_map(|place| cwd.strip_prefix(place)?.strip_prefix('/')) else {
+        return Ok(());
+    };
+    let above = cwd.len() - below.len();
+    let ends = below.match_indices('/').map(|(at, _)| at).chain([below.len()]);
+    for end in ends {
+        steps.push(Step::MakeDir { path: text("cwd", &cwd[..above + end])?, mode: 0o755 });
+    }
     Ok(())
 }

@@ -91,6 +91,26 @@ fn a_system_of_ones_own_takes_the_same_spare_and_has_the_small_root_laid_over_it
 }
 
 #[test]
+fn the_working_folder_that_an_image_names_is_made_in_what_begins_empty() {
+    let made = |named: &str, cwd: &str| {
+        let mut system = SystemRoot { scratch: vec!["/var/cache".to_owned()], ..system() };
+        system.image.config.working_dir = Some(named.to_owned());
+        let spec = UnitSpec { system: Some(system), cwd: cwd.to_owned(), ..spec() };
+        let steps = plan(&spec, &host(), Enforcement::default()).unwrap().own.steps;
+        let steps =
+            steps.iter().map(ToString::to_string).skip_while(|step| !step.starts_with("set the umask"));
+        steps.filter_map(|step| step.strip_prefix("make folder ").map(str::to_owned)).collect::<Vec<_>>()
+    };
+    assert_eq!(made("/tmp/a/b", "/tmp/a/b"), ["/tmp/a with mode 755", "/tmp/a/b with mode 755"]);
+    assert_eq!(made("/var/cache/a", "/var/cache/a"), ["/var/cache/a with mode 755"]);
+    for (named, cwd) in
+        [("/srv/app", "/srv/app"), ("/tmp", "/tmp"), ("/tmpfs/a", "/tmpfs/a"), ("/tmp/a", "/tmp/b")]
+    {
+        assert!(made(named, cwd).is_empty(), "{named}");
+    }
+}
+
+#[test]
 fn who_a_program_is_in_a_system_is_said_by_the_image_or_is_root_by_the_jobs_wish() {
     let ids = |system: SystemRoot| {
         let spec = UnitSpec { system: Some(system), ..spec() };

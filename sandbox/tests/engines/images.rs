@@ -126,7 +126,7 @@ async fn what_the_engines_save_is_a_native_units_system() {
             let mut unit = world.script(&runtime, &format!("{kind}-{form}"), script);
             unit.system = Some(SystemRoot::new(unpacked.clone()));
             assert_eq!(runtime.run(&unit).await.ok(), "/workspace\n", "{image}");
-            ids.push((kind, unpacked.id));
+            ids.push((kind, unpacked.id.clone()));
         }
     }
     // Both forms of one engine are one image.

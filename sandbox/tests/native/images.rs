@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use serde_json::json;
 use tar::EntryType;
-use windlass_sandbox::image::{ImageLimits, Source, SystemImage};
-use windlass_sandbox::{Driver, Entrypoint, Error, ImageProblem, LocalImage, Network, SystemRoot, UnitSpec};
+use windlass_sandbox::image::{Held, ImageLimits, Source, SystemImage};
+use windlass_sandbox::{
+    Driver, Entrypoint, Error, ImageProblem, Images, LocalImage, Network, SystemRoot, UnitSpec,
+};
 
 use crate::fixture::{Fixture, is_root};
 use maker::{Image, Layer, Packed, archive_of, gzip, sha256};
@@ -20,8 +22,9 @@ fn local(source: Source, path: impl Into<PathBuf>) -> LocalImage {
     LocalImage { source, path: path.into(), name: None, digest: None }
 }
 
+/// Nothing removes it: far less is kept here than may be.
 async fn ensure(fixture: &Fixture, image: &LocalImage) -> Result<SystemImage, Error> {
-    fixture.native.images().ensure(image, None, |_| {}).await
+    fixture.native.images().ensure(image, None, |_| {}).await.map(|held| held.clone())
 }
 
 /// A unit that runs a shell's script in an image.
@@ -33,7 +36,7 @@ fn unit(fixture: &Fixture, name: &str, image: SystemImage, script: &str) -> Unit
 
 /// What went wrong with an image: the kind, and the words.
 #[track_caller]
-fn trouble(result: Result<SystemImage, Error>) -> (ImageProblem, String) {
+fn trouble<T: std::fmt::Debug>(result: Result<T, Error>) -> (ImageProblem, String) {
     match result {
         Err(Error::Image { problem, message, .. }) => (problem, message),
         other => panic!("{other:?}"),
@@ -110,8 +113,12 @@ struct Mounted(std::path::PathBuf);
 
 impl Mounted {
     fn at(place: &Path) -> Self {
-        let status =
-            std::process::Command::new("mount").args(["-t", "tmpfs", "none"]).arg(place).status().unwrap();
+        Self::with(place, "mode=0755")
+    }
+
+    fn with(place: &Path, options: &str) -> Self {
+        let mut mount = std::process::Command::new("mount");
+        let status = mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(place).status().unwrap();
         assert!(status.success());
         Self(place.to_owned())
     }
@@ -308,7 +315,7 @@ async fn an_image_is_unpacked_once_and_what_was_half_made_is_removed() {
     let all = (0..8).map(|_| images.ensure(&form, None, |_| {}));
     let all = futures::future::join_all(all).await;
     let first = all[0].as_ref().unwrap();
-    assert!(all.iter().all(|image| image.as_ref().unwrap() == first));
+    assert!(all.iter().all(|image| **image.as_ref().unwrap() == **first));
     let inode = |image: &SystemImage| fs::metadata(image.dir.join("marker")).unwrap().ino();
     let before = inode(first);
     assert_eq!(inode(&ensure(&fixture, &form).await.unwrap()), before);
@@ -322,45 +329,214 @@ async fn an_image_is_unpacked_once_and_what_was_half_made_is_removed() {
     // A crash in the middle of unpacking.
     let state = fixture.dir.path().join("state");
     fs::create_dir_all(state.join("images/.unpack-7/root/etc")).unwrap();
+    fs::create_dir_all(state.join("images/.gone-0/root")).unwrap();
     let Fixture { dir: kept, native, .. } = fixture;
     drop(native);
     let mut config = crate::fixture::config(kept.path());
     config.images = ImageLimits::default();
     let native = crate::fixture::reopened(config).await;
-    assert!(!state.join("images/.unpack-7").exists());
     assert_eq!(inode(&native.images().ensure(&form, Some(&first.id), |_| {}).await.unwrap()), before);
+    let left = || [".unpack-7", ".gone-0"].iter().any(|name| state.join("images").join(name).exists());
+    crate::fixture::eventually("what was left is removed", || !left()).await;
+}
+
+/// Images in which a file says how they are called, the oldest first, held as if attempts had them.
+async fn named_images(fixture: &Fixture, names: &[&str]) -> Vec<(LocalImage, Held)> {
+    let mut images = Vec::new();
+    for (name, seconds) in names.iter().zip(1_000_000_000..) {
+        let path = fixture.dir.path().join(format!("{name}.tar"));
+        Image::of([Layer::busybox().file("name", 0o644, name)]).docker_archive(&path, &[]);
+        let form = local(Source::DockerArchive, path);
+        let held = fixture.native.images().ensure(&form, None, |_| {}).await.unwrap();
+        let used = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        fs::File::open(folder(&held)).unwrap().set_modified(used).unwrap();
+        images.push((form, held));
+    }
+    images
+}
+
+fn folder(image: &SystemImage) -> PathBuf {
+    image.dir.parent().unwrap().to_owned()
 }
 
 #[tokio::test]
 async fn images_that_nobody_uses_are_removed_when_room_is_wanted() {
     let fixture = Fixture::with(|config| config.images.kept = 0).await;
-    let dir = fixture.dir.path();
-    let mut images = Vec::new();
-    for name in ["old", "used", "new"] {
-        let path = dir.join(format!("{name}.tar"));
-        Image::of([Layer::busybox().file("name", 0o644, name)]).docker_archive(&path, &[]);
-        let form = local(Source::DockerArchive, path);
-        images.push((form.clone(), ensure(&fixture, &form).await.unwrap()));
-    }
-    let [old, used, new] = [0, 1, 2].map(|index: usize| images[index].1.clone());
-    let folder = |image: &SystemImage| image.dir.parent().unwrap().to_owned();
-    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-    let age = |image: &SystemImage| fs::File::open(folder(image)).unwrap().set_modified(long_ago).unwrap();
-    // One of them belongs to a unit that is prepared.
+    let mut images = named_images(&fixture, &["old", "used", "new"]).await;
+    // One of them belongs to a unit that is prepared, one to an attempt that has prepared none yet.
+    let (_, new) = images.pop().unwrap();
+    let (_, used) = images.pop().unwrap();
+    let (old_form, old_held) = images.pop().unwrap();
+    let old = old_held.clone();
     let unit = unit(&fixture, "user", used.clone(), "cat /name");
     fixture.native.prepare(&unit).await.unwrap();
-    age(&old);
-    age(&used);
+    let used_folder = folder(&used);
+    drop(used);
+    assert_eq!(fixture.native.images().collect().unwrap(), 0);
+    drop(old_held);
     assert_eq!(fixture.native.images().collect().unwrap(), 1);
-    assert!(!folder(&old).exists() && folder(&used).exists() && folder(&new).exists());
+    assert!(!folder(&old).exists() && used_folder.exists() && folder(&new).exists());
     fixture.native.start(&unit.id).await.unwrap();
     assert_eq!(fixture.finish(&unit.id).await.ok(), "used");
     fixture.native.cleanup(&unit.id).await.unwrap();
-    age(&used);
     assert_eq!(fixture.native.images().collect().unwrap(), 1);
     // And is unpacked again when somebody wants it.
-    assert_eq!(ensure(&fixture, &images[0].0).await.unwrap(), old);
-    assert_eq!(cached(&fixture).len(), 2);
+    assert_eq!(*fixture.native.images().ensure(&old_form, None, |_| {}).await.unwrap(), old);
+    assert!(folder(&new).exists());
+}
+
+#[tokio::test]
+async fn idle_images_give_way_on_a_full_disk_and_used_ones_do_not() {
+    let fixture = Fixture::with(|config| config.images.leave_free = 0).await;
+    let mut images = named_images(&fixture, &["oldest", "idle", "used"]).await;
+    let used = images.pop().unwrap().1;
+    let idle: Vec<PathBuf> = images.into_iter().map(|(_, held)| folder(&held)).collect();
+    let path = fixture.dir.path().join("more.tar");
+    Image::of([Layer::busybox()]).docker_archive(&path, &[]);
+    // No disk has so much free: all that is idle goes, and then it is said.
+    let state = fixture.dir.path().join("state");
+    let limits = ImageLimits { leave_free: u64::MAX, ..ImageLimits::default() };
+    let images = Images::open(state.join("images"), state.join("units"), limits).unwrap();
+    let _of_an_attempt =
+        images.ensure(&local(Source::DockerArchive, "/nowhere"), Some(&used.id), |_| {}).await.unwrap();
+    let (problem, message) = trouble(images.ensure(&local(Source::DockerArchive, &path), None, |_| {}).await);
+    assert_eq!(problem, ImageProblem::Unavailable);
+    assert!(
+        message.contains("are free on the disk of") && message.contains("no image there is idle"),
+        "{message}"
+    );
+    assert!(folder(&used).exists() && idle.iter().all(|folder| !folder.exists()));
+    assert_eq!(cached(&fixture).len(), 1, "nothing is left of what failed");
+    // So it does where an archive is uncompressed first.
+    fs::write(&path, gzip(&fs::read(&path).unwrap())).unwrap();
+    let (_, message) = trouble(images.ensure(&local(Source::DockerArchive, &path), None, |_| {}).await);
+    assert!(message.contains("no image there is idle"), "{message}");
+}
+
+#[tokio::test]
+async fn no_more_idle_images_go_than_the_disk_needs_and_the_longest_unused_go_first() {
+    if !is_root() {
+        // Nobody else mounts anything here; root runs this test.
+        return;
+    }
+    let fixture = Fixture::new().await;
+    let disk = fixture.dir.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mounted = Mounted::with(&disk, "size=40m");
+    let limits = ImageLimits { leave_free: 8 << 20, ..ImageLimits::default() };
+    let images = Images::open(disk.join("images"), fixture.dir.path().join("state/units"), limits).unwrap();
+    let mut folders = Vec::new();
+    for (name, seconds) in ["oldest", "idle", "wanted"].iter().zip(1_000_000_000..) {
+        let path = fixture.dir.path().join(format!("{name}.tar"));
+        let layer = Layer::new().file("name", 0o644, name).file("large", 0o644, vec![1; 12 << 20]);
+        Image::of([layer]).docker_archive(&path, &[]);
+        let image = images.ensure(&local(Source::DockerArchive, path), None, |_| {}).await.unwrap();
+        let used = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        fs::File::open(folder(&image)).unwrap().set_modified(used).unwrap();
+        folders.push(folder(&image));
+    }
+    // The last was begun while enough was free, so what was written to it made it scarce.
+    let path = fixture.dir.path().join("last.tar");
+    Image::of([Layer::new().file("name", 0o644, "last")]).docker_archive(&path, &[]);
+    images.ensure(&local(Source::DockerArchive, path), None, |_| {}).await.unwrap();
+    assert_eq!(folders.iter().map(|folder| folder.exists()).collect::<Vec<_>>(), [false, true, true]);
+    drop(images);
+    drop(mounted);
+}
+
+#[tokio::test]
+async fn an_image_is_unpacked_while_another_one_takes_long_and_who_leaves_ends_it_for_nobody_else() {
+    let fixture = Fixture::new().await;
+    let dir = fixture.dir.path();
+    // Many times as large as the other one.
+    let slow = dir.join("slow.tar");
+    let large = (0..8).fold(Layer::busybox(), |layer, index| {
+        layer.file(&format!("large-{index}"), 0o644, vec![index; 4 << 20])
+    });
+    Image::of([large]).docker_archive(&slow, &[]);
+    let quick = dir.join("quick.tar");
+    Image::busybox().docker_archive(&quick, &[]);
+    let (slow, quick) = (local(Source::DockerArchive, slow), local(Source::DockerArchive, quick));
+    let images = fixture.native.images().clone();
+    let begun = |images: Images, image: LocalImage| {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let tell = std::sync::Mutex::new(Some(tell));
+        let work = tokio::spawn(async move {
+            let progress = move |_: String| {
+                if let Some(tell) = tell.lock().unwrap().take() {
+                    tell.send(()).unwrap();
+                }
+            };
+            images.ensure(&image, None, progress).await
+        });
+        (work, told)
+    };
+    let (first, told) = begun(images.clone(), slow.clone());
+    told.await.unwrap();
+    let (second, told) = begun(images.clone(), slow.clone());
+    told.await.unwrap();
+    ensure(&fixture, &quick).await.unwrap();
+    assert!(!first.is_finished() && !second.is_finished(), "the quick one did not wait for it");
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    second.await.unwrap().unwrap();
+    // One that everybody has left stops and leaves nothing.
+    let other = dir.join("other.tar");
+    let large = Layer::busybox().file("large", 0o644, vec![9; 32 << 20]);
+    Image::of([large]).docker_archive(&other, &[]);
+    let (only, told) = begun(images.clone(), local(Source::DockerArchive, other));
+    told.await.unwrap();
+    only.abort();
+    assert!(only.await.unwrap_err().is_cancelled());
+    crate::fixture::eventually("nothing is left of it", || cached(&fixture).len() == 2).await;
+}
+
+#[tokio::test]
+async fn the_folder_that_an_image_names_is_there_as_with_engines() {
+    let fixture = Fixture::new().await;
+    for (index, (named, expected)) in [
+        ("srv/app", "/srv/app"),
+        ("/a/../new/./folder/", "/new/folder"),
+        ("/tmp/deep/er", "/tmp/deep/er"),
+        ("/workspace/out", "/workspace/out"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = fixture.dir.path().join(format!("{index}.tar"));
+        let image = Image::of([Layer::busybox()]).configured(json!({"WorkingDir": named}));
+        image.docker_archive(&path, &[]);
+        let image = ensure(&fixture, &local(Source::DockerArchive, path)).await.unwrap();
+        let mut unit = fixture.unit(&format!("dir-{index}"), &["sh", "-c", "pwd"]);
+        unit.cwd = image.config.working_dir.clone().unwrap();
+        unit.system = Some(SystemRoot::new(image));
+        assert_eq!(fixture.run(&unit).await.ok(), format!("{expected}\n"));
+    }
+}
+
+#[test]
+fn an_image_can_be_read_whatever_the_agent_keeps_from_others_by_default() {
+    let thread = std::thread::spawn(|| {
+        // For this thread and those that it starts.
+        #[expect(
+            deprecated,
+            reason = "its heir is unsafe for the sake of descriptors, which stay shared here"
+        )]
+        rustix::thread::unshare(rustix::thread::UnshareFlags::FS).unwrap();
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let fixture = Fixture::new().await;
+            let path = fixture.dir.path().join("a.tar");
+            let layer = Layer::busybox().file("implied/folder/x", 0o600, "read\n");
+            Image::of([layer]).configured(json!({"WorkingDir": "/made/too"})).docker_archive(&path, &[]);
+            let image = ensure(&fixture, &local(Source::DockerArchive, path)).await.unwrap();
+            let script = "cat /implied/folder/x; ls /made; cat /etc/passwd > /dev/null && ls -d /home/job";
+            let outcome = fixture.run(&unit(&fixture, "umask", image, script)).await;
+            assert_eq!(outcome.ok(), "read\ntoo\n/home/job\n");
+        });
+    });
+    thread.join().unwrap();
 }
 
 #[tokio::test]

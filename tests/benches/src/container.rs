@@ -110,7 +110,7 @@ fn native<'b>(bench: &'b Bench, podman: Result<&Podman, String>) -> anyhow::Resu
     let image =
         LocalImage { source: Source::OciArchive, path: fs::canonicalize(path)?, name: None, digest: None };
     let unpacked = bench.runtime.block_on(ours.native.images().ensure(&image, None, |_| {}))?;
-    Ok((ours, Step::Native(Box::new(SystemRoot::new(unpacked)))))
+    Ok((ours, Step::Native(Box::new(SystemRoot::new(unpacked.clone())))))
 }
 
 /// Our driver for an engine.

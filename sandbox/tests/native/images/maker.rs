@@ -20,9 +20,17 @@ impl Layer {
     }
 
     /// An entry whose name is written as it is, however it looks.
-    fn entry(mut self, path: &str, kind: EntryType, mode: u32, target: &str, content: &[u8]) -> Self {
+    fn entry(
+        mut self,
+        path: impl AsRef<[u8]>,
+        kind: EntryType,
+        mode: u32,
+        target: &str,
+        content: &[u8],
+    ) -> Self {
+        let path = path.as_ref();
         let mut header = Header::new_gnu();
-        header.as_gnu_mut().unwrap().name[..path.len()].copy_from_slice(path.as_bytes());
+        header.as_gnu_mut().unwrap().name[..path.len()].copy_from_slice(path);
         header.as_gnu_mut().unwrap().linkname[..target.len()].copy_from_slice(target.as_bytes());
         header.set_entry_type(kind);
         header.set_mode(mode);
@@ -41,7 +49,7 @@ impl Layer {
         self.entry(path, EntryType::Directory, 0o700, "", b"")
     }
 
-    pub(crate) fn file(self, path: &str, mode: u32, content: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn file(self, path: impl AsRef<[u8]>, mode: u32, content: impl AsRef<[u8]>) -> Self {
         self.entry(path, EntryType::Regular, mode, "", content.as_ref())
     }
 
@@ -55,6 +63,33 @@ impl Layer {
 
     pub(crate) fn special(self, path: &str, kind: EntryType) -> Self {
         self.entry(path, kind, 0o666, "", b"")
+    }
+
+    /// An extended header in front of the next entry.
+    pub(crate) fn noted(mut self, notes: &[(&str, &[u8])]) -> Self {
+        self.0.append_pax_extensions(notes.iter().copied()).unwrap();
+        self
+    }
+
+    /// A file that is one hole.
+    pub(crate) fn sparse(mut self, path: &str, bytes: u64) -> Self {
+        let mut header = Header::new_gnu();
+        let gnu = header.as_gnu_mut().unwrap();
+        gnu.name[..path.len()].copy_from_slice(path.as_bytes());
+        // The end is marked by a piece without data; the size is larger than octal digits hold.
+        let number = |field: &mut [u8; 12], value: u64| {
+            field[0] = 0x80;
+            field[4..].copy_from_slice(&value.to_be_bytes());
+        };
+        number(&mut gnu.sparse[0].offset, bytes);
+        number(&mut gnu.sparse[0].numbytes, 0);
+        number(&mut gnu.realsize, bytes);
+        header.set_entry_type(EntryType::GNUSparse);
+        header.set_mode(0o644);
+        header.set_size(0);
+        header.set_cksum();
+        self.0.append(&header, std::io::empty()).unwrap();
+        self
     }
 
     pub(crate) fn bytes(self) -> Vec<u8> {
