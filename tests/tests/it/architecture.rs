@@ -74,6 +74,38 @@ fn crates_keep_away_from_what_they_exist_to_forbid() {
     }
 }
 
+/// The names of tests in a document, `module::name`; one may be cut short by `…`, and `module::*` is all of a module.
+fn named_tests(document: &str) -> Vec<(&str, &str)> {
+    let quoted = document.split('`').skip(1).step_by(2);
+    quoted.filter_map(|words| words.rsplit(' ').next()?.rsplit_once("::")).collect()
+}
+
+#[test]
+fn every_test_that_a_table_of_guarantees_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above");
+    let suites = ["native", "hostile"].map(|suite| root.join("sandbox/tests").join(suite));
+    for document in ["docs/isolation.md", "docs/limits.md"] {
+        let text = std::fs::read_to_string(root.join(document)).expect("the document is there");
+        let named = named_tests(&text);
+        assert!(named.len() > 10, "{document} says how its promises are proven");
+        for (module, name) in named {
+            let files = suites.iter().map(|suite| suite.join(module.replace("::", "/")).with_extension("rs"));
+            let functions = match name.strip_suffix('…') {
+                Some(beginning) => format!("fn {beginning}"),
+                None if name == "*" => "fn ".to_owned(),
+                None => format!("fn {name}("),
+            };
+            let found = files.filter_map(|file| std::fs::read_to_string(file).ok());
+            let found =
+                found.filter(|source| source.contains("#[tokio::test]") || source.contains("#[test]"));
+            assert!(
+                found.into_iter().any(|source| source.contains(&functions)),
+                "{document}: {module}::{name}"
+            );
+        }
+    }
+}
+
 #[test]
 fn every_crate_obeys_the_workspace_lints() {
     let metadata = metadata();
