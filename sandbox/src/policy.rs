@@ -232,6 +232,12 @@ fn inside_ids(spec: &UnitSpec) -> (u32, u32) {
 /// The environment with that of the image and the defaults added.
 fn environment(spec: &UnitSpec) -> std::collections::BTreeMap<String, String> {
     let mut environment = spec.env.clone();
+    // Over what an image says of some other network's proxy, as with engines.
+    if spec.network == Network::Restricted {
+        for (name, value) in egress::environment() {
+            environment.entry(name).or_insert(value);
+        }
+    }
     let of_image = spec.system.iter().flat_map(|system| &system.image.config.env);
     for (name, value) in of_image.filter_map(|entry| entry.split_once('=')) {
         // The home folder of the image can only be read.
@@ -241,11 +247,6 @@ fn environment(spec: &UnitSpec) -> std::collections::BTreeMap<String, String> {
     }
     for (name, value) in [("PATH", DEFAULT_PATH), ("HOME", HOME), ("USER", "job"), ("LANG", "C.UTF-8")] {
         environment.entry(name.to_owned()).or_insert_with(|| value.to_owned());
-    }
-    if spec.network == Network::Restricted {
-        for (name, value) in egress::environment() {
-            environment.entry(name).or_insert(value);
-        }
     }
     environment
 }

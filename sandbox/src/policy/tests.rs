@@ -91,6 +91,22 @@ fn a_system_of_ones_own_takes_the_same_spare_and_has_the_small_root_laid_over_it
 }
 
 #[test]
+fn the_proxy_of_a_restricted_network_is_found_whatever_an_image_says() {
+    let mut system = system();
+    system.image.config.env = vec!["http_proxy=http://proxy.corp:80".to_owned(), "NO_PROXY=*".to_owned()];
+    let environment = |network, env: &[(&str, &str)]| {
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let spec = UnitSpec { system: Some(system.clone()), network, env, ..spec() };
+        super::environment(&spec)
+    };
+    let restricted = environment(Network::Restricted, &[]);
+    assert_eq!(restricted["http_proxy"], "http://127.0.0.1:3128");
+    assert_ne!(restricted["NO_PROXY"], "*");
+    assert_eq!(environment(Network::Restricted, &[("http_proxy", "of the job")])["http_proxy"], "of the job");
+    assert_eq!(environment(Network::Open, &[])["http_proxy"], "http://proxy.corp:80");
+}
+
+#[test]
 fn the_working_folder_that_an_image_names_is_made_in_what_begins_empty() {
     let made = |named: &str, cwd: &str| {
         let mut system = SystemRoot { scratch: vec!["/var/cache".to_owned()], ..system() };
