@@ -51,6 +51,8 @@ struct World {
     api: Option<FakeHost>,
     key: NodeKey,
     engines: windlass_sandbox::engine::Engines,
+    /// Images of the node that native steps see as their system.
+    images: Option<windlass_sandbox::Images>,
 }
 
 /// An agent that runs.
@@ -75,6 +77,7 @@ impl World {
             api: None,
             key: node_key(),
             engines: windlass_sandbox::engine::Engines::default(),
+            images: None,
         }
     }
 
@@ -102,7 +105,7 @@ impl World {
             egress: Egress::system(None),
             engines: self.engines.clone(),
             worker_api: self.api.clone().map(|api| Arc::new(api) as Arc<dyn crate::ApiHost>),
-            images: None,
+            images: self.images.clone(),
             settings: Settings {
                 labels: BTreeMap::new(),
                 concurrency: self.concurrency,
@@ -286,6 +289,34 @@ async fn time_limits_of_step_and_job_have_different_ends() {
     job_limit.spec.steps[1].continue_on_error = true;
     let terminal = world.run_job(job_limit).await;
     assert_eq!((terminal.phase, terminal.reason.as_str()), (TerminalPhase::TimedOut, "JobTimeout"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn unpacking_an_image_takes_no_longer_than_the_step_and_the_job_may() {
+    let mut world = World::new();
+    let folder = world.inputs.path().to_str().unwrap().to_owned();
+    let dir = world.inputs.path().join("images");
+    let limits = windlass_sandbox::image::ImageLimits::default();
+    world.images = Some(windlass_sandbox::Images::open(dir.clone(), dir, limits).unwrap());
+    let mut rules = configuration(NODE, 2);
+    rules.policy.sandbox.images.folders = vec![folder.clone()];
+    world.controller.configure(&rules);
+    // In no time nothing can be unpacked: there is none left before anybody has looked for it.
+    let ended = async |job: &str, step: Option<u64>, whole: Option<u64>| {
+        let mut job = steps(job, &[&["true"]]);
+        job.spec.sandbox.image = Some(format!("oci:{folder}/missing"));
+        job.spec.steps[0].timeout = step.map(Span::from_secs);
+        job.spec.timeout = whole.map(Span::from_secs);
+        world.run_job(job).await
+    };
+    let terminal = ended("step", Some(0), None).await;
+    assert_eq!((terminal.phase, terminal.reason.as_str()), (TerminalPhase::Failed, "ImageUnavailable"));
+    let message = terminal.message.unwrap();
+    assert!(message.contains("step `s0`") && message.contains("within its timeout of 0 s"), "{message}");
+    let terminal = ended("job", Some(5), Some(0)).await;
+    assert_eq!((terminal.phase, terminal.reason.as_str()), (TerminalPhase::TimedOut, "JobTimeout"));
+    let terminal = ended("neither", Some(5), None).await;
+    assert_eq!((terminal.phase, terminal.reason.as_str()), (TerminalPhase::Failed, "ImageNotFound"));
 }
 
 #[tokio::test(start_paused = true)]

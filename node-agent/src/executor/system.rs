@@ -120,6 +120,9 @@ impl AttemptTask {
         let mut control = self.control.clone();
         let known = self.systems.get(text).map(|held| held.id.clone());
         let began = Instant::now();
+        if began >= until {
+            return Ok(Ok(None));
+        }
         let mut told = false;
         let (lines, mut news) = mpsc::unbounded_channel();
         let progress = move |line: String| {

@@ -451,7 +451,7 @@ async fn an_image_is_unpacked_while_another_one_takes_long_and_who_leaves_ends_i
     // Many times as large as the other one.
     let slow = dir.join("slow.tar");
     let large = (0..8).fold(Layer::busybox(), |layer, index| {
-        layer.file(&format!("large-{index}"), 0o644, vec![index; 4 << 20])
+        layer.file(format!("large-{index}"), 0o644, vec![index; 4 << 20])
     });
     Image::of([large]).docker_archive(&slow, &[]);
     let quick = dir.join("quick.tar");

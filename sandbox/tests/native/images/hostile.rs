@@ -290,7 +290,7 @@ async fn bombs_are_refused_and_leave_nothing() {
     // Folders that no entry names are folders too.
     let below = "d/".repeat(45);
     let implied =
-        (0..50).fold(Layer::new(), |layer, index| layer.file(&format!("x{index}/{below}f"), 0o644, ""));
+        (0..50).fold(Layer::new(), |layer, index| layer.file(format!("x{index}/{below}f"), 0o644, ""));
     let large = Layer::new().file("large", 0o644, vec![0; (1 << 20) + 1]);
     // Each of two layers is small enough alone.
     let half = || Layer::new().file("half", 0o644, vec![0; 600 << 10]);
