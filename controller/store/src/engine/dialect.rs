@@ -97,6 +97,42 @@ pub(crate) const LANE_HEADS: Sql = packed!(
     ORDER BY h.ready_rank LIMIT $4) AS heads"
 );
 
+/// What nodes hold, with the attempts that are live, and what else their claims depend on.
+macro_rules! held {
+    ($live:literal) => {
+        concat!(
+            "SELECT e.number, n.boot_id, l.last_claim_at,
+                count(*) FILTER (WHERE a.request_id = e.request) AS repeated,
+                count(*) FILTER (WHERE a.waiting = 0) AS busy,
+                CAST(coalesce(sum(a.cpu_millis) FILTER (WHERE a.waiting = 0), 0) AS BIGINT) AS cpu_millis,
+                CAST(coalesce(sum(a.memory_bytes), 0) AS BIGINT) AS memory_bytes,
+                CAST(coalesce(sum(a.gpus), 0) AS BIGINT) AS gpus,
+                CASE WHEN EXISTS (SELECT 1 FROM node_holds AS k WHERE k.node = n.name) THEN 1 ELSE 0 END AS on_hold,
+                (SELECT min(j.due_at) FROM jobs AS j WHERE j.due_at IS NOT NULL) AS next_due,
+                CASE WHEN EXISTS (SELECT 1 FROM queues) THEN 1 ELSE 0 END AS terms,
+                CASE WHEN EXISTS (SELECT 1 FROM reservations) THEN 1 ELSE 0 END AS reservations
+            FROM (SELECT CAST(value->>0 AS BIGINT) AS number, value->>1 AS node, value->>2 AS request
+                FROM json_each($1)) AS e
+            JOIN nodes AS n ON n.name = e.node
+            LEFT JOIN node_liveness AS l ON l.name = n.name
+            LEFT JOIN ",
+            $live,
+            " AS a ON a.node = n.name AND a.ended_at IS NULL
+            GROUP BY e.number, n.name, n.boot_id, l.last_claim_at"
+        )
+    };
+}
+
+/// For each of the claims (number, node, request) in `$1`: the node's run and what it holds. PostgreSQL is told that only these
+/// nodes' attempts matter: where it has last counted in an idle hour, it would go through all that is live for each.
+pub(crate) const HELD: Sql = Sql {
+    sqlite: held!("attempts"),
+    postgres: held!(
+        "(SELECT * FROM attempts WHERE ended_at IS NULL AND node = ANY (ARRAY(
+            SELECT value->>1 FROM json_each($1))))"
+    ),
+};
+
 /// What a claim changes.
 macro_rules! claim {
     () => {
@@ -110,14 +146,14 @@ macro_rules! claim {
 
 /// Makes the ready ones of the jobs in `$1` the node's that is named beside each, at version `$2`, in epochs above `$3`; yields which.
 /// On PostgreSQL it leaves out those that somebody has locked, such as a person in a transaction by hand: a claim never
-/// waits for one job where there are others.
+/// waits for one job where there are others. Its condition matches no partial index, so that each job is found by its key.
 pub(crate) const CLAIM: Sql = Sql {
     sqlite: concat!(claim!(), "ready_rank IS NOT NULL RETURNING id"),
     postgres: concat!(
         claim!(),
         "id = ANY (ARRAY(
             SELECT j.id FROM json_each($1) AS l JOIN jobs AS j ON j.id = CAST(l.value->>0 AS BIGINT)
-            WHERE j.ready_rank IS NOT NULL FOR UPDATE OF j SKIP LOCKED))
+            WHERE coalesce(j.ready_rank, -1) <> -1 FOR UPDATE OF j SKIP LOCKED))
         RETURNING id"
     ),
 };

@@ -287,14 +287,15 @@ impl<M: Merge> Operation for Mergeable<M> {
 /// How much is merged at most: beyond this a statement takes as long as a round trip saves.
 const BATCH: usize = 512;
 
-/// Puts operations of a kind one after the other, and yields which of them are done together. The order of operations that
-/// wait at the same time means nothing: none of their callers has an answer yet.
+/// Puts operations of a kind one after the other, and yields which of them are done together. Callers that wait at the same
+/// time cannot tell in which order they are served; what belongs to no kind comes last, so that an attempt that has reported
+/// is not ended for its silence.
 pub(crate) fn merge(group: &mut [Box<dyn Operation>]) -> Vec<Range<usize>> {
     let mut kinds: Vec<TypeId> = Vec::new();
     group.sort_by_cached_key(|operation| {
-        let Some((kind, _)) = operation.kind() else { return 0 };
+        let Some((kind, _)) = operation.kind() else { return usize::MAX };
         let known = kinds.iter().position(|known| *known == kind);
-        1 + known.unwrap_or_else(|| {
+        known.unwrap_or_else(|| {
             kinds.push(kind);
             kinds.len() - 1
         })
@@ -363,8 +364,8 @@ mod tests {
         let mut group =
             vec![part::<1>(BATCH), closure(), part::<2>(1), part::<1>(1), part::<2>(BATCH - 1), closure()];
         let together = merge(&mut group);
-        assert_eq!(together, [0..1, 1..2, 2..3, 3..4, 4..6]);
+        assert_eq!(together, [0..1, 1..2, 2..4, 4..5, 5..6]);
         let weights: Vec<_> = group.iter().map(|one| one.kind().map(|(_, weight)| weight)).collect();
-        assert_eq!(weights, [None, None, Some(BATCH), Some(1), Some(1), Some(BATCH - 1)]);
+        assert_eq!(weights, [Some(BATCH), Some(1), Some(1), Some(BATCH - 1), None, None]);
     }
 }

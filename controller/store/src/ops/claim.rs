@@ -295,29 +295,12 @@ async fn held(
     claims: &[Claim],
     numbers: &[usize],
 ) -> Result<Vec<(usize, Result<Held, Error>)>, Error> {
-    let sql = "
-        SELECT e.number, n.boot_id, l.last_claim_at,
-            count(*) FILTER (WHERE a.request_id = e.request) AS repeated,
-            count(*) FILTER (WHERE a.waiting = 0) AS busy,
-            CAST(coalesce(sum(a.cpu_millis) FILTER (WHERE a.waiting = 0), 0) AS BIGINT) AS cpu_millis,
-            CAST(coalesce(sum(a.memory_bytes), 0) AS BIGINT) AS memory_bytes,
-            CAST(coalesce(sum(a.gpus), 0) AS BIGINT) AS gpus,
-            CASE WHEN EXISTS (SELECT 1 FROM node_holds AS k WHERE k.node = n.name) THEN 1 ELSE 0 END AS on_hold,
-            (SELECT min(j.due_at) FROM jobs AS j WHERE j.due_at IS NOT NULL) AS next_due,
-            CASE WHEN EXISTS (SELECT 1 FROM queues) THEN 1 ELSE 0 END AS terms,
-            CASE WHEN EXISTS (SELECT 1 FROM reservations) THEN 1 ELSE 0 END AS reservations
-        FROM (SELECT CAST(value->>0 AS BIGINT) AS number, value->>1 AS node, value->>2 AS request
-            FROM json_each($1)) AS e
-        JOIN nodes AS n ON n.name = e.node
-        LEFT JOIN node_liveness AS l ON l.name = n.name
-        LEFT JOIN attempts AS a ON a.node = n.name AND a.ended_at IS NULL
-        GROUP BY e.number, n.name, n.boot_id, l.last_claim_at";
     let asked: Vec<(usize, &str, &str)> = numbers
         .iter()
         .map(|number| (*number, claims[*number].node.as_str(), claims[*number].request_id.as_str()))
         .collect();
     let mut found = HashMap::with_capacity(numbers.len());
-    for row in tx.conn.rows(sql, args![json(&asked)]).await? {
+    for row in tx.conn.rows(dialect::HELD, args![json(&asked)]).await? {
         let mut cells = row.cells("nodes");
         let number: usize = cells.number("number")?;
         let boot_id = cells.opt_text("boot_id")?;
@@ -425,14 +408,16 @@ async fn assign(tx: &mut Tx, claimants: &[Claimant<'_>], chosen: &[Chosen]) -> R
     if got.is_empty() {
         return Ok(got);
     }
+    // Who claims is taken apart once, not for every job.
     let sql = "
+        WITH c AS MATERIALIZED (SELECT value, CAST(value->>6 AS BIGINT) AS seat FROM json_each($2))
         INSERT INTO attempts (job_id, epoch, number, node, phase, claimed_at, lease_until, received, offline,
             cpu_millis, memory_bytes, gpus, waiting, request_id)
         SELECT j.id, j.epoch, j.attempts, c.value->>0, 'Claimed', CAST(c.value->>1 AS BIGINT),
             CAST(CASE coalesce(j.offline, c.value->>4) WHEN 'Continue' THEN c.value->>3 ELSE c.value->>2 END AS BIGINT),
             0, coalesce(j.offline, c.value->>4), j.cpu_millis, j.memory_bytes, j.gpus, 0, c.value->>5
         FROM json_each($1) AS e JOIN jobs AS j ON j.id = CAST(e.value->>0 AS BIGINT)
-        JOIN json_each($2) AS c ON CAST(c.value->>6 AS BIGINT) = CAST(e.value->>1 AS BIGINT)";
+        JOIN c ON c.seat = CAST(e.value->>1 AS BIGINT)";
     let of_whom: Vec<(i64, usize)> = chosen
         .iter()
         .filter(|chosen| got.contains(&chosen.id))
