@@ -54,6 +54,7 @@ use crate::secrets::Secrets;
 
 pub use cluster::{Connection, Error};
 pub use settings::KubeArgs;
+pub use values::{ClusterValues, Reading};
 
 /// How long to wait before the cluster is looked for again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));

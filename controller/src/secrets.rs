@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
 use windlass_crds::SandboxJobSpec;
 use windlass_crds::protocol::{SecretBytes, SecretValue};
 use windlass_crds::secret::MAX_KEYS;
@@ -28,7 +29,7 @@ use self::gather::{Gathering, Obstacle, Whence};
 use self::seal::Key;
 use crate::clock::{Clock, IdSource};
 use crate::error::{ApiError, Code};
-use crate::kube::values::{ClusterValues, Lacking};
+use crate::kube::values::{ClusterValues, Lacking, Reading};
 use crate::metrics::{Metrics, SecretDelivery};
 
 pub(crate) use self::keys::{CREDENTIAL, FILE};
@@ -212,7 +213,7 @@ impl Secrets {
 
     /// With the Secrets and ConfigMaps of a cluster, for the jobs that come from it.
     #[must_use]
-    pub(crate) fn with_cluster(self, values: ClusterValues) -> Self {
+    pub fn with_cluster(self, values: ClusterValues) -> Self {
         Self { cluster: Some(Arc::new(values)), ..self }
     }
 
@@ -226,8 +227,9 @@ impl Secrets {
         uid: &str,
         namespace: &str,
         spec: &SandboxJobSpec,
+        reading: &Reading<'_>,
     ) -> Result<Delivery, ApiError> {
-        let gathering = Gathering::new(self, namespace, Whence::Job(uid));
+        let gathering = Gathering { secrets: self, namespace, whence: Whence::Job(uid), reading };
         let delivery = match gathering.gather(spec).await {
             Ok(delivery) => delivery,
             Err(Obstacle::Api(error)) => return Err(error),
@@ -248,7 +250,11 @@ impl Secrets {
         namespace: &str,
         spec: &SandboxJobSpec,
     ) -> Result<Option<Lacking>, ApiError> {
-        match Gathering::new(self, namespace, Whence::Cluster).gather(spec).await {
+        // The bridge itself is stopped.
+        let stopping = CancellationToken::new();
+        let reading = &Reading::new(&stopping);
+        let gathering = Gathering { secrets: self, namespace, whence: Whence::Cluster, reading };
+        match gathering.gather(spec).await {
             Ok(_) => Ok(None),
             Err(Obstacle::Lacking(lacking)) => Ok(Some(lacking)),
             Err(Obstacle::Api(error)) => Err(error),

@@ -21,7 +21,7 @@ use crate::clock::{Clock, IdSource, RandomIds, SystemClock};
 use crate::connections::{self, Acceptor, Gate, Times, limit_http};
 use crate::dispatch::{Dispatch, DispatchParts, Push, WorkerTokens};
 use crate::error::ApiError;
-use crate::kube::{self, values::ClusterValues};
+use crate::kube::{self, ClusterValues};
 use crate::metrics::Metrics;
 use crate::reconcile::{self, LoopParts};
 use crate::rest::{self, App, AppParts, NewJoinToken};
@@ -136,7 +136,8 @@ impl Controller {
         let secrets = Secrets::open(store.clone(), clock.clone(), ids.clone(), metrics.clone(), keys).await;
         let mut secrets = secrets.map_err(Error::Secrets)?;
         if let Some(connection) = connection.as_ref().filter(|_| args.kube.secrets) {
-            secrets = secrets.with_cluster(ClusterValues::new(connection, &args.kube)?);
+            let values = ClusterValues::new(connection.client()?, args.kube.cluster.clone());
+            secrets = secrets.with_cluster(values);
         }
         let tokens = NodeTokens::new(&node_token_secret(&store, &*ids).await?);
 

@@ -4,21 +4,27 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use jiff::SignedDuration;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::Instant;
 use windlass_core::drain;
+use windlass_core::life::Ending;
 use windlass_core::placement::Offer;
 use windlass_core::requirement::Room;
 use windlass_crds::protocol::{
     self, Assignment, AttemptId, ClaimRequest, ClaimResponse, Order, Record, RecordBody, ReportRequest,
     Terminal, TerminalPhase,
 };
-use windlass_store::{Change, ClaimSpec, ClaimedJob, NodeRow, Overdue, Reserve};
+use windlass_store::{
+    Change, ClaimSpec, ClaimedJob, JobChange, JobRow, NodeRow, Overdue, Reserve, Transition,
+    TransitionOutcome,
+};
 
 use super::push::is_pushed;
-use super::{Dispatch, check_version};
+use super::{Dispatch, check_version, transition};
 use crate::error::{ApiError, Code};
+use crate::kube::values::{LOOK, Reading};
 use crate::secrets::Delivery;
 
 /// The longest long poll; below the 60 s after which many middleboxes drop a silent connection.
@@ -26,6 +32,19 @@ const MAX_WAIT: Duration = Duration::from_secs(50);
 
 /// The most assignments in one answer.
 const MAX_BATCH: u32 = 256;
+
+/// By which part the wait for something that the cluster lacks is longer at most, so that many jobs do not come at once.
+const JITTER: f64 = 0.25;
+
+/// What becomes of a job that was claimed.
+enum Answer {
+    /// The node is given it.
+    Given(Box<Assignment>),
+    /// It waits in its queue.
+    GivenBack(Box<Transition>),
+    /// The node may have it; it ends with its lease if not.
+    Left,
+}
 
 /// Who asks for jobs.
 #[derive(Clone, Copy)]
@@ -128,10 +147,29 @@ impl Dispatch {
             on_behalf: asker.on_behalf,
         };
         let claimed = self.parts.store.claim(self.now(), spec).await?;
-        let mut assignments = Vec::with_capacity(claimed.len());
-        for claimed in claimed {
+        let reading = Reading::new(&self.parts.stopping);
+        let answers = join_all(claimed.into_iter().map(|claimed| self.assignment(claimed, &reading))).await;
+        let (mut assignments, mut given_back) = (Vec::with_capacity(answers.len()), Vec::new());
+        for answer in answers {
             // Should this fail, the node asks again by the same request, and gets the same attempts.
-            assignments.extend(self.assignment(node, claimed).await?);
+            match answer? {
+                Answer::Given(assignment) => assignments.push(*assignment),
+                Answer::GivenBack(transition) => given_back.push(*transition),
+                Answer::Left => {}
+            }
+        }
+        let jobs: Vec<String> = given_back.iter().map(|transition| transition.job.clone()).collect();
+        let outcomes = self.parts.store.apply_transitions(self.now(), given_back).await?;
+        for (uid, outcome) in jobs.iter().zip(outcomes) {
+            match outcome {
+                TransitionOutcome::Done(_) => {}
+                TransitionOutcome::Stale => {
+                    tracing::info!(
+                        job.id = uid,
+                        "the attempt is not given back, because somebody else may have given it out"
+                    );
+                }
+            }
         }
         Ok(assignments)
     }
@@ -141,22 +179,24 @@ impl Dispatch {
         self.fits.fitting(&self.parts.store, offer).await
     }
 
-    /// The assignment of a claimed job; none where the job must wait for something that its steps name.
-    async fn assignment(&self, node: &NodeRow, claimed: ClaimedJob) -> Result<Option<Assignment>, ApiError> {
-        let ClaimedJob { job, epoch, number, lease, offline } = claimed;
-        let attempt = AttemptId { job: job.uid.clone(), epoch };
-        let (secrets, spec) = match self.parts.secrets.deliver(&job.uid, &job.namespace, &job.spec).await? {
+    /// What becomes of a claimed job, which may have to wait for something that its steps name.
+    async fn assignment(&self, claimed: ClaimedJob, reading: &Reading<'_>) -> Result<Answer, ApiError> {
+        let ClaimedJob { job, epoch, number, lease, offline, repeated } = claimed;
+        let delivered = self.parts.secrets.deliver(&job.uid, &job.namespace, &job.spec, reading).await?;
+        let (secrets, spec) = match delivered {
             Delivery::Given { secrets, spec } => (secrets, spec),
             Delivery::Postponed { reason, message } => {
-                tracing::info!(job.id = %job.uid, job.epoch = epoch, reason, "the job waits for what its steps name");
-                // No node has heard of it. The job goes back to its queue for a while.
-                self.end_undelivered(node, &attempt, TerminalPhase::Released, (reason, message)).await?;
-                return Ok(None);
+                tracing::info!(job.id = %job.uid, job.epoch = epoch, reason, repeated, "the job waits for what its steps name");
+                // An earlier answer to the same request may have brought it to the node: then its lease decides.
+                if repeated {
+                    return Ok(Answer::Left);
+                }
+                return Ok(Answer::GivenBack(Box::new(self.postponed(&job, reason, message))));
             }
         };
         tracing::info!(job.id = %job.uid, job.epoch = epoch, node.name = job.node.as_deref(), "job claimed");
-        Ok(Some(Assignment {
-            attempt,
+        Ok(Answer::Given(Box::new(Assignment {
+            attempt: AttemptId { job: job.uid, epoch },
             namespace: job.namespace,
             name: job.name,
             number,
@@ -166,7 +206,25 @@ impl Dispatch {
             claimed_at: self.now(),
             task_id: None,
             secrets,
-        }))
+        })))
+    }
+
+    /// Gives an attempt back that nobody but the caller has had: the job goes to its queue for a while, however it is retried otherwise.
+    /// Holds only for the version of the job that was claimed: whoever gives the attempt out after that has drawn another one.
+    fn postponed(&self, job: &JobRow, reason: &str, message: String) -> Transition {
+        let ending = Ending {
+            phase: TerminalPhase::Released,
+            reason: reason.to_owned(),
+            message: Some(message),
+            exit_code: None,
+            controller_was_away: false,
+            started: false,
+        };
+        let mut change = JobChange::of(job);
+        self.end(job, &ending, None, &mut change);
+        let wait = LOOK.mul_f64(1.0 + JITTER * self.parts.ids.chance());
+        change.not_before = change.not_before.and(self.now().checked_add(wait).ok());
+        transition(job, change)
     }
 
     /// Ends an attempt that its node has not begun, as if the node had said so.

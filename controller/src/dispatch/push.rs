@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -33,14 +34,16 @@ use tracing::Instrument as _;
 use windlass_core::push::{self as decide, PushView};
 use windlass_crds::node_config::DispatchMode;
 use windlass_crds::protocol::{Assignment, AttemptId, TerminalPhase};
-use windlass_store::{AttemptPhase, Change, NodeRow};
+use windlass_store::{AttemptPhase, Change, JobChange, NodeRow, TransitionOutcome};
 
 use self::client::HttpsClient;
 pub use self::client::{CallError, Target, WorkerClient};
 pub use self::token::WorkerTokens;
-use super::Dispatch;
+use super::{Dispatch, transition};
 use crate::error::{ApiError, chain};
-use crate::metrics::{Delivery, Metrics};
+use crate::kube::values::Reading;
+use crate::metrics::{Delivery as Counted, Metrics};
+use crate::secrets::Delivery;
 
 /// How often nodes are looked at even when nothing was heard.
 const TICK: Duration = Duration::from_secs(1);
@@ -352,28 +355,42 @@ impl Serving {
         if uids.is_empty() {
             return Ok(());
         }
-        for job in dispatch.parts.store.get_jobs(&uids).await? {
-            let Some(attempt) = waiting.remove(&job.uid).filter(|attempt| attempt.epoch == job.epoch) else {
-                continue;
-            };
-            tracing::info!(job.id = %job.uid, attempt.epoch = attempt.epoch, "delivery taken up");
-            let left = attempt.lease_until.duration_since(now).unsigned_abs();
-            let id = attempt.id();
+        let jobs = dispatch.parts.store.get_jobs(&uids).await?;
+        let held = jobs.into_iter().filter_map(|job| {
+            let attempt = waiting.remove(&job.uid).filter(|attempt| attempt.epoch == job.epoch)?;
+            Some((job, attempt))
+        });
+        let reading = Reading::new(&dispatch.parts.stopping);
+        let read = held.map(async |(job, attempt)| {
+            let secrets = &dispatch.parts.secrets;
+            let delivery = secrets.deliver(&job.uid, &job.namespace, &job.spec, &reading).await?;
             // The node may have begun it, so it is not given back: should it not have, the attempt ends with its lease.
-            let crate::secrets::Delivery::Given { secrets, spec } =
-                dispatch.parts.secrets.deliver(&job.uid, &job.namespace, &job.spec).await?
-            else {
-                continue;
-            };
+            Ok::<_, ApiError>(match delivery {
+                Delivery::Given { secrets, spec } => Some((job, attempt, secrets, spec)),
+                Delivery::Postponed { .. } => None,
+            })
+        });
+        let found: Vec<_> = try_join_all(read).await?.into_iter().flatten().collect();
+        // Whoever has claimed one of them cannot give it back any more once it has another version.
+        let marks = found.iter().map(|(job, ..)| transition(job, JobChange::of(job))).collect();
+        let marked = dispatch.parts.store.apply_transitions(now, marks).await?;
+        for ((job, attempt, secrets, spec), marked) in found.into_iter().zip(marked) {
+            match marked {
+                TransitionOutcome::Done(_) => {}
+                // It has begun, or was given back. Else it is found again.
+                TransitionOutcome::Stale => continue,
+            }
+            tracing::info!(job.id = %job.uid, attempt.epoch = attempt.epoch, "delivery taken up");
+            let left = attempt.lease_until.duration_since(dispatch.now()).max(jiff::SignedDuration::ZERO);
             self.deliver(
                 Assignment {
-                    attempt: id,
+                    attempt: attempt.id(),
                     namespace: job.namespace,
                     name: job.name,
                     number: attempt.number,
                     spec: *spec,
                     offline: attempt.offline,
-                    lease_seconds: left.as_secs(),
+                    lease_seconds: left.unsigned_abs().as_secs(),
                     claimed_at: attempt.claimed_at,
                     secrets,
                     task_id: None,
@@ -413,7 +430,7 @@ impl Serving {
                 let noted = self.noted_until.is_some_and(|until| Instant::now() < until);
                 self.noted_until =
                     self.noted_until.filter(|_| noted).or_else(|| Some(Instant::now() + NOTE_EVERY));
-                (Delivery::Taken, (!noted).then_some(Ok(())), None)
+                (Counted::Taken, (!noted).then_some(Ok(())), None)
             }
             Delivered::Refused(why) => {
                 tracing::warn!(
@@ -422,13 +439,13 @@ impl Serving {
                     error = why,
                     "the node refuses the job"
                 );
-                (Delivery::Refused, None, Some((TerminalPhase::Failed, "WorkerApiRefused", why)))
+                (Counted::Refused, None, Some((TerminalPhase::Failed, "WorkerApiRefused", why)))
             }
             Delivered::Unauthorized(why) => {
                 self.fail(&attempt, &why);
                 self.replace_token().await;
                 (
-                    Delivery::Failed,
+                    Counted::Failed,
                     Some(Err(why.clone())),
                     Some((TerminalPhase::Released, "NotDelivered", why)),
                 )
@@ -436,7 +453,7 @@ impl Serving {
             Delivered::Unsent(why) => {
                 self.fail(&attempt, &why);
                 (
-                    Delivery::Failed,
+                    Counted::Failed,
                     Some(Err(why.clone())),
                     Some((TerminalPhase::Released, "NotDelivered", why)),
                 )
@@ -446,7 +463,7 @@ impl Serving {
                 if unauthorized {
                     self.replace_token().await;
                 }
-                (Delivery::Failed, Some(Err(why)), None)
+                (Counted::Failed, Some(Err(why)), None)
             }
             Delivered::Over => return,
         };

@@ -99,6 +99,23 @@ impl Error {
         }
     }
 
+    /// Whether the API server could not be reached, or did not answer.
+    pub(super) fn is_silence(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } => true,
+            Self::Request { source, .. } => {
+                matches!(&**source, kube::Error::HyperError(_) | kube::Error::Service(_))
+            }
+            Self::Config { .. }
+            | Self::Namespace { .. }
+            | Self::Lease { .. }
+            | Self::Store(_)
+            | Self::Api(_)
+            | Self::NotLeading
+            | Self::OtherCluster { .. } => false,
+        }
+    }
+
     /// Whether the API server says that this very object is not there, and not that it does not serve such objects.
     pub(super) fn is_object_missing(&self, name: &str) -> bool {
         self.answer().is_some_and(|status| {

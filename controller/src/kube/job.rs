@@ -19,7 +19,7 @@ use super::object::{Declared, JOB_ANNOTATION, Name, Seen, sentence};
 use super::queue::{QUIET, Then};
 use super::session::{AT_ONCE, Key, Looked, Session};
 use super::status::{Accepted, Refusal, fit_job, settled};
-use super::values::Lacking;
+use super::values::{LOOK, Lacking};
 use crate::error::Code;
 use crate::reconcile::remove_bodies;
 use crate::rest::present;
@@ -27,8 +27,6 @@ use crate::submit::Submission;
 
 /// How long to wait for something that nobody tells of: an input that is missing, a name that is taken.
 const MISSING: Duration = Duration::from_secs(60);
-/// How long to wait for a Secret or a ConfigMap. It costs a question each time and no write; many jobs share the question.
-const LACKING: Duration = Duration::from_secs(15);
 
 /// How long the first status of a job that only waits may be put off while more objects are to be looked at than can be at once, and
 /// how often it is thought of. Most such jobs run before it would be written, and what they do then is told in its place.
@@ -89,7 +87,7 @@ impl Look<'_> {
                             return Ok(Then::After(QUIET));
                         }
                         again = Some(match accepted {
-                            Accepted::No(Refusal::Lacking(_), _) => LACKING,
+                            Accepted::No(Refusal::Lacking(_), _) => LOOK,
                             Accepted::Yes | Accepted::No(..) => MISSING,
                         });
                     }

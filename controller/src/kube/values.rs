@@ -2,10 +2,12 @@
 //!
 //! *Guarantees*: only `get` is asked for, of objects that a job of their own namespace names. A value stays in the answer: nothing here
 //! keeps, logs or repeats one, also where an answer cannot be read. What is missing is remembered for a few seconds, so that many jobs
-//! that wait for one object cost one question.
+//! that wait for one object cost one question. An API server that cannot be reached or does not answer is asked nothing else for as long; an
+//! answer counts for nothing but what it was asked about.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -14,18 +16,24 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{GetParams, Request};
 use kube::{Client, Resource as _};
 use serde::Deserialize;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use super::cluster::{Connection, Error, identify, request};
-use super::settings::KubeArgs;
+use super::cluster::{Error, REQUEST, identify, request};
 use crate::error::chain;
 
 /// How long it is remembered that something could not be read.
 const REMEMBER: Duration = Duration::from_secs(5);
+/// How long the jobs of one claim wait for the cluster together. What a single question says of the server is known before, and remembered.
+const PATIENCE: Duration = REQUEST.saturating_add(Duration::from_millis(500));
+/// The most questions to the API server at a time, from all claims.
+const AT_ONCE: usize = 32;
+/// How long a job waits until what the cluster lacks is looked for again. A look costs a question, which many jobs share.
+pub(crate) const LOOK: Duration = Duration::from_secs(15);
 
 /// What kind of object has values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Source {
     Secret,
     ConfigMap,
@@ -60,7 +68,7 @@ pub(crate) enum Lack {
     ConfigMapUnsuitable,
     /// The controller may not read it.
     ReadForbidden,
-    /// The API server has not answered.
+    /// The API server has not answered, or not with what was asked for.
     ClusterUnreachable,
 }
 
@@ -103,12 +111,85 @@ pub(crate) type Values = BTreeMap<String, Vec<u8>>;
 /// An object: what it is, its namespace and its name.
 type Place = (Source, String, String);
 
-/// Reads them.
-pub(crate) struct ClusterValues {
+/// What an answer, or that there was none, says.
+enum Failed {
+    /// The server cannot be reached, or does not answer.
+    Server(Lacking),
+    /// Nothing about other questions.
+    Alone(Lacking),
+}
+
+/// What could not be read, and when that was.
+#[derive(Default)]
+struct Known {
+    /// Whether anything is answered.
+    server: Option<(Instant, Lacking)>,
+    /// Which cluster it is.
+    cluster: Option<(Instant, Lacking)>,
+    objects: HashMap<Place, (Instant, Lacking)>,
+}
+
+/// Reads the Secrets and ConfigMaps of a cluster.
+pub struct ClusterValues {
     client: Client,
     cluster: OnceCell<String>,
-    /// What could not be read, and when that was. A lock is held for no await.
-    lacking: Mutex<HashMap<Place, (Instant, Lacking)>>,
+    /// A lock is held for no await.
+    known: Mutex<Known>,
+    questions: Semaphore,
+}
+
+impl std::fmt::Debug for ClusterValues {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClusterValues")
+    }
+}
+
+/// What one claim reads: each object once for all of its jobs, and for no longer than [`PATIENCE`].
+pub struct Reading<'a> {
+    stopping: &'a CancellationToken,
+    until: Instant,
+    /// A lock is held for no await.
+    objects: Mutex<HashMap<Place, Arc<OnceCell<Read>>>>,
+}
+
+impl std::fmt::Debug for Reading<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reading").field("until", &self.until).finish_non_exhaustive()
+    }
+}
+
+/// What became of reading an object.
+type Read = Result<Arc<Values>, Lacking>;
+
+impl<'a> Reading<'a> {
+    /// Begins now; ends early when the controller is about to stop.
+    pub fn new(stopping: &'a CancellationToken) -> Self {
+        Self { stopping, until: Instant::now() + PATIENCE, objects: Mutex::default() }
+    }
+
+    /// Waits for what is asked of the cluster, as long as this may take.
+    pub(crate) async fn within<T>(&self, asked: impl Future<Output = T>) -> Result<T, Lacking> {
+        let late = |message: &str| Lacking { lack: Lack::ClusterUnreachable, message: message.to_owned() };
+        tokio::select! {
+            biased;
+            // Cancel-safe, as the others: what is not known by then is asked again.
+            asked = asked => Ok(asked),
+            () = self.stopping.cancelled() => Err(late("the controller stops; the next one asks the API server")),
+            () = tokio::time::sleep_until(self.until) => {
+                Err(late("the API server has not answered all questions in time; it is asked again"))
+            }
+        }
+    }
+
+    /// The values of an object.
+    pub(crate) async fn read(&self, cluster: &ClusterValues, source: Source, place: (&str, &str)) -> Read {
+        let key = (source, place.0.to_owned(), place.1.to_owned());
+        let object = {
+            let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(objects.entry(key).or_default())
+        };
+        object.get_or_init(async || cluster.read(source, place).await.map(Arc::new)).await.clone()
+    }
 }
 
 /// What of an answer is looked at. Nothing that stands there can be wrong but its form.
@@ -122,59 +203,77 @@ struct Answer {
 }
 
 impl ClusterValues {
-    /// Of the cluster that is bridged.
-    ///
-    /// # Errors
-    /// [`Error::Config`] where certificates or credentials cannot be used.
-    pub(crate) fn new(connection: &Connection, args: &KubeArgs) -> Result<Self, Error> {
-        let cluster = OnceCell::new_with(args.cluster.clone());
-        Ok(Self { client: connection.client()?, cluster, lacking: Mutex::default() })
+    /// Of the cluster behind a client, whose name is asked for where it is not given.
+    pub fn new(client: Client, cluster: Option<String>) -> Self {
+        let cluster = OnceCell::new_with(cluster);
+        Self { client, cluster, known: Mutex::default(), questions: Semaphore::new(AT_ONCE) }
     }
 
     /// Whether this is the cluster of an object.
     pub(crate) async fn is(&self, cluster: &str) -> Result<bool, Lacking> {
-        let own = self.cluster.get_or_try_init(|| identify(&self.client)).await;
-        own.map(|own| own == cluster).map_err(|error| unreachable(&error))
+        let of = |known: &Known| known.cluster.clone();
+        // Whoever has waited for somebody else's question knows what became of it.
+        let ask = || {
+            self.once(of, |known, failed| known.cluster = Some(failed), async {
+                identify(&self.client).await.map_err(|error| unreachable(&error))
+            })
+        };
+        self.cluster.get_or_try_init(ask).await.map(|own| own == cluster)
     }
 
-    /// The values of an object.
-    pub(crate) async fn read(
+    async fn read(&self, source: Source, place: (&str, &str)) -> Result<Values, Lacking> {
+        let key = (source, place.0.to_owned(), place.1.to_owned());
+        let of = |known: &Known| known.objects.get(&key).cloned();
+        let keep = |known: &mut Known, failed| {
+            known.objects.retain(|_, (at, _)| at.elapsed() < REMEMBER);
+            known.objects.insert(key.clone(), failed);
+        };
+        self.once(of, keep, self.ask(source, place)).await
+    }
+
+    /// Asks, unless it is known what would become of it.
+    async fn once<T>(
         &self,
-        source: Source,
-        (namespace, name): (&str, &str),
-    ) -> Result<Values, Lacking> {
-        let key = (source, namespace.to_owned(), name.to_owned());
-        if let Some(lacking) = self.remembered(&key) {
-            return Err(lacking);
-        }
-        let read = self.ask(source, (namespace, name)).await;
-        if let Err(lacking) = &read {
-            let now = Instant::now();
-            let mut all = self.lacking.lock().unwrap_or_else(PoisonError::into_inner);
-            all.retain(|_, (at, _)| now.duration_since(*at) < REMEMBER);
-            all.insert(key, (now, lacking.clone()));
-        }
-        read
+        of: impl Fn(&Known) -> Option<(Instant, Lacking)>,
+        keep: impl FnOnce(&mut Known, (Instant, Lacking)),
+        ask: impl Future<Output = Result<T, Failed>>,
+    ) -> Result<T, Lacking> {
+        let known = || {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let fresh = |failed: &(Instant, Lacking)| failed.0.elapsed() < REMEMBER;
+            let failed = of(&known).filter(fresh).or_else(|| known.server.clone().filter(fresh));
+            failed.map_or(Ok(()), |(_, lacking)| Err(lacking))
+        };
+        known()?;
+        let _turn = self.questions.acquire().await.expect("it is never closed");
+        // It may have become known by a question that was asked meanwhile.
+        known()?;
+        let failed = match ask.await {
+            Ok(answer) => return Ok(answer),
+            Err(failed) => failed,
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let lacking = match failed {
+            Failed::Server(lacking) => {
+                known.server = Some((Instant::now(), lacking.clone()));
+                lacking
+            }
+            Failed::Alone(lacking) => {
+                keep(&mut known, (Instant::now(), lacking.clone()));
+                lacking
+            }
+        };
+        Err(lacking)
     }
 
-    /// What is known to be lacking. An API server that has not answered one question answers no other one either.
-    fn remembered(&self, key: &Place) -> Option<Lacking> {
-        let all = self.lacking.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = |(at, _): &&(Instant, Lacking)| at.elapsed() < REMEMBER;
-        let own = all.get(key).filter(fresh);
-        let away =
-            || all.values().filter(fresh).find(|(_, lacking)| lacking.lack == Lack::ClusterUnreachable);
-        own.or_else(away).map(|(_, lacking)| lacking.clone())
-    }
-
-    async fn ask(&self, source: Source, (namespace, name): (&str, &str)) -> Result<Values, Lacking> {
+    async fn ask(&self, source: Source, (namespace, name): (&str, &str)) -> Result<Values, Failed> {
         let path = match source {
             Source::Secret => Secret::url_path(&(), Some(namespace)),
             Source::ConfigMap => ConfigMap::url_path(&(), Some(namespace)),
         };
-        let asked = Request::new(path).get(name, &GetParams::default()).map_err(|error| Lacking {
-            lack: Lack::ClusterUnreachable,
-            message: format!("the {} `{namespace}/{name}` cannot be asked for: {error}", source.kind()),
+        let asked = Request::new(path).get(name, &GetParams::default()).map_err(|error| {
+            let message = format!("the {} `{namespace}/{name}` cannot be asked for: {error}", source.kind());
+            Failed::Alone(Lacking { lack: Lack::ClusterUnreachable, message })
         })?;
         // As text: kube's client logs the whole of an answer that it cannot read.
         let operation = match source {
@@ -184,19 +283,18 @@ impl ClusterValues {
         let text = match request(operation, self.client.request_text(asked)).await {
             Ok(text) => text,
             Err(error) if error.is_object_missing(name) => {
-                return Err(Lacking::missing(source, (namespace, name), None));
+                return Err(Failed::Alone(Lacking::missing(source, (namespace, name), None)));
             }
             Err(error) if error.status() == Some(403) => {
-                return Err(forbidden(source, namespace, &error));
+                return Err(Failed::Alone(forbidden(source, namespace, &error)));
             }
             Err(error) => return Err(unreachable(&error)),
         };
-        let unreadable = || Lacking {
-            lack: Lack::ClusterUnreachable,
-            message: format!(
-                "the API server has answered with what is no {}, for `{namespace}/{name}`",
-                source.kind()
-            ),
+        let unreadable = || {
+            let kind = source.kind();
+            let message =
+                format!("the API server has answered with what is no {kind}, for `{namespace}/{name}`");
+            Failed::Alone(Lacking { lack: Lack::ClusterUnreachable, message })
         };
         let Answer { data, binary_data } = serde_json::from_str(&text).map_err(|_| unreadable())?;
         let data = data.unwrap_or_default();
@@ -229,6 +327,12 @@ fn forbidden(source: Source, namespace: &str, error: &Error) -> Lacking {
     Lacking { lack: Lack::ReadForbidden, message }
 }
 
-fn unreachable(error: &Error) -> Lacking {
-    Lacking { lack: Lack::ClusterUnreachable, message: format!("{}; it is asked again", chain(error)) }
+/// Only silence says something of the whole server: one that is asked for an object may fail at that one alone.
+fn unreachable(error: &Error) -> Failed {
+    let lacking =
+        Lacking { lack: Lack::ClusterUnreachable, message: format!("{}; it is asked again", chain(error)) };
+    if error.is_silence() { Failed::Server(lacking) } else { Failed::Alone(lacking) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,12 @@
 //! Gathers what an attempt is given: Windlass's own secrets, and those of the cluster that the job comes from.
 //!
 //! A name is of Windlass where it has a Secret of that name in the job's namespace, whatever keys that has; else of the cluster, if the job
-//! comes from one that this controller may read. What the cluster lacks keeps the whole attempt back.
+//! comes from one. What the cluster lacks keeps the whole attempt back, and so does a cluster that this controller does not read.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::future::join_all;
 use windlass_core::validate::MAX_ARGUMENT_BYTES;
 use windlass_crds::protocol::{SecretBytes, SecretValue};
 use windlass_crds::sandbox_job::Input;
@@ -15,7 +16,7 @@ use windlass_store::SecretValueRow;
 
 use super::Secrets;
 use crate::error::ApiError;
-use crate::kube::values::{ClusterValues, Lack, Lacking, Source, Values};
+use crate::kube::values::{ClusterValues, Lack, Lacking, Reading, Source};
 use crate::metrics::SecretDelivery;
 
 /// Where a job comes from.
@@ -55,38 +56,54 @@ pub(super) struct Gathered {
 }
 
 /// One look for the values of one job.
+#[derive(Clone, Copy)]
 pub(super) struct Gathering<'a> {
-    secrets: &'a Secrets,
-    namespace: &'a str,
-    whence: Whence<'a>,
-    /// The cluster of the job, once it was looked for.
-    cluster: Option<Option<&'a ClusterValues>>,
-    /// What was read of it.
-    read: BTreeMap<(&'static str, String), Values>,
+    pub(super) secrets: &'a Secrets,
+    pub(super) namespace: &'a str,
+    pub(super) whence: Whence<'a>,
+    pub(super) reading: &'a Reading<'a>,
 }
 
-impl<'a> Gathering<'a> {
-    pub(super) const fn new(secrets: &'a Secrets, namespace: &'a str, whence: Whence<'a>) -> Self {
-        Self { secrets, namespace, whence, cluster: None, read: BTreeMap::new() }
-    }
+/// Who has what Windlass itself does not have.
+#[derive(Clone, Copy)]
+enum Others<'a> {
+    /// Nobody: the job comes from no cluster.
+    Nobody,
+    /// This cluster, which the job comes from.
+    Cluster(&'a ClusterValues),
+    /// A cluster that this controller does not read.
+    Unread,
+}
 
-    pub(super) async fn gather(mut self, spec: &SandboxJobSpec) -> Result<Gathered, Obstacle> {
+impl Gathering<'_> {
+    pub(super) async fn gather(self, spec: &SandboxJobSpec) -> Result<Gathered, Obstacle> {
         let uses = spec.steps.iter().flat_map(|step| &step.secrets).chain(&spec.secrets);
         let wanted: BTreeSet<(&str, &str)> =
             uses.map(|secret| (secret.name.as_str(), secret.key.as_str())).collect();
         let mut known: BTreeMap<&str, Vec<SecretValueRow>> = BTreeMap::new();
+        for (name, _) in &wanted {
+            if let Entry::Vacant(place) = known.entry(name) {
+                place.insert(self.secrets.store.secret_values(self.namespace, name).await?);
+            }
+        }
+        let unknown =
+            known.iter().filter(|(_, rows)| rows.is_empty()).map(|(name, _)| (Source::Secret, *name));
+        let config_maps = spec.steps.iter().flat_map(|step| &step.config_maps);
+        let config_maps = config_maps.map(|config_map| (Source::ConfigMap, config_map.name.as_str()));
+        let others = self.others(unknown.chain(config_maps).collect()).await?;
         let (mut secrets, mut outcomes, mut bytes) = (Vec::new(), Vec::new(), 0);
         for (name, key) in wanted {
-            let rows = match known.entry(name) {
-                Entry::Occupied(rows) => rows.into_mut(),
-                Entry::Vacant(place) => {
-                    place.insert(self.secrets.store.secret_values(self.namespace, name).await?)
+            let rows = &known[name];
+            let (outcome, value) = match others {
+                Others::Cluster(cluster) if rows.is_empty() => {
+                    (SecretDelivery::Given, Ok(self.secret(cluster, name, key, bytes).await?))
                 }
-            };
-            let of_cluster = if rows.is_empty() { self.cluster().await? } else { None };
-            let (outcome, value) = match of_cluster {
-                Some(cluster) => (SecretDelivery::Given, Ok(self.secret(cluster, name, key, bytes).await?)),
-                None => self.own(rows, name, key, bytes),
+                Others::Unread if rows.is_empty() => {
+                    let own =
+                        format!("; or set it with `windlass secret set -n {} {name} {key}`", self.namespace);
+                    return Err(self.unread(Source::Secret, name, &own).into());
+                }
+                Others::Nobody | Others::Cluster(_) | Others::Unread => self.own(rows, name, key, bytes),
             };
             let (value, problem) = match value {
                 Ok(value) => (Some(value), None),
@@ -97,7 +114,45 @@ impl<'a> Gathering<'a> {
             secrets.push(SecretValue { name: name.to_owned(), key: key.to_owned(), value, problem });
             outcomes.push(outcome);
         }
-        Ok(Gathered { secrets, spec: self.configured(spec).await?, outcomes })
+        Ok(Gathered { secrets, spec: self.configured(others, spec).await?, outcomes })
+    }
+
+    /// Who has these objects, which then have been read, if anybody can.
+    async fn others(&self, objects: BTreeSet<(Source, &str)>) -> Result<Others<'_>, Obstacle> {
+        if objects.is_empty() {
+            return Ok(Others::Nobody);
+        }
+        let cluster = match self.whence {
+            Whence::Cluster => None,
+            Whence::Job(uid) => {
+                let origin = self.secrets.store.origin_of(uid).await?.filter(|origin| !origin.released);
+                let Some(origin) = origin else { return Ok(Others::Nobody) };
+                Some(origin.origin.cluster)
+            }
+        };
+        let Some(values) = self.secrets.cluster.as_deref() else { return Ok(Others::Unread) };
+        let reading = self.reading;
+        if let Some(cluster) = cluster
+            && !reading.within(values.is(&cluster)).await??
+        {
+            return Ok(Others::Unread);
+        }
+        let all =
+            objects.into_iter().map(|(source, name)| reading.read(values, source, (self.namespace, name)));
+        // What is lacking is told where it is used.
+        drop(reading.within(join_all(all)).await?);
+        Ok(Others::Cluster(values))
+    }
+
+    /// A name that only another controller can look up.
+    fn unread(&self, source: Source, name: &str, else_do: &str) -> Lacking {
+        let message = format!(
+            "{} `{}/{name}` can only be read by a controller of the cluster that the job comes from, with --kube-secrets \
+             (`kube.secrets.enabled` of the chart){else_do}",
+            source.kind(),
+            self.namespace
+        );
+        Lacking { lack: Lack::ReadForbidden, message }
     }
 
     /// A value that the store has, or why there is none, beside as many bytes of others.
@@ -127,7 +182,7 @@ impl<'a> Gathering<'a> {
 
     /// A value of a Secret of the cluster, beside as many bytes of others.
     async fn secret(
-        &mut self,
+        &self,
         cluster: &ClusterValues,
         name: &str,
         key: &str,
@@ -135,9 +190,13 @@ impl<'a> Gathering<'a> {
     ) -> Result<Vec<u8>, Lacking> {
         let value = self.value(cluster, Source::Secret, name, key).await?;
         let size = value.len();
-        let problem = if !(MIN_VALUE_BYTES..=MAX_VALUE_BYTES).contains(&size) {
+        // A value is masked without the white space around it, too.
+        let masked = value.trim_ascii().len();
+        let problem = if masked < MIN_VALUE_BYTES || size > MAX_VALUE_BYTES {
+            let (size, around) =
+                if size > MAX_VALUE_BYTES { (size, "") } else { (masked, " besides white space around it") };
             format!(
-                "the value `{key}` has {size} bytes; a job can be given {MIN_VALUE_BYTES} to {MAX_VALUE_BYTES}, because \
+                "the value `{key}` has {size} bytes{around}; a job can be given {MIN_VALUE_BYTES} to {MAX_VALUE_BYTES}, because \
                  a shorter one cannot be masked in logs"
             )
         } else if bytes + size > MAX_ATTEMPT_BYTES {
@@ -149,47 +208,24 @@ impl<'a> Gathering<'a> {
     }
 
     async fn value(
-        &mut self,
+        &self,
         cluster: &ClusterValues,
         source: Source,
         name: &str,
         key: &str,
     ) -> Result<Vec<u8>, Lacking> {
         let place = (self.namespace, name);
-        let values = match self.read.entry((source.kind(), name.to_owned())) {
-            Entry::Occupied(values) => values.into_mut(),
-            Entry::Vacant(entry) => entry.insert(cluster.read(source, place).await?),
-        };
+        let values = self.reading.read(cluster, source, place).await?;
         values.get(key).cloned().ok_or_else(|| Lacking::missing(source, place, Some(key)))
     }
 
-    /// The cluster that the job comes from, where its values can be read.
-    async fn cluster(&mut self) -> Result<Option<&'a ClusterValues>, Obstacle> {
-        if let Some(cluster) = self.cluster {
-            return Ok(cluster);
-        }
-        let found = match (self.secrets.cluster.as_deref(), self.whence) {
-            (None, _) => None,
-            (Some(values), Whence::Cluster) => Some(values),
-            (Some(values), Whence::Job(uid)) => {
-                let origin = self.secrets.store.origin_of(uid).await?.filter(|origin| !origin.released);
-                match origin {
-                    Some(origin) if values.is(&origin.origin.cluster).await? => Some(values),
-                    Some(_) | None => None,
-                }
-            }
-        };
-        self.cluster = Some(found);
-        Ok(found)
-    }
-
     /// The spec with the values of ConfigMaps in the place of their names.
-    async fn configured(&mut self, spec: &SandboxJobSpec) -> Result<SandboxJobSpec, Obstacle> {
+    async fn configured(&self, others: Others<'_>, spec: &SandboxJobSpec) -> Result<SandboxJobSpec, Lacking> {
         let mut spec = spec.clone();
         let (mut placed, mut bytes) = (BTreeSet::new(), 0);
         for step in &mut spec.steps {
             for config_map in std::mem::take(&mut step.config_maps) {
-                let value = self.config_value(&config_map, &mut bytes).await?;
+                let value = self.config_value(others, &config_map, &mut bytes).await?;
                 let ConfigMapUse { name: _, key: _, env, file } = config_map;
                 if let Some(variable) = env {
                     step.env.insert(variable, value);
@@ -206,18 +242,14 @@ impl<'a> Gathering<'a> {
     }
 
     async fn config_value(
-        &mut self,
+        &self,
+        others: Others<'_>,
         config_map: &ConfigMapUse,
         bytes: &mut usize,
-    ) -> Result<String, Obstacle> {
+    ) -> Result<String, Lacking> {
         let ConfigMapUse { name, key, env, file: _ } = config_map;
-        let Some(cluster) = self.cluster().await? else {
-            let message = format!(
-                "ConfigMap `{}/{name}` can only be read by a controller of the cluster that the job comes from, with --kube-secrets \
-                 (`kube.secrets.enabled` of the chart)",
-                self.namespace
-            );
-            return Err(Lacking { lack: Lack::ReadForbidden, message }.into());
+        let Others::Cluster(cluster) = others else {
+            return Err(self.unread(Source::ConfigMap, name, ""));
         };
         let value = self.value(cluster, Source::ConfigMap, name, key).await?;
         *bytes += value.len();
@@ -237,7 +269,7 @@ impl<'a> Gathering<'a> {
                 Some(_) | None => return Ok(text),
             },
         };
-        Err(Lacking::unsuitable(Source::ConfigMap, (self.namespace, name), &problem).into())
+        Err(Lacking::unsuitable(Source::ConfigMap, (self.namespace, name), &problem))
     }
 }
 

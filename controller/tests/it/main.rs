@@ -9,6 +9,7 @@
 mod agents;
 mod backups;
 mod batches;
+mod cluster_values;
 mod database;
 mod fleet;
 mod generated;

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use windlass_controller::clock::Clock as _;
 use windlass_controller::dispatch::{CallError, MakeClient, Push, Target, WorkerClient};
 use windlass_controller::metrics::Metrics;
 use windlass_crds::protocol::{Assignment, AttemptId};
 
+use crate::cluster_values::{self, Api, missing, secret};
 use crate::world::{Agent, World, started, terminal};
 
 /// How long something may take on a busy machine.
@@ -512,4 +514,36 @@ async fn what_a_worker_api_cannot_be_is_refused_by_field() {
     {
         assert_eq!(world.put("/v1/nodes/n1", node(json!({"url": url}))).await.status / 100, 2, "{url}");
     }
+}
+
+#[tokio::test]
+async fn an_attempt_is_not_given_back_that_another_controller_has_taken_up() {
+    let (api, open) = (Api::default(), Arc::new(Notify::new()));
+    let gate = open.clone();
+    let world = World::with_cluster(api.values(move |name, _| {
+        let gate = gate.clone();
+        async move {
+            gate.notified().await;
+            missing(&name)
+        }
+    }))
+    .await;
+    let fake = FakeNode::new();
+    let agent = node(&world, "n1").await;
+    cluster_values::job(&world, "a", &["db"], json!({})).await;
+    let claiming = Dispatcher::start(&world, &fake);
+    api.was_asked(1).await;
+    let other = world.restarted_with(Some(Api::default().values(async |_, _| secret("good enough"))));
+    let recovering = Dispatcher::start(&other, &fake);
+    let (_, assignment) = until("a call", async || fake.calls().pop()).await;
+    let attempt = json!({"job": assignment.attempt.job, "epoch": assignment.attempt.epoch});
+    assert_eq!(agent.beat(std::slice::from_ref(&attempt)).await.body["renewed"][0]["attempt"], attempt);
+    open.notify_one();
+    // It looks for work again once it is done with this.
+    world.job("b", json!({"command": ["true"]})).await;
+    recovering.stop().await;
+    until("the next job is given out", async || fake.calls().iter().find(|(_, a)| a.name == "b").map(drop))
+        .await;
+    assert_eq!(world.phase("a").await, "Claimed -");
+    claiming.stop().await;
 }

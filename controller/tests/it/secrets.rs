@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use windlass_controller::backup::{self, Backup, PlaceArgs, Restore};
 use windlass_controller::clock::{Clock, RandomIds, SystemClock};
+use windlass_controller::kube::Reading;
 use windlass_controller::metrics::Metrics;
 use windlass_controller::secrets::{self, Delivery, Keyring, Secrets};
 use windlass_controller::{Controller, ControllerArgs, Error};
@@ -207,7 +208,8 @@ async fn a_value_opens_only_in_its_own_place_and_only_with_its_key() {
 }
 
 async fn deliver(secrets: &Secrets, namespace: &str, spec: &windlass_crds::SandboxJobSpec) -> String {
-    let delivery = secrets.deliver("none", namespace, spec).await.unwrap();
+    let delivery =
+        secrets.deliver("none", namespace, spec, &Reading::new(&CancellationToken::new())).await.unwrap();
     let Delivery::Given { mut secrets, .. } = delivery else {
         panic!("nothing is asked of a cluster: {delivery:?}")
     };

@@ -15,6 +15,7 @@ use windlass_controller::auth::{NodeTokens, secret_hash};
 use windlass_controller::bodies::Bodies;
 use windlass_controller::clock::{Clock, ManualClock, RandomIds};
 use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings, WorkerTokens};
+use windlass_controller::kube::ClusterValues;
 use windlass_controller::metrics::Metrics;
 use windlass_controller::reconcile::{Nodes, Orphans, Reservations, Rollouts, Sweeper};
 use windlass_controller::rest::{AppParts, router};
@@ -72,26 +73,49 @@ impl World {
             expires_at: None,
         };
         store.create_api_token(token).await.expect("the token is new");
-        Self::started(store, bodies, clock, Keyring::of_text(SECRETS_KEY).expect("it is a key"))
+        Self::started(store, bodies, clock, Self::keys(), None)
     }
 
     /// A world whose controller has no key for secrets.
     pub(crate) async fn without_key() -> Self {
         let World { store, bodies, clock, .. } = Self::new().await;
-        Self::started(store, bodies, clock, Keyring::none())
+        Self::started(store, bodies, clock, Keyring::none(), None)
+    }
+
+    /// A world whose controller reads a cluster, and is settled.
+    pub(crate) async fn with_cluster(values: ClusterValues) -> Self {
+        Self::settled().await.restarted_with(Some(values))
+    }
+
+    fn keys() -> Keyring {
+        Keyring::of_text(SECRETS_KEY).expect("it is a key")
     }
 
     /// What a controller is that is started now on the same database.
     pub(crate) fn restarted(&self) -> Self {
-        let keys = Keyring::of_text(SECRETS_KEY).expect("it is a key");
-        Self::started(self.store.clone(), self.bodies.clone(), self.clock.clone(), keys)
+        self.restarted_with(None)
     }
 
-    fn started(store: Store, bodies: Bodies, clock: Arc<ManualClock>, keys: Keyring) -> Self {
+    /// As [`World::restarted`], and it reads this cluster.
+    pub(crate) fn restarted_with(&self, values: Option<ClusterValues>) -> Self {
+        Self::started(self.store.clone(), self.bodies.clone(), self.clock.clone(), Self::keys(), values)
+    }
+
+    fn started(
+        store: Store,
+        bodies: Bodies,
+        clock: Arc<ManualClock>,
+        keys: Keyring,
+        values: Option<ClusterValues>,
+    ) -> Self {
         let ids = Arc::new(RandomIds::seeded(1));
         let stopping = CancellationToken::new();
         let metrics = Metrics::new();
         let secrets = Secrets::new(store.clone(), clock.clone(), ids.clone(), metrics.clone(), keys);
+        let secrets = match values {
+            Some(values) => secrets.with_cluster(values),
+            None => secrets,
+        };
         let dispatch = Dispatch::new(DispatchParts {
             store: store.clone(),
             bodies: bodies.clone(),

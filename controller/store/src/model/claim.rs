@@ -63,6 +63,8 @@ pub struct ClaimedJob {
     pub lease: Duration,
     /// The policy in force.
     pub offline: OfflinePolicy,
+    /// Whether an earlier answer to the same request may have brought it to the node.
+    pub repeated: bool,
 }
 
 /// Where an attempt is in its life.

@@ -512,7 +512,8 @@ impl Claim {
             && self.classes.binary_search(&kept.class).is_ok()
     }
 
-    /// Renews and yields what the same request was given before.
+    /// Renews and yields what the same request was given before. The jobs get a new version: whoever was given them before cannot give
+    /// back any more what may be begun by this answer.
     async fn repeat(&self, tx: &mut Tx) -> Result<Vec<ClaimedJob>, Error> {
         let sql = "
             UPDATE attempts SET lease_until = CASE
@@ -536,8 +537,14 @@ impl Claim {
         for row in &rows {
             ids.push(row.cells("attempts").int("job_id")?);
         }
+        let version = tx.draw_version();
+        let sql = "
+            UPDATE jobs SET resource_version = $2
+            WHERE id IN (SELECT CAST(value AS BIGINT) FROM json_each($1))";
+        tx.conn.execute(sql, args![json(&ids), version]).await?;
         let jobs = job_rows::by_ids(tx, &ids).await?;
-        Ok(jobs.into_iter().map(|job| self.claimed(tx, job)).collect())
+        let again = |job| ClaimedJob { repeated: true, ..self.claimed(tx, job) };
+        Ok(jobs.into_iter().map(again).collect())
     }
 
     /// What the node is told of a job that is now its own.
@@ -551,7 +558,7 @@ impl Claim {
             OfflinePolicy::Stop => self.lease,
             OfflinePolicy::Continue => self.lease_continue,
         };
-        ClaimedJob { epoch: job.epoch, number: job.attempts, lease, offline, job }
+        ClaimedJob { epoch: job.epoch, number: job.attempts, lease, offline, repeated: false, job }
     }
 }
 

@@ -116,6 +116,7 @@ contract! {
         a_delayed_job_is_claimed_when_its_time_has_come
         the_next_ready_time_is_the_earliest_in_the_future
         a_repeated_request_yields_the_same_attempts
+        what_a_repeated_request_yields_is_given_back_by_nobody_who_had_it_before
         a_repeated_request_leaves_out_what_has_ended
         an_unregistered_node_claims_nothing
         another_run_of_the_agent_claims_nothing

@@ -269,15 +269,15 @@ fn without_the_setting_nothing_is_read_and_windlass_s_own_secrets_come_first() {
     world.job("config", "  configMaps: [{name: app, key: k, env: V}]\n", "true");
     wait_for_refusal(&world, "config", "ReadForbidden", &["--kube-secrets", "kube.secrets.enabled"]);
     let secret = "  secrets: [{name: db, key: k, env: V}]\n";
-    world.job("none", secret, "true");
-    let failed = world.wait_for_phase("none", "Failed");
-    assert_eq!(failed["status"]["reason"], "SecretUnavailable", "{failed}");
+    world.job("none", secret, "test \"$V\" = 'of windlass'");
+    wait_for_refusal(&world, "none", "ReadForbidden", &["--kube-secrets", "windlass secret set -n"]);
     let own = |world: &World| {
         world.fleet.text(&["-n", &world.namespace, "secret", "set", "db", "--from-literal", "k=of windlass"]);
         world.job("own", secret, "test \"$V\" = 'of windlass'");
         world.wait_for_phase("own", "Succeeded");
     };
     own(&world);
+    world.wait_for_phase("none", "Succeeded");
     drop(agent);
     world.cluster.kubectl(&["delete", "nc", &node, "--ignore-not-found"]);
     // Also where the cluster's could be read.

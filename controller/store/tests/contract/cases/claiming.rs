@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use windlass_crds::JobPhase;
 use windlass_crds::sandbox_job::OfflinePolicy;
-use windlass_store::{AttemptPhase, Error, Store};
+use windlass_store::{AttemptPhase, Error, Store, TransitionOutcome};
 
 use crate::fixtures::{
     LEASE, LONG_LEASE, at, claim, claimed, class_of, finish, is_lost, job, register, reread, transit,
@@ -240,6 +240,18 @@ pub(crate) async fn a_repeated_request_yields_the_same_attempts(store: Store) {
     let other = claim("m").request("r").max(2).run(&store, at(1)).await;
     assert_eq!(other.len(), 2, "a request belongs to its node");
     assert_ne!(ids(&first), ids(&other));
+}
+
+pub(crate) async fn what_a_repeated_request_yields_is_given_back_by_nobody_who_had_it_before(store: Store) {
+    register(&store, &["n"]).await;
+    job("a").create(&store, at(0)).await;
+    let first = claim("n").request("r").run(&store, at(1)).await.remove(0);
+    let again = claim("n").request("r").run(&store, at(2)).await.remove(0);
+    assert_eq!((first.repeated, again.repeated), (false, true));
+    assert_eq!(again.job, reread(&store, &again.job.uid).await);
+    let outcomes = store.apply_transitions(at(3), vec![is_lost(&first.job, None)]).await.unwrap();
+    assert_eq!(outcomes, [TransitionOutcome::Stale]);
+    transit(&store, at(3), is_lost(&again.job, None)).await;
 }
 
 pub(crate) async fn a_repeated_request_leaves_out_what_has_ended(store: Store) {
