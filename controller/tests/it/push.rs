@@ -538,10 +538,10 @@ async fn an_attempt_is_not_given_back_that_another_controller_has_taken_up() {
     let (_, assignment) = until("a call", async || fake.calls().pop()).await;
     let attempt = json!({"job": assignment.attempt.job, "epoch": assignment.attempt.epoch});
     assert_eq!(agent.beat(std::slice::from_ref(&attempt)).await.body["renewed"][0]["attempt"], attempt);
+    recovering.stop().await;
     open.notify_one();
     // It looks for work again once it is done with this.
     world.job("b", json!({"command": ["true"]})).await;
-    recovering.stop().await;
     until("the next job is given out", async || fake.calls().iter().find(|(_, a)| a.name == "b").map(drop))
         .await;
     assert_eq!(world.phase("a").await, "Claimed -");
