@@ -81,6 +81,14 @@ const JOB_RULES: &[Rule] = &[
         message: "write exactly one of `command`, `script`, `container`, `facts` and `service`",
     },
     Rule {
+        at: "steps[]",
+        rule: "!(has(self.facts) || has(self.service)) || \
+               !(has(self.env) && size(self.env) > 0 || has(self.secrets) && size(self.secrets) > 0 || \
+               has(self.configMaps) && size(self.configMaps) > 0 || has(self.workingDir))",
+        message: "`env`, `secrets`, `configMaps` and `workingDir` mean nothing in steps of kind `facts` and `service`, of which \
+                  nothing runs in the sandbox; remove them, or write them in the step that needs them",
+    },
+    Rule {
         at: "steps[].env",
         rule: "self.all(name, !name.startsWith('WINDLASS_'))",
         message: "names that begin with WINDLASS_ are reserved",

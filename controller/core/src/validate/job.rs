@@ -265,6 +265,24 @@ fn check_given(
     secrets::check_config_maps(config_maps, env, &mut variables, &format!("{at}.configMaps"), findings);
 }
 
+/// Refuses what a step is given of which nothing runs in the sandbox: nobody would see it, and the job would wait for its Secrets.
+fn check_nothing_given(step: &Step, kind: &str, field: &str, findings: &mut Findings) {
+    for (name, given) in [
+        ("env", !step.env.is_empty()),
+        ("secrets", !step.secrets.is_empty()),
+        ("configMaps", !step.config_maps.is_empty()),
+        ("workingDir", step.working_dir.is_some()),
+    ] {
+        if given {
+            let message = format!(
+                "means nothing in a step of kind `{kind}`, of which nothing runs in the sandbox; remove it, or write it in the \
+                 step that needs it"
+            );
+            findings.refuse(format!("{field}.{name}"), message);
+        }
+    }
+}
+
 fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, findings: &mut Findings) {
     let Step {
         name: _,
@@ -299,6 +317,7 @@ fn check_step(step: &Step, spec: &SandboxJobSpec, at: &str, field: &str, finding
             let message = format!("stands beside {field}.{first}; write one of them, or make two steps");
             findings.refuse(format!("{field}.{second}"), message);
         }
+        (Some(kind @ ("facts" | "service")), None) => check_nothing_given(step, kind, field, findings),
         (Some(_), None) => {}
     }
     check_runtime(step, &spec.sandbox, at, field, findings);

@@ -414,6 +414,25 @@ fn an_unpacked_upload_may_be_the_workspace_and_hold_other_inputs() {
 }
 
 #[test]
+fn what_a_step_cannot_use_is_refused() {
+    for (kind, step) in [("facts", "facts: {}"), ("service", "service: {action: restart, name: web}")] {
+        let spec = format!(
+            "steps: [{{name: a, {step}, timeout: 1m, continueOnError: true}}, {{name: b, {step}, env: {{A: b}}, secrets: [{{name: \
+             a, key: b, file: c}}], configMaps: [{{name: a, key: b, env: C}}], workingDir: d}}]"
+        );
+        let refused = ["configMaps", "env", "secrets", "workingDir"].map(|field| {
+            format!(
+                "spec.steps[1].{field}: means nothing in a step of kind `{kind}`, of which nothing runs in the sandbox; remove \
+                 it, or write it in the step that needs it"
+            )
+        });
+        assert_refused(&spec, validate_job(&job(&spec)), &refused.each_ref().map(String::as_str));
+    }
+    let spec = "steps: [{name: a, facts: {}, env: {}, secrets: [], configMaps: []}]";
+    assert!(validate_job(&job(spec)).is_ok());
+}
+
+#[test]
 fn everything_that_is_wrong_is_said_at_once_and_in_order() {
     let spec = "timeout: 0s\nsandbox: {image: a, env: {WINDLASS_A: b}}\nsteps: [{name: b}, {name: b, command: ['']}]";
     assert_refused(

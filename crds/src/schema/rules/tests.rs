@@ -44,6 +44,7 @@ fn good_jobs_break_no_rule() {
         json!({"steps": [{"name": "a", "command": ["true"], "secrets": [{"name": "a", "key": "b", "file": "c"}]}]}),
         json!({"command": ["true"], "configMaps": [{"name": "a", "key": "b", "env": "C"}]}),
         json!({"steps": [{"name": "a", "command": ["true"], "configMaps": [{"name": "a", "key": "b", "file": "c"}]}]}),
+        json!({"steps": [{"name": "a", "facts": {}, "env": {}, "secrets": [], "configMaps": [], "timeout": "1m"}]}),
         json!({"command": ["true"], "requires": {"labels": [
             {"key": "a", "operator": "In", "values": ["b", "c"]}, {"key": "a", "operator": "Exists"},
             {"key": "a", "operator": "Gt", "values": ["1"]}]}}),
@@ -100,6 +101,16 @@ fn bad_jobs_break_a_rule_where_they_are_bad() {
         (
             json!({"steps": [{"name": "a", "command": ["true"], "configMaps": [{"name": "a", "key": "b"}]}]}),
             "spec.steps[0].configMaps[0]",
+        ),
+        (json!({"steps": [{"name": "a", "facts": {}, "env": {"A": "b"}}]}), "spec.steps[0]"),
+        (json!({"steps": [{"name": "a", "facts": {}, "workingDir": "a"}]}), "spec.steps[0]"),
+        (
+            json!({"steps": [{"name": "a", "service": {"action": "restart", "name": "web"}, "secrets": [{"name": "a", "key": "b", "env": "C"}]}]}),
+            "spec.steps[0]",
+        ),
+        (
+            json!({"steps": [{"name": "a", "service": {"action": "restart", "name": "web"}, "configMaps": [{"name": "a", "key": "b", "env": "C"}]}]}),
+            "spec.steps[0]",
         ),
         (label("In", &[]), "spec.requires.labels[0]"),
         (label("Exists", &["a"]), "spec.requires.labels[0]"),
