@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
+use strum::IntoEnumIterator;
+use windlass_crds::sandbox_job::{Network, Runtime};
 
 /// Which crates of ours each crate may use; everything else is forbidden.
 const ARROWS: &[(&str, &[&str])] = &[
@@ -103,6 +105,27 @@ fn every_test_that_a_table_of_guarantees_names_is_there() {
                 "{document}: {module}::{name}"
             );
         }
+    }
+}
+
+#[test]
+fn the_readme_says_what_there_is_and_where_it_is_told() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above");
+    let readme = std::fs::read_to_string(root.join("README.md")).expect("the document is there");
+    let (_, has) = readme.split_once("This version has:").expect("it says so");
+    let schema = std::fs::read_to_string(root.join("crds/yaml/sandboxjobs.yaml")).expect("it is generated");
+    let rule =
+        schema.lines().find(|line| line.contains("exactly one of `command`")).expect("steps have a rule");
+    let kinds = rule.split('`').skip(1).step_by(2).map(ToOwned::to_owned);
+    let runtimes = Runtime::iter().map(|runtime| runtime.to_string());
+    let networks = Network::iter().map(|network| network.to_string());
+    for word in kinds.chain(runtimes).chain(networks) {
+        assert!(has.contains(&format!("`{word}`")), "the README does not say that there is `{word}`");
+    }
+    for document in std::fs::read_dir(root.join("docs")).expect("there are documents") {
+        let name = document.expect("it can be listed").file_name().into_string().expect("its name is text");
+        let named = !name.ends_with(".md") || readme.contains(&format!("`{name}`"));
+        assert!(named, "the README does not name docs/{name}");
     }
 }
 
