@@ -14,6 +14,7 @@ mod blobs;
 mod cache;
 mod layer;
 mod manifest;
+mod packed;
 mod places;
 mod room;
 mod users;
@@ -31,7 +32,7 @@ pub(crate) use users::JOB;
 use crate::error::{Error, ImageProblem};
 
 /// Where an image comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Source {
     /// What `docker save` and `podman save` write.
     DockerArchive,
@@ -56,7 +57,7 @@ impl Source {
 }
 
 /// An image of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LocalImage {
     /// What is at the path.
     pub source: Source,

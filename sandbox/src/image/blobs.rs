@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 use tar::EntryType;
 
+use super::packed::Packed;
 use super::room::Room;
 use super::{LocalImage, Source, Trouble};
 use crate::error::{Error, ImageProblem};
@@ -41,7 +42,7 @@ pub(super) enum Opened {
     /// Its parts.
     Blobs(Blobs),
     /// An archive that is compressed as a whole.
-    Packed(File),
+    Packed(Packed),
 }
 
 /// What an archive has under a name.
@@ -85,7 +86,12 @@ impl Blobs {
             Source::OciLayout => folder(&image.path).map(|dir| Opened::Blobs(Self::Folder(dir))),
             Source::DockerArchive | Source::OciArchive => {
                 let file = regular(&image.path)?;
-                if is_packed(&file)? { Ok(Opened::Packed(file)) } else { Self::of(file).map(Opened::Blobs) }
+                if is_packed(&file)? {
+                    let packed = Packed::of(file).map_err(Error::io("inspect", &image.path))?;
+                    Ok(Opened::Packed(packed))
+                } else {
+                    Self::of(file).map(Opened::Blobs)
+                }
             }
             Source::RootFolder => Err(Trouble::unusable("is a folder without layers")),
         }
@@ -99,7 +105,7 @@ impl Blobs {
 
     /// The parts of a compressed archive, which is uncompressed into a nameless file of `scratch` first, of at most `most` bytes.
     pub(super) fn unpacked(
-        packed: File,
+        packed: &File,
         scratch: &Path,
         most: u64,
         room: Room<'_>,
@@ -296,7 +302,7 @@ fn is_packed(file: &File) -> Result<bool, Trouble> {
 
 /// A plain copy of a compressed archive.
 fn plain(
-    file: File,
+    file: &File,
     scratch: &Path,
     most: u64,
     mut room: Room<'_>,

@@ -2,14 +2,14 @@
 //!
 //! Folder: `<64 digits>/{root,record.json}` · `.unpack-<n>/` while one is unpacked · `.gone-<n>/` while one is removed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, DirBuilder};
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
@@ -18,9 +18,10 @@ use windlass_launcher::record;
 
 use super::blobs::{self, Blobs, Opened};
 use super::layer::{Tree, new_dir, open_dir};
+use super::packed::{Packed, Seen};
 use super::room::{Room, is_free};
 use super::users::Account;
-use super::work::{Stopper, Teller, Works};
+use super::work::{Teller, Works};
 use super::{ImageLimits, LocalImage, Source, SystemImage, Trouble, manifest, places};
 use crate::error::{Error, ImageProblem};
 use crate::workspace::removal;
@@ -29,6 +30,8 @@ const ROOT: &str = "root";
 const RECORD: &str = "record.json";
 const UNPACKING: &str = ".unpack-";
 const GONE: &str = ".gone-";
+/// Compressed archives of which the image is remembered: more than lie on a node, and some hundred KiB.
+const MAX_PACKED: usize = 1024;
 
 /// The images of a state folder. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -42,10 +45,14 @@ struct Inner {
     limits: ImageLimits,
     number: AtomicU64,
     works: Arc<Works>,
+    /// The images of compressed archives as they were when they were uncompressed. Locked for a look or a change.
+    packed: Mutex<HashMap<LocalImage, (Seen, String)>>,
+    /// By an image's id, locked while it is unpacked: archives of the same one are uncompressed side by side.
+    unpacking: Mutex<HashMap<String, Weak<Mutex<()>>>>,
     /// The images that somebody was given who still has them, by their folder, and how many have. Locked for a look or a change,
     /// and while an image is taken out of its place.
     held: Mutex<BTreeMap<String, usize>>,
-    /// What is left of a run before this one. Locked while something is removed.
+    /// What is left of a run before this one, or was damaged. Locked while something is removed.
     left: Mutex<Vec<String>>,
 }
 
@@ -53,13 +60,26 @@ struct Inner {
 #[derive(Debug)]
 pub struct Held {
     image: SystemImage,
-    _hold: Option<Hold>,
+    /// Counts it as long as this lives.
+    hold: Option<Arc<Hold>>,
 }
 
 #[derive(Debug)]
 struct Hold {
     inner: Arc<Inner>,
     folder: String,
+}
+
+impl Held {
+    /// An image that nothing of this removes.
+    pub(super) fn of_others(image: SystemImage) -> Self {
+        Self { image, hold: None }
+    }
+
+    /// The same for one more.
+    pub(super) fn again(&self) -> Self {
+        Self { image: self.image.clone(), hold: self.hold.clone() }
+    }
 }
 
 impl Deref for Held {
@@ -137,6 +157,8 @@ impl Images {
             limits,
             number: AtomicU64::new(0),
             works: Arc::new(Works::new()),
+            packed: Mutex::default(),
+            unpacking: Mutex::default(),
             held: Mutex::default(),
             left: Mutex::default(),
         };
@@ -144,16 +166,9 @@ impl Images {
         // What is new has another name than what is left.
         let numbers = left.iter().filter_map(|name| name.rsplit('-').next()?.parse::<u64>().ok());
         inner.number = AtomicU64::new(numbers.max().map_or(0, |most| most.saturating_add(1)));
-        let any = !left.is_empty();
-        inner.left = Mutex::new(left);
         let inner = Arc::new(inner);
-        if any {
-            let inner = Arc::clone(&inner);
-            let work = move || inner.clear_left(&mut lock(&inner.left));
-            std::thread::Builder::new()
-                .name("images-left".to_owned())
-                .spawn(work)
-                .map_err(Error::io("start", "a thread"))?;
+        if !left.is_empty() {
+            inner.clear(left)?;
         }
         Ok(Self(inner))
     }
@@ -179,66 +194,72 @@ impl Images {
         known: Option<&str>,
         progress: impl Fn(String) + Send,
     ) -> Result<Held, Trouble> {
-        let inner = &self.0;
         if image.source == Source::RootFolder {
             let image = image.clone();
-            return Ok(Held { image: blocking(move || given(&image)).await?, _hold: None });
+            return Ok(Held::of_others(blocking(move || given(&image)).await?));
         }
         if let Some(id) = known
             && let Some(held) = self.there(id).await?
         {
             return Ok(held);
         }
-        let wanted = image.clone();
-        let blobs = match blocking(move || Blobs::open(&wanted)).await? {
-            Opened::Blobs(blobs) => blobs,
-            Opened::Packed(file) => {
-                let _turn = inner.works.turn().await;
-                progress("uncompressing the archive".to_owned());
-                let stopper = Stopper::default();
-                let (stop, inner) = (Arc::clone(&stopper.0), Arc::clone(inner));
-                blocking(move || {
-                    let make = |disk: &OwnedFd| inner.make_room(disk);
-                    let room = Room::of(open_dir(&inner.dir)?, inner.limits.leave_free, &make);
-                    Blobs::unpacked(file, &inner.dir, inner.limits.bytes, room, &stop)
+        let (wanted, known) = (image.clone(), known.map(ToOwned::to_owned));
+        match blocking(move || Blobs::open(&wanted)).await? {
+            Opened::Blobs(blobs) => {
+                let wanted = image.clone();
+                let (blobs, found) =
+                    blocking(move || manifest::find(&blobs, &wanted).map(|found| (blobs, found))).await?;
+                check_known(known.as_deref(), &found.id)?;
+                if let Some(held) = self.there(&found.id).await? {
+                    return Ok(held);
+                }
+                let id = found.id.clone();
+                self.join(&id, progress, move |inner, teller, stop| {
+                    inner.ensure(&blobs, &found, teller, stop)
                 })
-                .await?
+                .await
+            }
+            Opened::Packed(packed) => {
+                if let Some(id) = self.0.id_of(image, &packed.seen) {
+                    check_known(known.as_deref(), &id)?;
+                    if let Some(held) = self.there(&id).await? {
+                        return Ok(held);
+                    }
+                }
+                let wanted = image.clone();
+                let work = format!("{image:?} {:?} {known:?}", packed.seen);
+                self.join(&work, progress, move |inner, teller, stop| {
+                    inner.ensure_packed(&packed, &wanted, known.as_deref(), teller, stop)
+                })
+                .await
+            }
+        }
+    }
+
+    /// Joins a work, or begins it, and waits for its end.
+    async fn join(
+        &self,
+        name: &str,
+        progress: impl Fn(String) + Send,
+        unpack: impl FnOnce(&Arc<Inner>, &Teller, &AtomicBool) -> Result<Held, Trouble> + Send + 'static,
+    ) -> Result<Held, Trouble> {
+        let (worker, after) = (Arc::clone(&self.0), Arc::clone(&self.0));
+        let collect = move || {
+            // What could not be removed is tried again after the next one.
+            if let Err(error) = after.collect() {
+                tracing::warn!(error = %error, "images that nobody uses cannot be removed");
             }
         };
-        let wanted = image.clone();
-        let (blobs, found) =
-            blocking(move || manifest::find(&blobs, &wanted).map(|found| (blobs, found))).await?;
-        if let Some(id) = known
-            && id != found.id
-        {
-            let message = "was replaced by another one while the job ran".to_owned();
-            return Err(Trouble::Image(ImageProblem::Digest, message));
-        }
-        if let Some(held) = self.there(&found.id).await? {
-            return Ok(held);
-        }
-        let hold = Hold::on(inner, &found.id);
-        let id = found.id.clone();
-        let (worker, after) = (Arc::clone(inner), Arc::clone(inner));
-        let (unpack, collect) = (
-            move |teller: &Teller, stop: &AtomicBool| worker.ensure(&blobs, &found, teller, stop),
-            move || {
-                // What could not be removed is tried again after the next one.
-                if let Err(error) = after.collect() {
-                    tracing::warn!(error = %error, "images that nobody uses cannot be removed");
-                }
-            },
-        );
-        let work = inner.works.join(&id, unpack, collect);
-        Ok(Held { image: work.ended(progress).await?, _hold: Some(hold) })
+        let unpack = move |teller: &Teller, stop: &AtomicBool| unpack(&worker, teller, stop);
+        self.0.works.join(name, unpack, collect).ended(progress).await
     }
 
     /// An image that is there. It is held before it is looked for, so that nobody removes it in between.
     async fn there(&self, id: &str) -> Result<Option<Held>, Trouble> {
-        let hold = Hold::on(&self.0, id);
+        let hold = Arc::new(Hold::on(&self.0, id));
         let (inner, id) = (Arc::clone(&self.0), id.to_owned());
         let found = blocking(move || inner.unpacked(&id)).await?;
-        Ok(found.map(|image| Held { image, _hold: Some(hold) }))
+        Ok(found.map(|image| Held { image, hold: Some(hold) }))
     }
 
     /// Removes images that nobody has used for longest, until those that are not in use are within the limit. Gives how many.
@@ -251,21 +272,68 @@ impl Images {
 }
 
 impl Inner {
-    /// Unpacks an image, unless somebody has done so while this one waited for a turn.
+    /// The image that a compressed archive held when it was the same as now.
+    fn id_of(&self, image: &LocalImage, seen: &Seen) -> Option<String> {
+        let packed = lock(&self.packed);
+        packed.get(image).filter(|(then, _)| then == seen).map(|(_, id)| id.clone())
+    }
+
+    /// Uncompresses an archive, and unpacks its image in the same turn: what is uncompressed lies there for no other one's turn.
+    fn ensure_packed(
+        self: &Arc<Self>,
+        packed: &Packed,
+        image: &LocalImage,
+        known: Option<&str>,
+        teller: &Teller,
+        stop: &AtomicBool,
+    ) -> Result<Held, Trouble> {
+        teller.line("uncompressing the archive".to_owned());
+        let make = |disk: &OwnedFd| self.make_room(disk);
+        let room = Room::of(open_dir(&self.dir)?, self.limits.leave_free, &make);
+        let blobs = Blobs::unpacked(&packed.file, &self.dir, self.limits.bytes, room, stop)?;
+        let found = manifest::find(&blobs, image)?;
+        if packed.settled {
+            let mut packed_ids = lock(&self.packed);
+            if packed_ids.len() >= MAX_PACKED {
+                packed_ids.clear();
+            }
+            packed_ids.insert(image.clone(), (packed.seen, found.id.clone()));
+        }
+        check_known(known, &found.id)?;
+        self.ensure(&blobs, &found, teller, stop)
+    }
+
+    /// Unpacks an image, unless somebody has done so while this one waited for a turn. It is held before it is looked for.
     fn ensure(
-        &self,
+        self: &Arc<Self>,
         blobs: &Blobs,
         found: &manifest::Found,
         teller: &Teller,
         stop: &AtomicBool,
-    ) -> Result<SystemImage, Trouble> {
-        if let Some(unpacked) = self.unpacked(&found.id)? {
-            return Ok(unpacked);
+    ) -> Result<Held, Trouble> {
+        let hold = Some(Arc::new(Hold::on(self, &found.id)));
+        let alone = self.alone(&found.id);
+        // Who has it has a turn, so it comes to an end.
+        let _alone = lock(&alone);
+        if let Some(image) = self.unpacked(&found.id)? {
+            return Ok(Held { image, hold });
         }
         let began = std::time::Instant::now();
-        let unpacked = self.unpack(blobs, found, teller, stop)?;
-        tracing::info!(image.id = unpacked.id, took_ms = began.elapsed().as_millis(), "image unpacked");
-        Ok(unpacked)
+        let image = self.unpack(blobs, found, teller, stop)?;
+        tracing::info!(image.id = image.id, took_ms = began.elapsed().as_millis(), "image unpacked");
+        Ok(Held { image, hold })
+    }
+
+    /// What is locked by who unpacks an image.
+    fn alone(&self, id: &str) -> Arc<Mutex<()>> {
+        let mut unpacking = lock(&self.unpacking);
+        unpacking.retain(|_, alone| alone.strong_count() > 0);
+        if let Some(alone) = unpacking.get(id).and_then(Weak::upgrade) {
+            return alone;
+        }
+        let alone = Arc::default();
+        unpacking.insert(id.to_owned(), Arc::downgrade(&alone));
+        alone
     }
 
     /// An image that is there, which counts as used now.
@@ -283,13 +351,13 @@ impl Inner {
 
     /// Unpacks an image beside the others, and then gives it its place.
     fn unpack(
-        &self,
+        self: &Arc<Self>,
         blobs: &Blobs,
         found: &manifest::Found,
         teller: &Teller,
         stop: &AtomicBool,
     ) -> Result<SystemImage, Trouble> {
-        let name = format!("{UNPACKING}{}", self.number.fetch_add(1, Ordering::Relaxed));
+        let name = self.number_of(UNPACKING);
         let made = self.fill(&name, blobs, found, teller, stop);
         if made.is_err()
             && let Err(error) = self.erase(&name)
@@ -300,7 +368,7 @@ impl Inner {
     }
 
     fn fill(
-        &self,
+        self: &Arc<Self>,
         name: &str,
         blobs: &Blobs,
         found: &manifest::Found,
@@ -330,15 +398,33 @@ impl Inner {
         record::publish(&dir, RECORD, &record).map_err(Error::io("write", dir.join(RECORD)))?;
         // What has its name is whole, also after a loss of power.
         rustix::fs::syncfs(&root).map_err(|errno| Error::io("write", &root_path)(errno.into()))?;
-        match rustix::fs::renameat_with(CWD, &dir, CWD, &place, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(record.image),
-            // By one that everybody had left, and that was done all the same.
-            Err(Errno::EXIST) => {
-                self.erase(name)?;
-                Ok(record.image)
+        loop {
+            match rustix::fs::renameat_with(CWD, &dir, CWD, &place, RenameFlags::NOREPLACE) {
+                Ok(()) => return Ok(record.image),
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(Error::io("place", place)(errno.into()).into()),
             }
-            Err(errno) => Err(Error::io("place", place)(errno.into()).into()),
+            // What has the place has no record, or it would have been taken: it was damaged.
+            let gone = self.number_of(GONE);
+            fs::rename(&place, self.dir.join(&gone)).map_err(Error::io("remove", &place))?;
+            tracing::warn!(image.id = found.id, "image removed that has lost its record");
+            self.clear(vec![gone])?;
         }
+    }
+
+    /// A name that nothing else has.
+    fn number_of(&self, kind: &str) -> String {
+        format!("{kind}{}", self.number.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Removes folders in the background.
+    fn clear(self: &Arc<Self>, names: Vec<String>) -> Result<(), Error> {
+        lock(&self.left).extend(names);
+        let inner = Arc::clone(self);
+        let work = move || inner.clear_left(&mut lock(&inner.left));
+        let thread = std::thread::Builder::new().name("images-left".to_owned());
+        thread.spawn(work).map_err(Error::io("start", "a thread"))?;
+        Ok(())
     }
 
     fn names(&self) -> Result<Vec<String>, Error> {
@@ -369,7 +455,7 @@ impl Inner {
         Ok(used)
     }
 
-    /// Removes what is left of a run before this one.
+    /// Removes what is left of a run before this one, or was damaged.
     fn clear_left(&self, left: &mut Vec<String>) {
         while let Some(name) = left.pop() {
             if let Err(error) = self.erase(&name) {
@@ -398,7 +484,7 @@ impl Inner {
 
     /// Removes an image, unless somebody has been given it since it was found idle. The caller has `left`.
     fn discard(&self, name: &str, bytes: u64) -> Result<bool, Error> {
-        let gone = format!("{GONE}{}", self.number.fetch_add(1, Ordering::Relaxed));
+        let gone = self.number_of(GONE);
         let held = lock(&self.held);
         if held.contains_key(name) {
             return Ok(false);
@@ -447,6 +533,17 @@ impl Inner {
             self.discard(&name, bytes)?;
         }
         Ok(())
+    }
+}
+
+/// Refuses an image other than the one that was given for the same name before.
+fn check_known(known: Option<&str>, id: &str) -> Result<(), Trouble> {
+    match known {
+        Some(known) if known != id => {
+            let message = "was replaced by another one while the job ran".to_owned();
+            Err(Trouble::Image(ImageProblem::Digest, message))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -11,16 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
-use super::{SystemImage, Trouble};
+use super::{Held, Trouble};
 
-/// What is unpacked or uncompressed at one time: each is one reader and one writer, and more would take the disk from the jobs.
+/// What is unpacked at one time, and uncompressed for that: each is a reader and a writer, and more would take the disk from jobs.
 const AT_ONCE: usize = 4;
 
 /// All unpacking that goes on.
 #[derive(Debug)]
 pub(super) struct Works {
     turns: Semaphore,
-    /// By the image's id. Locked for a look or a change alone.
+    /// By the image's id, or by its archive where that must be uncompressed first. Locked for a look or a change alone.
     running: Mutex<HashMap<String, Weak<Work>>>,
 }
 
@@ -35,12 +35,12 @@ pub(super) struct Work {
 #[derive(Debug, Clone, Default)]
 struct News {
     line: Option<String>,
-    done: Option<Result<SystemImage, Trouble>>,
+    done: Option<Result<Arc<Held>, Trouble>>,
 }
 
 /// Tells the thread that works that nobody waits any more.
 #[derive(Debug, Default)]
-pub(super) struct Stopper(pub(super) Arc<AtomicBool>);
+struct Stopper(Arc<AtomicBool>);
 
 impl Drop for Stopper {
     fn drop(&mut self) {
@@ -63,7 +63,7 @@ impl Works {
     }
 
     /// Waits for a turn. Cancel-safe.
-    pub(super) async fn turn(&self) -> SemaphorePermit<'_> {
+    async fn turn(&self) -> SemaphorePermit<'_> {
         self.turns.acquire().await.expect("nobody closes it")
     }
 
@@ -71,13 +71,13 @@ impl Works {
     /// `after` once all have been told.
     pub(super) fn join(
         self: &Arc<Self>,
-        id: &str,
-        unpack: impl FnOnce(&Teller, &AtomicBool) -> Result<SystemImage, Trouble> + Send + 'static,
+        name: &str,
+        unpack: impl FnOnce(&Teller, &AtomicBool) -> Result<Held, Trouble> + Send + 'static,
         after: impl FnOnce() + Send + 'static,
     ) -> Arc<Work> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|_, work| work.strong_count() > 0);
-        let going = running.get(id).and_then(Weak::upgrade);
+        let going = running.get(name).and_then(Weak::upgrade);
         if let Some(work) = going.filter(|work| work.news.borrow().done.is_none()) {
             return work;
         }
@@ -94,8 +94,10 @@ impl Works {
                 turn = works.turn() => turn,
             };
             let work = move || {
-                let done = unpack(&teller, &stop);
+                let done = unpack(&teller, &stop).map(Arc::new);
                 teller.0.send_modify(|news| news.done = Some(done));
+                // The image is held by those who were told alone.
+                drop(teller);
                 after();
             };
             // A panic drops the teller, by which those who wait notice it.
@@ -103,19 +105,19 @@ impl Works {
             drop(turn);
         });
         let work = Arc::new(Work { news, _stopper: stopper });
-        running.insert(id.to_owned(), Arc::downgrade(&work));
+        running.insert(name.to_owned(), Arc::downgrade(&work));
         work
     }
 }
 
 impl Work {
     /// Waits for the end, and hands on what is told until then. Cancel-safe.
-    pub(super) async fn ended(&self, progress: impl Fn(String)) -> Result<SystemImage, Trouble> {
+    pub(super) async fn ended(&self, progress: impl Fn(String)) -> Result<Held, Trouble> {
         let mut news = self.news.clone();
         loop {
             let News { line, done } = news.borrow_and_update().clone();
             if let Some(done) = done {
-                return done;
+                return done.map(|held| held.again());
             }
             if let Some(line) = line {
                 progress(line);
@@ -132,12 +134,13 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::image::{Account, ImageConfig};
+    use crate::image::{Account, ImageConfig, SystemImage};
 
-    fn image(id: &str) -> SystemImage {
+    fn image(id: &str) -> Held {
         let account = Account { uid: 1, gid: 1, passwd: None, group: None };
         let (dir, config) = (id.into(), ImageConfig::default());
-        SystemImage { id: id.to_owned(), dir, config, account, programs: Vec::new() }
+        let programs = Vec::new();
+        Held::of_others(SystemImage { id: id.to_owned(), dir, config, account, programs })
     }
 
     /// Unpacking that goes on until it is let go, or nobody waits.
@@ -157,7 +160,7 @@ mod tests {
         (works.join(id, unpack, || {}), let_go, ended)
     }
 
-    fn never(_: &Teller, _: &AtomicBool) -> Result<SystemImage, Trouble> {
+    fn never(_: &Teller, _: &AtomicBool) -> Result<Held, Trouble> {
         panic!("it goes on already")
     }
 

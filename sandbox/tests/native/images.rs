@@ -340,6 +340,100 @@ async fn an_image_is_unpacked_once_and_what_was_half_made_is_removed() {
     crate::fixture::eventually("what was left is removed", || !left()).await;
 }
 
+/// How many uncompressed archives there are at most at one time while something goes on, and what that gives.
+async fn uncompressed_at_once<T>(fixture: &Fixture, work: impl Future<Output = T>) -> (usize, T) {
+    let nameless = fixture.dir.path().join("state/images/#").into_os_string().into_string().unwrap();
+    let (done, ended) = std::sync::mpsc::channel::<()>();
+    let watcher = tokio::task::spawn_blocking(move || {
+        let mut most = 0;
+        while ended.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            let open =
+                fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+            most = most.max(open.filter(|file| file.to_string_lossy().starts_with(&nameless)).count());
+        }
+        most
+    });
+    let result = work.await;
+    drop(done);
+    (watcher.await.unwrap(), result)
+}
+
+/// Is told nothing.
+fn quiet(line: String) {
+    panic!("{line}");
+}
+
+/// An image with some bytes of its own, and its compressed archive.
+fn compressed(dir: &Path, name: &str) -> (Image, LocalImage) {
+    let path = dir.join(format!("{name}.tar.gz"));
+    let large = vec![name.as_bytes()[0]; 8 << 20];
+    let image = Image::of([Layer::busybox().file("name", 0o644, name).file("large", 0o644, large)]);
+    image.docker_archive(&path, &[]);
+    fs::write(&path, gzip(&fs::read(&path).unwrap())).unwrap();
+    (image, local(Source::DockerArchive, path))
+}
+
+#[tokio::test]
+async fn a_compressed_archive_is_uncompressed_once_until_it_is_another_one() {
+    let fixture = Fixture::new().await;
+    let images = fixture.native.images();
+    let (image, form) = compressed(fixture.dir.path(), "a");
+    let all = futures::future::join_all((0..8).map(|_| images.ensure(&form, None, |_| {})));
+    let (most, all) = uncompressed_at_once(&fixture, all).await;
+    assert_eq!(most, 1, "all wait for one");
+    assert!(all.iter().all(|held| held.as_ref().unwrap().id == image.id()));
+    // Unless it was written a moment before it was looked at, it is known from then on.
+    ensure(&fixture, &form).await.unwrap();
+    let held = images.ensure(&form, None, quiet).await.unwrap();
+    assert_eq!(held.id, image.id());
+    images.ensure(&form, Some(&image.id()), quiet).await.unwrap();
+    let other = format!("sha256:{}", "0".repeat(64));
+    let error = images.ensure(&form, Some(&other), quiet).await;
+    assert_eq!(trouble(error).1, "was replaced by another one while the job ran");
+    // What is asked of it is asked each time.
+    let insisting = LocalImage { digest: Some(other.clone()), ..form.clone() };
+    assert_eq!(trouble(ensure(&fixture, &insisting).await).0, ImageProblem::Digest);
+    // Another image in the same file, and the same one that is not there any more.
+    let (second, replaced) = compressed(fixture.dir.path(), "b");
+    fs::copy(&replaced.path, &form.path).unwrap();
+    assert_eq!(ensure(&fixture, &form).await.unwrap().id, second.id());
+    let error = images.ensure(&form, Some(&other), |_| {}).await;
+    assert_eq!(trouble(error).1, "was replaced by another one while the job ran");
+    ensure(&fixture, &form).await.unwrap();
+    fs::remove_dir_all(folder(&ensure(&fixture, &form).await.unwrap())).unwrap();
+    assert_eq!(fs::read(ensure(&fixture, &form).await.unwrap().dir.join("name")).unwrap(), b"b");
+}
+
+#[tokio::test]
+async fn no_more_archives_lie_uncompressed_on_the_disk_than_are_unpacked() {
+    let fixture = Fixture::new().await;
+    let images = fixture.native.images();
+    let forms: Vec<_> =
+        "abcdefghij".chars().map(|name| compressed(fixture.dir.path(), &name.to_string())).collect();
+    let all = futures::future::join_all(forms.iter().map(|(_, form)| images.ensure(form, None, |_| {})));
+    let (most, all) = uncompressed_at_once(&fixture, all).await;
+    assert!((1..=4).contains(&most), "{most}");
+    for (held, (image, _)) in all.iter().zip(&forms) {
+        assert_eq!(held.as_ref().unwrap().id, image.id());
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_has_lost_its_record_is_no_image() {
+    let fixture = Fixture::new().await;
+    let path = fixture.dir.path().join("a.tar");
+    Image::busybox().docker_archive(&path, &[]);
+    let form = local(Source::DockerArchive, path);
+    let dir = folder(&ensure(&fixture, &form).await.unwrap());
+    fs::remove_dir_all(dir.join("root")).unwrap();
+    fs::remove_file(dir.join("record.json")).unwrap();
+    let again = ensure(&fixture, &form).await.unwrap();
+    let marker = fs::metadata(again.dir.join("marker")).unwrap().ino();
+    assert_eq!(ensure(&fixture, &form).await.unwrap(), again);
+    assert_eq!(fs::metadata(again.dir.join("marker")).unwrap().ino(), marker, "it is whole, and stays");
+    crate::fixture::eventually("the damaged one is removed", || cached(&fixture).len() == 1).await;
+}
+
 /// Images in which a file says how they are called, the oldest first, held as if attempts had them.
 async fn named_images(fixture: &Fixture, names: &[&str]) -> Vec<(LocalImage, Held)> {
     let mut images = Vec::new();
