@@ -85,6 +85,8 @@ struct State {
 /// Where the server is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Endpoint {
+    /// The URL that the configuration names for it.
+    configured: String,
     address: SocketAddr,
     /// The host and port as requests name them.
     host: String,
@@ -95,7 +97,7 @@ struct Endpoint {
 impl State {
     /// The server as steps may use it.
     fn local(&self) -> Option<LocalServer> {
-        let Endpoint { address, host, prefix } = self.endpoint.clone()?;
+        let Endpoint { configured: _, address, host, prefix } = self.endpoint.clone()?;
         Some(LocalServer { address, host, prefix, rule: RULE.to_owned(), requests: REQUESTS })
     }
 }

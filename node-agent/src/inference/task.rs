@@ -1,6 +1,6 @@
 //! The task: keeps the server as the configuration says, in rounds that begin with a look.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +36,9 @@ const STEADY: Duration = Duration::from_secs(60);
 const MISSES: u32 = 6;
 /// The word for a server that is coming up.
 const STARTING_UP: &str = "Starting";
+/// The words for a URL that leads nowhere, and for one that leads where the policy does not allow.
+const INVALID: &str = "InvalidUrl";
+const EXTERNAL: &str = "ExternalModel";
 /// Steps of a download that are reported, in percent; the log has the same.
 const PROGRESS_STEP: u64 = 20;
 /// How long an engine may take to end the server when the agent ends.
@@ -47,6 +50,29 @@ struct Desired {
     backend: InferenceBackend,
     images: ImageRules,
     external: bool,
+}
+
+impl Desired {
+    /// The URL that is configured; for a server of the node's own the one that it gets.
+    fn url(&self) -> String {
+        let own = || format!("http://127.0.0.1:{}", container::port(&self.backend));
+        self.backend.url.clone().unwrap_or_else(own)
+    }
+
+    /// Whether steps may use a server at this address.
+    fn allows(&self, address: IpAddr) -> bool {
+        self.external || is_near(address)
+    }
+
+    /// Whether steps keep a server that is known while a round does not tell where it is: only the one that is still configured and
+    /// allowed, and not if the round has found that the URL leads somewhere else now.
+    fn keeps(&self, known: &Endpoint, round: &Round) -> bool {
+        let refused = match round {
+            Round::Settled { .. } => false,
+            Round::Not(trouble) => matches!(trouble.reason, INVALID | EXTERNAL),
+        };
+        !refused && known.configured == self.url() && self.allows(known.address.ip())
+    }
 }
 
 /// Keeps the server of models.
@@ -391,13 +417,11 @@ impl InferenceTask {
         let Some(text) = &desired.backend.url else {
             let port = container::port(&desired.backend);
             let address = SocketAddr::from(([127, 0, 0, 1], port));
-            return Ok(Endpoint { address, host: address.to_string(), prefix: String::new() });
+            let host = address.to_string();
+            return Ok(Endpoint { configured: desired.url(), address, host, prefix: String::new() });
         };
         let invalid = |why: String| {
-            Trouble::new(
-                "InvalidUrl",
-                format!("inference.url: `{text}` {why}; write it as `http://host:port`"),
-            )
+            Trouble::new(INVALID, format!("inference.url: `{text}` {why}; write it as `http://host:port`"))
         };
         let url = Url::parse(text).map_err(|error| invalid(format!("is none: {error}")))?;
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
@@ -415,9 +439,9 @@ impl InferenceTask {
         // Names of the host itself may have two addresses, of which a server often has the older one.
         let address = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied();
         let address = address.ok_or_else(|| invalid("has no address".to_owned()))?;
-        if !is_near(address.ip()) && !desired.external {
+        if !desired.allows(address.ip()) {
             return Err(Trouble::new(
-                "ExternalModel",
+                EXTERNAL,
                 format!(
                     "inference.url: `{host}` is at {}, outside of this host and its private networks; sandbox.externalModels would \
                      allow that",
@@ -426,7 +450,8 @@ impl InferenceTask {
             ));
         }
         let host = format!("{host}:{port}");
-        Ok(Endpoint { address, host, prefix: url.path().trim_end_matches('/').to_owned() })
+        let prefix = url.path().trim_end_matches('/').to_owned();
+        Ok(Endpoint { configured: desired.url(), address, host, prefix })
     }
 
     fn runtime(&self, desired: &Desired) -> Option<String> {
@@ -501,7 +526,8 @@ impl InferenceTask {
         let existing = backend.url.is_some();
         let told = told(status, backend.required, existing, supported);
         // A step that runs finds its server again where it was, so the address stays known while it is looked after.
-        let endpoint = endpoint.or_else(|| self.handle.state.borrow().endpoint.clone());
+        let known = || self.handle.state.borrow().endpoint.clone();
+        let endpoint = endpoint.or_else(|| known().filter(|known| desired.keeps(known, round)));
         self.tell(State { told: Some(told), endpoint }, cause);
     }
 
@@ -542,5 +568,53 @@ async fn remove(engine: &Containers) -> bool {
             tracing::warn!(engine = %engine.kind(), error = %crate::error_chain(&error), "an engine does not tell whether it runs a server of models; asking again");
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::backend;
+    use super::*;
+
+    #[test]
+    fn steps_keep_the_server_only_while_it_is_the_configured_and_allowed_one() {
+        let desired = |url: Option<&str>, external| Desired {
+            backend: InferenceBackend { url: url.map(str::to_owned), ..backend() },
+            images: ImageRules::default(),
+            external,
+        };
+        let known = |desired: &Desired, ip: [u8; 4]| Endpoint {
+            configured: desired.url(),
+            address: (ip, 80).into(),
+            host: "models:80".to_owned(),
+            prefix: String::new(),
+        };
+        let not = |reason| Round::Not(Trouble::new(reason, "why"));
+        const URL: &str = "http://models";
+        const FAR: [u8; 4] = [93, 184, 216, 34];
+        const NEAR: [u8; 4] = [10, 0, 0, 1];
+
+        // A name that cannot be looked up for a while, and a server that comes up.
+        let external = desired(Some(URL), true);
+        let far = known(&external, FAR);
+        assert!(external.keeps(&far, &not("Unreachable")) && external.keeps(&far, &not(STARTING_UP)));
+        // The leave is taken away, which concerns servers that are far.
+        let internal = desired(Some(URL), false);
+        assert!(!internal.keeps(&far, &not(STARTING_UP)));
+        let near = known(&internal, NEAR);
+        assert!(internal.keeps(&near, &not(STARTING_UP)));
+        // The name leads far away by now.
+        assert!(!internal.keeps(&near, &not(EXTERNAL)));
+        // Another URL: one that cannot be used, is not looked up yet, or is the node's own server at another port.
+        for url in [Some("https://models"), Some("nonsense"), Some("http://others"), None] {
+            let other = desired(url, true);
+            assert!(!other.keeps(&near, &not(INVALID)) && !other.keeps(&near, &not(STARTING_UP)), "{url:?}");
+        }
+        let own = desired(None, false);
+        let local = known(&own, [127, 0, 0, 1]);
+        assert!(own.keeps(&local, &not("PullingImage")));
+        let mut moved = own.clone();
+        moved.backend.port = Some(1);
+        assert!(!moved.keeps(&local, &not(STARTING_UP)));
     }
 }

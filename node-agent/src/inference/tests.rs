@@ -34,8 +34,12 @@ fn with_models(names: &[&str]) -> InferenceHandle {
         models: names.iter().map(model).collect(),
         ..InferenceStatus::default()
     };
-    let endpoint =
-        Endpoint { address: ([127, 0, 0, 1], 7).into(), host: "h:7".to_owned(), prefix: "/x".to_owned() };
+    let endpoint = Endpoint {
+        configured: "http://h:7/x".to_owned(),
+        address: ([127, 0, 0, 1], 7).into(),
+        host: "h:7".to_owned(),
+        prefix: "/x".to_owned(),
+    };
     handle
         .state
         .send_replace(State { told: Some(told(status, true, false, true)), endpoint: Some(endpoint) });

@@ -257,6 +257,14 @@ fn a_server_that_runs_already_is_used_and_one_far_away_needs_the_nodes_leave() {
     assert!(fleet.text(&["describe", "job", "asks"]).contains("InferenceWithdrawn"));
     fleet.apply(&node("u", &format!("{used}}}")));
     wait_for_condition(&fleet, "u", "Ready", "True", "", SOON);
+    // The same for an address that is refused.
+    job(&fleet, "asks-again", "", asks);
+    wait_for("the step uses it", SOON, || fleet.text(&["logs", "asks-again"]).contains("used").then_some(()));
+    fleet.apply(&node("u", "{url: 'http://93.184.216.34:1'}"));
+    fleet.wait_for_phase("asks-again", "Succeeded", SOON);
+    assert!(fleet.text(&["describe", "job", "asks-again"]).contains("InferenceWithdrawn"));
+    fleet.apply(&node("u", &format!("{used}}}")));
+    wait_for_condition(&fleet, "u", "Ready", "True", "", SOON);
     drop(server);
     wait_for_condition(&fleet, "u", "Ready", "False", "does not answer", SOON);
     // Documentation addresses are nobody's: nothing is sent there, for the policy comes first.
