@@ -166,6 +166,7 @@ impl<'a> StepRun<'a> {
         self.task.lease_in_hand().await?;
         if self.task.started.is_none() {
             self.task.started = Some(self.task.parts.clock.boottime());
+            self.task.started_at = Some(self.task.parts.clock.now());
             self.task.record(RecordBody::Started { unenforced: Vec::new() });
         }
         if self.before.started_at.is_none() {

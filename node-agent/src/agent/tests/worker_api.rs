@@ -9,8 +9,9 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
+use windlass_crds::facts::{FactsPart, FactsStep};
 use windlass_crds::node_config::DispatchMode;
-use windlass_crds::protocol::{Configuration, WorkerApiSettings};
+use windlass_crds::protocol::{Configuration, FactsSettings, WorkerApiSettings};
 
 use super::*;
 use crate::worker_api::{ApiHost, Door};
@@ -166,6 +167,24 @@ async fn a_bare_request_runs_and_answers_with_all_that_the_contract_names() {
     assert!(state.claims.iter().all(|claim| claim.held.is_empty()));
     drop(state);
     world.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_first_step_runs_nothing_in_the_sandbox_tells_when_it_started() {
+    let (world, host) = world(|configuration| {
+        configuration.facts = Some(FactsSettings { steps: true, ..FactsSettings::default() });
+    });
+    let run = world.start();
+    up(&run).await;
+    let mut job = assignment(JOB, 1, &["true"]);
+    let facts = FactsStep { include: vec![FactsPart::Containers] };
+    job.spec.steps = vec![Step { name: "s".to_owned(), facts: Some(facts), ..Step::default() }];
+    let mut body = pushed(1, &["true"]);
+    body["sandbox"]["job_spec_json"] = serde_json::to_string(&job).unwrap().into();
+    let (status, answer) = host.run(TOKEN, &body).await;
+    assert_eq!((status, answer["status"].as_str()), (StatusCode::OK, Some("completed")), "{answer}");
+    assert!(answer["started_at"].is_string(), "{answer}");
+    run.drain().await;
 }
 
 #[tokio::test(start_paused = true)]
