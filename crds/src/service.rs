@@ -26,7 +26,7 @@ pub struct ServiceStep {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<ContainerEngine>,
 
-    /// How many seconds the container has to stop, before it is killed; and then to be up, and healthy if it has a health check.
+    /// How many seconds the container has to stop before it is killed; and then to be up, and healthy, unless its first check is due later.
     #[serde(default = "timeout_seconds")]
     #[schemars(range(min = 1, max = 300))]
     pub timeout_seconds: u32,

@@ -226,6 +226,7 @@ impl Running {
             plugins,
             egress,
             engines: engines.clone(),
+            services: crate::executor::service::Turns::default(),
             inference: inference.clone(),
             images,
             facts: Arc::clone(&collector),

@@ -104,6 +104,7 @@ pub(crate) struct ExecutorParts {
     pub(crate) plugins: Registry,
     pub(crate) egress: Egress,
     pub(crate) engines: Engines,
+    pub(crate) services: service::Turns,
     pub(crate) images: Option<Images>,
     pub(crate) inference: InferenceHandle,
     pub(crate) facts: Arc<Collector>,
@@ -540,8 +541,12 @@ impl AttemptTask {
     }
 
     fn record(&mut self, body: RecordBody) {
+        self.record_masked(self.mask.record(body));
+    }
+
+    /// Records what is without secrets.
+    fn record_masked(&mut self, body: RecordBody) {
         let at = self.parts.clock.now();
-        let body = self.mask.record(body);
         self.pending.push(NewRecord { at, body, mark: None });
     }
 

@@ -4,33 +4,39 @@
 //! rules ─► find ─► ServiceActing (durable) ─► engine ─► look until it is as it should be ─► output ┄┄► put back, if it is not
 //! ```
 //!
-//! *Guarantees*: the container is asked for by its id once it was found by its name, so that no other one is met. What it was is
-//! durable before the engine is asked; after a restart of the agent a restart that has happened is not repeated, and one of which
-//! it is not known is told to be. *Caveats*: an engine finishes what it was asked for, also when the job is cancelled, out of
-//! time or without a lease by then: a container is not left stopped because its restart was not waited for.
+//! *Guarantees*: the container is asked for by its id once it was found by its name, so that no other one is met. One step at a time
+//! has to do with a container, from its look at it until it is put back ([`Turns`]). What it was is durable before the engine is
+//! asked; after a restart of the agent a restart that has happened is not repeated, and one of which it is not known is told to be.
+//! *Caveats*: an engine finishes what it was asked for, also when the job is cancelled, out of time or without a lease by then: a
+//! container is not left stopped because its restart was not waited for. Nothing is put back then.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use futures::future::join_all;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout};
-use windlass_crds::protocol::{Assignment, SandboxCapability, SandboxRules};
+use windlass_crds::protocol::{Assignment, RecordBody, SandboxCapability, SandboxRules};
 use windlass_crds::service::{ContainerEngine, ServiceAction, ServiceStep};
-use windlass_sandbox::engine::{Containers, EngineKind, Named, NamedAction, NamedState};
+use windlass_sandbox::engine::{Containers, EngineKind, Health, Named, NamedAction, NamedState};
 use windlass_sandbox::{Error as SandboxError, Exit};
 
 use super::policy::Refusal;
 use super::step::{Cut, StepRun};
 use super::verdict::{Verdict, sandbox_verdict};
+use crate::mask::Mask;
 use crate::plugins::{self, RolledBack};
 
 /// The reason of the event that says what is about to be done; its data is an [`Acting`].
 pub(crate) const ACTING: &str = "ServiceActing";
 /// Between two looks at a container. They cost the engine a few milliseconds.
 const POLL: Duration = Duration::from_millis(250);
-/// How long a container without a health check must run to count as running: programs that cannot start end sooner.
+/// How long a container without a health check must run to count as running, however little time a step gives it: programs that
+/// cannot start end sooner.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long an engine may take to tell about a container.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -52,12 +58,83 @@ pub(crate) struct Acting {
     started_at: Option<String>,
 }
 
+impl Acting {
+    /// The event's data without secrets. What an engine says of its container is no job's, and is read back after a restart: it
+    /// stays as it is, also where a secret is a word like `running`.
+    fn data(self, mask: &Mask) -> serde_json::Value {
+        let Self { node, job, container, .. } = self.clone();
+        let masked =
+            Self { node: mask.text(node), job: mask.text(job), container: mask.text(container), ..self };
+        serde_json::to_value(masked).expect("it has only string keys and so becomes JSON")
+    }
+}
+
+/// Lets one step at a time have to do with a container, so that none takes back what another has done.
+#[derive(Default)]
+pub(crate) struct Turns {
+    /// The containers that a step has to do with or waits for. Locked only to look one up.
+    taken: Mutex<HashMap<(EngineKind, String), Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl Turns {
+    /// Waits for the turn at a container, which lasts as long as what is returned. Cancel-safe: whoever gives up waits no more.
+    async fn wait(&self, engine: EngineKind, id: &str) -> Turn {
+        let turn = {
+            let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            taken.retain(|_, turn| turn.strong_count() > 0);
+            let known = taken.entry((engine, id.to_owned())).or_default();
+            known.upgrade().unwrap_or_else(|| {
+                let turn = Arc::default();
+                *known = Arc::downgrade(&turn);
+                turn
+            })
+        };
+        turn.lock_owned().await
+    }
+}
+
+/// The turn of a step.
+type Turn = OwnedMutexGuard<()>;
+
+/// A container that was found for a step.
+struct Found {
+    engine: Containers,
+    named: Named,
+    turn: Turn,
+}
+
 /// A container that a step has done something with.
-#[derive(Clone)]
 pub(super) struct Touched {
     engine: Containers,
     id: String,
     was_running: bool,
+    /// What the step has seen of it last.
+    left: Option<Named>,
+    /// Nobody else of this node touches it until it is put back.
+    _turn: Turn,
+}
+
+/// What a container is to become.
+struct Aim {
+    action: ServiceAction,
+    /// When it was started last before.
+    was: Option<String>,
+    /// Whether it must be healthy, if it has a health check.
+    healthy: bool,
+    patience: Duration,
+}
+
+/// What is to be done to put a container back.
+#[derive(Debug, PartialEq, Eq)]
+enum Undo {
+    /// It is stopped, as it was.
+    Nothing,
+    /// It ran; what is to be seen is whether it does.
+    Look,
+    /// The action, and what is then said of the container.
+    Act(ServiceAction, &'static str),
+    /// Nothing may be done; why.
+    Leave(String),
 }
 
 /// Why a step gets no further.
@@ -155,18 +232,112 @@ fn forbidden(name: &str, rules: &SandboxRules) -> Option<String> {
     ))
 }
 
-/// Whether a container is as it should be after an action. `was` is when it was started last before, `up` how long it has been seen
-/// running since it was started.
-fn judge(action: ServiceAction, was: Option<&str>, now: &Named, up: Duration, settle: Duration) -> Seen {
-    match (action, now.state) {
+const fn is_stopped(state: NamedState) -> bool {
+    matches!(state, NamedState::Exited | NamedState::Created)
+}
+
+/// Whether the engine must be asked to do something with a container in this state.
+fn needed(action: ServiceAction, state: NamedState) -> bool {
+    match action {
+        ServiceAction::Start => state != NamedState::Running,
+        ServiceAction::Stop => !is_stopped(state),
+        ServiceAction::Restart => true,
+    }
+}
+
+/// The engine and the container of a step, by what the engines that were asked have answered.
+fn choose(
+    service: &ServiceStep,
+    answers: Vec<(EngineKind, Result<Option<Named>, Missing>)>,
+) -> Result<(EngineKind, Named), Missing> {
+    let ServiceStep { action, name, runtime: _, timeout_seconds: _ } = service;
+    let (mut found, mut failed, mut asked) = (Vec::new(), Vec::new(), Vec::new());
+    for (kind, answer) in answers {
+        asked.push(kind.to_string());
+        match answer {
+            Ok(named) => found.extend(named.map(|named| (kind, named))),
+            Err(missing) => failed.push((kind, missing)),
+        }
+    }
+    if found.len() > 1 {
+        let message = format!("is missing, and {} have a container `{name}`; name one", asked.join(" and "));
+        return Err(Missing::Invalid("runtime", message));
+    }
+    let (kind, named) = match (found.pop(), failed.pop()) {
+        (Some(found), None) => found,
+        (Some((kind, _)), Some((other, _))) => {
+            let message = format!(
+                "is missing: {kind} has a container `{name}`, and {other} does not say whether it has one, too; name `runtime: {kind}`"
+            );
+            return Err(Missing::Invalid("runtime", message));
+        }
+        (None, Some((_, missing))) => return Err(missing),
+        (None, None) => {
+            let asked =
+                if asked.is_empty() { "no engine of the node".to_owned() } else { asked.join(" and ") };
+            let message = format!(
+                "`{name}` is no container that {asked} knows; make it first, or correct the name (`windlass facts NODE` lists them)"
+            );
+            return Err(Missing::Invalid("name", message));
+        }
+    };
+    if named.is_ours {
+        return Err(Missing::Refused(format!(
+            "refused by the node: container `{name}` was made by Windlass, for a job or for models; no rule lets jobs touch such \
+             containers"
+        )));
+    }
+    match named.state {
+        NamedState::Created | NamedState::Running | NamedState::Exited | NamedState::Changing => {}
+        NamedState::Paused | NamedState::Unusable => {
+            let state = named.state;
+            let message =
+                format!("`{name}` is {state}, so that nobody can {action} it; unpause it or make it anew");
+            return Err(Missing::Invalid("name", message));
+        }
+    }
+    if *action == ServiceAction::Stop && named.auto_remove && needed(*action, named.state) {
+        let message = format!(
+            "`stop` would remove container `{name}` for good, which was made with `--rm`; use `restart`, or make it without"
+        );
+        return Err(Missing::Invalid("action", message));
+    }
+    Ok((kind, named))
+}
+
+/// How a container gets back to what it was. `left` is what the step has seen last, and what differs from that is somebody else's
+/// doing, unless the engine was about to start it by the container's own policy.
+fn undo(was_running: bool, left: Option<&Named>, now: &Named) -> Undo {
+    let known = left.is_some_and(|left| {
+        left.state == NamedState::Changing || (left.state, &left.started_at) == (now.state, &now.started_at)
+    });
+    match (was_running, is_stopped(now.state)) {
+        (true, false) => Undo::Look,
+        (false, true) => Undo::Nothing,
+        (true, true) | (false, false) if !known => Undo::Leave(format!(
+            "it is {}, which is not what the step has left; it is left alone, for somebody else has touched it",
+            now.state
+        )),
+        (true, true) => Undo::Act(ServiceAction::Start, "was started again"),
+        (false, false) if now.auto_remove => Undo::Leave(format!(
+            "it is {}, and to stop it would remove it for good, for it was made with `--rm`; it is left alone",
+            now.state
+        )),
+        (false, false) => Undo::Act(ServiceAction::Stop, "was stopped again"),
+    }
+}
+
+/// Whether a container is as it should be after an action. `up` is how long it has been seen running since it was started.
+fn judge(aim: &Aim, now: &Named, up: Duration) -> Seen {
+    match (aim.action, now.state) {
         (ServiceAction::Stop, NamedState::Exited | NamedState::Created) => Seen::Good,
         (ServiceAction::Stop, state) => Seen::NotYet(format!("it is still {state}")),
-        (ServiceAction::Restart, NamedState::Running) if now.started_at.as_deref() == was => {
+        (ServiceAction::Restart, NamedState::Running) if now.started_at == aim.was => {
             Seen::NotYet("it has not been restarted".to_owned())
         }
         (ServiceAction::Start | ServiceAction::Restart, NamedState::Running) => {
-            let Some(health) = &now.health else {
-                return match up >= settle {
+            let Some(health) = now.health.as_ref().filter(|_| aim.healthy) else {
+                return match up >= SETTLE {
                     true => Seen::Good,
                     false => Seen::NotYet("it does not stay up".to_owned()),
                 };
@@ -179,7 +350,8 @@ fn judge(action: ServiceAction, was: Option<&str>, now: &Named, up: Duration, se
                 "healthy" if checked => Seen::Good,
                 "unhealthy" if checked => Seen::Bad("its health check says `unhealthy`".to_owned()),
                 word => Seen::NotYet(format!(
-                    "its health check has not passed since it was started, it says `{word}`"
+                    "its health check, which runs every {} s, has not passed since it was started, it says `{word}`",
+                    health.interval.as_secs_f64()
                 )),
             }
         }
@@ -204,33 +376,50 @@ async fn look(engine: &Containers, id: &str) -> Result<Option<Named>, Missing> {
     }
 }
 
-/// Looks until a container is as it should be, cannot be any more, or the time is over. Gives the last look and what is wrong.
+/// Looks until a container is as it should be, cannot be any more, or the time is over. That is never too short for it to settle, or
+/// for its first health check. Gives the last look and what is wrong.
 async fn settle(
     engine: &Containers,
     id: &str,
-    action: ServiceAction,
-    was: Option<&str>,
-    patience: Duration,
+    aim: &Aim,
 ) -> Result<(Option<Named>, Option<String>), Missing> {
-    let settle = SETTLE.min(patience);
-    let deadline = Instant::now() + patience.max(settle + POLL);
+    let mut began = None;
     let mut up: (Option<String>, Instant) = (None, Instant::now());
     loop {
         let Some(now) = look(engine, id).await? else {
-            return Ok((None, Some("it was removed by somebody else".to_owned())));
+            return Ok((None, Some("it was removed meanwhile".to_owned())));
         };
+        // An engine that is slow to say the first word takes nothing of the container's time.
+        let began = *began.get_or_insert_with(Instant::now);
         if now.started_at != up.0 {
             up = (now.started_at.clone(), Instant::now());
         }
-        match judge(action, was, &now, up.1.elapsed(), settle) {
+        let patience = aim.patience(&now);
+        match judge(aim, &now, up.1.elapsed()) {
             Seen::Good => return Ok((Some(now), None)),
             Seen::Bad(why) => return Ok((Some(now), Some(why))),
-            Seen::NotYet(why) if Instant::now() >= deadline => {
+            Seen::NotYet(why) if began.elapsed() >= patience => {
                 return Ok((Some(now), Some(format!("{why} after {} s", patience.as_secs()))));
             }
             Seen::NotYet(_) => tokio::time::sleep(POLL).await,
         }
     }
+}
+
+impl Aim {
+    /// How long a container may take.
+    fn patience(&self, now: &Named) -> Duration {
+        let first_check = match self.action {
+            ServiceAction::Start | ServiceAction::Restart if self.healthy => now.health.as_ref(),
+            ServiceAction::Start | ServiceAction::Restart | ServiceAction::Stop => None,
+        };
+        let first_check = first_check.map_or(Duration::ZERO, Health::first);
+        self.patience.max(SETTLE + POLL).max(first_check)
+    }
+}
+
+fn silent(kind: EngineKind) -> String {
+    format!("{kind} does not answer within {} s", PATIENCE.as_secs())
 }
 
 impl Missing {
@@ -245,10 +434,18 @@ impl Missing {
             Self::Engine(error) => {
                 Trouble::Step(plugins::Error::Execution { message: crate::error_chain(&error) })
             }
-            Self::Silent(kind) => {
-                let message = format!("{kind} does not answer within {} s", PATIENCE.as_secs());
-                Trouble::Step(plugins::Error::Execution { message })
+            Self::Silent(kind) => Trouble::Step(plugins::Error::Execution { message: silent(kind) }),
+        }
+    }
+
+    /// What it means for a job of which nothing has begun, where that is something else: another node may have an engine that works.
+    fn of_job(&self) -> Option<Verdict> {
+        match self {
+            Self::Engine(error @ SandboxError::EngineUnreachable { .. }) => {
+                Some(sandbox_verdict(error, false))
             }
+            Self::Silent(kind) => Some(Verdict::released("EngineUnavailable", silent(*kind))),
+            Self::Engine(_) | Self::Invalid(..) | Self::Refused(_) => None,
         }
     }
 }
@@ -271,33 +468,39 @@ impl StepRun<'_> {
         }
     }
 
+    /// Whether the rules that are in force now allow to touch a container of this name.
+    fn allowed(&self, name: &str) -> Result<(), Verdict> {
+        let rules = self.task.parts.in_force.get();
+        let rules = rules.map(|applied| applied.configuration.policy.sandbox.clone()).unwrap_or_default();
+        forbidden(name, &rules).map_or(Ok(()), |message| {
+            let refusal = Refusal { rule: RULE, message };
+            Err(Verdict::failed("PolicyRefused", refusal.to_string()))
+        })
+    }
+
     async fn carry_out(
         &mut self,
         service: &ServiceStep,
     ) -> Result<(serde_json::Value, Option<String>), Trouble> {
         let limit = self.time_limit();
         let (name, action) = (&service.name, service.action);
-        let rules = self.task.parts.in_force.get();
-        let rules = rules.map(|applied| applied.configuration.policy.sandbox.clone()).unwrap_or_default();
-        if let Some(message) = forbidden(name, &rules) {
-            let refusal = Refusal { rule: RULE, message };
-            return Err(Verdict::failed("PolicyRefused", refusal.to_string()).into());
-        }
+        self.allowed(name)?;
         let found = self.within(limit, self.find(service)).await;
-        if let Ok(Err(Missing::Engine(error @ SandboxError::EngineUnreachable { .. }))) = &found
+        if let Ok(Err(missing)) = &found
             && self.task.started.is_none()
+            && let Some(verdict) = missing.of_job()
         {
-            return Err(sandbox_verdict(error, false).into());
+            return Err(verdict.into());
         }
         self.begin_without_unit().await?;
-        let (engine, found) = found?.map_err(|missing| missing.of_step(&self.step.name))?;
+        let Found { engine, named: found, turn } =
+            found?.map_err(|missing| missing.of_step(&self.step.name))?;
+        // The step may have waited for its turn.
+        self.allowed(name)?;
         let patience = Duration::from_secs(service.timeout_seconds.into());
         let mut before = self.acting(service, &engine, &found);
-        let mut asks = match action {
-            ServiceAction::Start => found.state != NamedState::Running,
-            ServiceAction::Stop => !matches!(found.state, NamedState::Exited | NamedState::Created),
-            ServiceAction::Restart => true,
-        };
+        let mut was = found.state;
+        let mut asks = needed(action, was);
         let earlier = self.before.acting.take().filter(|earlier| earlier.id == found.id);
         if let Some(earlier) = earlier {
             if asks && action == ServiceAction::Restart {
@@ -317,9 +520,15 @@ impl StepRun<'_> {
                 asks = !restarted.map_err(|missing: Missing| missing.of_step(&self.step.name))?;
             }
             before = earlier;
-            let (level, what) = match asks {
-                true => ("warn", "the engine is asked again, which may be the second time"),
-                false => ("info", "it was done by then and is not repeated"),
+            was = before.state.parse().unwrap_or(NamedState::Unusable);
+            // The account does not tell whose doing it is.
+            let (level, what) = match (asks, action) {
+                (true, _) => ("warn", "the engine is asked again, which may be the second time"),
+                (false, ServiceAction::Restart) => {
+                    ("info", "it was started anew by then, and the restart is not repeated")
+                }
+                (false, ServiceAction::Start) => ("info", "it runs by then, and nothing is done"),
+                (false, ServiceAction::Stop) => ("info", "it is stopped by then, and nothing is done"),
             };
             let message = format!(
                 "step `{}`: the agent was started again while it was about to {action} container `{name}`: {what}",
@@ -341,23 +550,28 @@ impl StepRun<'_> {
                     found.state
                 ),
             };
-            let data = serde_json::to_value(&before).expect("it has only string keys and so becomes JSON");
-            self.task.event_with("info", ACTING, message, Some(data));
+            let data = before.clone().data(&self.task.mask);
+            let (level, reason) = ("info".to_owned(), ACTING.to_owned());
+            let message = self.task.mask.text(message);
+            self.task.record_masked(RecordBody::Event { level, reason, message, data: Some(data) });
         }
         self.task.commit().await;
-        let was_running =
-            before.state != NamedState::Exited.to_string() && before.state != NamedState::Created.to_string();
-        self.touched = Some(Touched { engine: engine.clone(), id: found.id.clone(), was_running });
+        // Where nothing is and was done, there is nothing to put back.
+        if asks || needed(action, was) {
+            let (engine, id) = (engine.clone(), found.id.clone());
+            self.touched =
+                Some(Touched { engine, id, was_running: !is_stopped(was), left: None, _turn: turn });
+        }
 
         let (kind, seconds) = (engine.kind(), service.timeout_seconds);
-        let was = before.started_at.as_deref();
+        let aim = Aim { action, was: before.started_at.clone(), healthy: true, patience };
         let act = async {
             let wrong = match asks {
                 true => engine.act(&found.id, named_action(action), seconds).await.err(),
                 false => None,
             };
             match wrong {
-                None => settle(&engine, &found.id, action, was, patience).await,
+                None => settle(&engine, &found.id, &aim).await,
                 Some(error @ SandboxError::EngineUnreachable { .. }) => Err(Missing::Engine(error)),
                 // It may have stopped it and not started it.
                 Some(error) => Ok((look(&engine, &found.id).await?, Some(crate::error_chain(&error)))),
@@ -374,6 +588,9 @@ impl StepRun<'_> {
                 return Err(cut.into());
             }
         };
+        if let Some(touched) = &mut self.touched {
+            touched.left.clone_from(&after);
+        }
         let told = json!({
             "container": name,
             "runtime": kind.to_string(),
@@ -401,23 +618,33 @@ impl StepRun<'_> {
 
     /// Puts the container back into the state that it was in.
     pub(super) async fn put_back(&mut self, service: &ServiceStep) -> Result<RolledBack, plugins::Error> {
-        let Some(Touched { engine, id, was_running }) = self.touched.take() else {
+        let Some(Touched { engine, id, was_running, left, _turn }) = self.touched.take() else {
             return Ok(RolledBack::NothingToUndo);
         };
         let patience = Duration::from_secs(service.timeout_seconds.into());
         let restore = async {
-            let Some(now) = look(&engine, &id).await? else { return Ok(None) };
-            let runs = !matches!(now.state, NamedState::Exited | NamedState::Created);
-            let (action, done) = match (was_running, runs) {
-                (true, true) => return Ok(Some((Ok(()), "runs, as before".to_owned()))),
-                (false, false) => return Ok(Some((Ok(()), "is stopped, as before".to_owned()))),
-                (true, false) => (ServiceAction::Start, "was started again"),
-                (false, true) => (ServiceAction::Stop, "was stopped again"),
+            let Some(now) = look(&engine, &id).await? else {
+                return Ok(Err("it was removed meanwhile".to_owned()));
             };
-            engine.act(&id, named_action(action), service.timeout_seconds).await.map_err(Missing::Engine)?;
+            let (action, done, patience) = match undo(was_running, left.as_ref(), &now) {
+                Undo::Nothing => return Ok(Ok("is stopped, as before")),
+                Undo::Leave(why) => return Ok(Err(why)),
+                Undo::Look => (ServiceAction::Start, "runs, as before", Duration::ZERO),
+                Undo::Act(action, done) => {
+                    let acted = engine.act(&id, named_action(action), service.timeout_seconds).await;
+                    acted.map_err(Missing::Engine)?;
+                    (action, done, patience)
+                }
+            };
             // Not the health is what is asked for here, but the state.
-            let (_, wrong) = settle(&engine, &id, action, None, patience).await?;
-            Ok(Some((wrong.map_or(Ok(()), Err), done.to_owned())))
+            let aim = Aim { action, was: None, healthy: false, patience };
+            let (after, wrong) = settle(&engine, &id, &aim).await?;
+            Ok(match (wrong, patience.is_zero()) {
+                (None, _) => Ok(done),
+                (Some(why), true) => Err(format!("it ran before, and {why}")),
+                (Some(why), false) if after.is_some() => Err(format!("it {done}, and {why}")),
+                (Some(why), false) => Err(why),
+            })
         };
         // Longer than stopping and looking may take.
         let limit = Instant::now() + 2 * patience + 2 * PATIENCE;
@@ -431,11 +658,10 @@ impl StepRun<'_> {
             Err(Cut::Time) => return failed("the engine takes too long".to_owned()),
         };
         match restored {
-            Ok(Some((Ok(()), how))) => Ok(RolledBack::Undone { how: format!("the container {how}") }),
-            Ok(Some((Err(why), how))) => failed(format!("it {how}, and {why}")),
-            Ok(None) => failed("it was removed by somebody else".to_owned()),
+            Ok(Ok(how)) => Ok(RolledBack::Undone { how: format!("the container {how}") }),
+            Ok(Err(why)) => failed(why),
             Err(Missing::Engine(error)) => failed(crate::error_chain(&error)),
-            Err(Missing::Silent(kind)) => failed(format!("{kind} does not answer")),
+            Err(Missing::Silent(kind)) => failed(silent(kind)),
             Err(Missing::Invalid(_, message) | Missing::Refused(message)) => failed(message),
         }
     }
@@ -456,57 +682,33 @@ impl StepRun<'_> {
         }
     }
 
-    /// The container of a step and the engine that has it.
-    fn find(
-        &self,
-        service: &ServiceStep,
-    ) -> impl Future<Output = Result<(Containers, Named), Missing>> + use<> {
+    /// The container of a step and the engine that has it, when it is the step's turn.
+    fn find(&self, service: &ServiceStep) -> impl Future<Output = Result<Found, Missing>> + use<> {
         let (parts, service) = (Arc::clone(&self.task.parts), service.clone());
         async move {
-            let ServiceStep { action, name, runtime, timeout_seconds: _ } = service;
-            let mut found = Vec::new();
-            let mut asked = Vec::new();
-            for engine in parts.engines.iter() {
-                if runtime.is_some_and(|wanted| kind_of(wanted) != engine.kind()) {
-                    continue;
+            let mut had: Option<(EngineKind, String, Turn)> = None;
+            loop {
+                let wanted = |engine: &&Containers| {
+                    service.runtime.is_none_or(|runtime| kind_of(runtime) == engine.kind())
+                };
+                let answers = join_all(parts.engines.iter().filter(wanted).map(|engine| async {
+                    // An engine takes the beginning of an id for a name, too.
+                    let looked = look(engine, &service.name).await;
+                    let named = looked.map(|named| named.filter(|named| named.name == service.name));
+                    (engine.kind(), named)
+                }));
+                let (kind, named) = choose(&service, answers.await)?;
+                match had.take() {
+                    Some((engine, id, turn)) if engine == kind && id == named.id => {
+                        let engine =
+                            parts.engines.get(kind).expect("it was asked, and engines stay the same").clone();
+                        return Ok(Found { engine, named, turn });
+                    }
+                    // Another step may have had to do with it, so it is looked at again. No two turns are held at a time.
+                    other => drop(other),
                 }
-                asked.push(engine.kind().to_string());
-                // An engine takes the beginning of an id for a name, too.
-                if let Some(named) = look(engine, &name).await?.filter(|named| named.name == name) {
-                    found.push((engine.clone(), named));
-                }
-            }
-            if found.len() > 1 {
-                let message =
-                    format!("is missing, and {} have a container `{name}`; name one", asked.join(" and "));
-                return Err(Missing::Invalid("runtime", message));
-            }
-            let Some((engine, named)) = found.pop() else {
-                let asked =
-                    if asked.is_empty() { "no engine of the node".to_owned() } else { asked.join(" and ") };
-                let message = format!(
-                    "`{name}` is no container that {asked} knows; make it first, or correct the name (`windlass facts NODE` lists \
-                     them)"
-                );
-                return Err(Missing::Invalid("name", message));
-            };
-            if named.is_ours {
-                return Err(Missing::Refused(format!(
-                    "refused by the node: container `{name}` was made by Windlass, for a job or for models; no rule lets jobs touch \
-                     such containers"
-                )));
-            }
-            match named.state {
-                NamedState::Created | NamedState::Running | NamedState::Exited | NamedState::Changing => {
-                    Ok((engine, named))
-                }
-                NamedState::Paused | NamedState::Unusable => Err(Missing::Invalid(
-                    "name",
-                    format!(
-                        "`{name}` is {}, so that nobody can {action} it; unpause it or make it anew",
-                        named.state
-                    ),
-                )),
+                let turn = parts.services.wait(kind, &named.id).await;
+                had = Some((kind, named.id, turn));
             }
         }
     }
@@ -522,8 +724,6 @@ const fn named_action(action: ServiceAction) -> NamedAction {
 
 #[cfg(test)]
 mod tests {
-    use windlass_sandbox::engine::Health;
-
     use super::*;
 
     fn named(state: NamedState, started_at: &str, health: Option<(&str, &str)>) -> Named {
@@ -536,8 +736,12 @@ mod tests {
             health: health.map(|(word, last_check)| Health {
                 word: word.to_owned(),
                 last_check: Some(last_check.to_owned()),
+                interval: Duration::from_secs(30),
+                start_period: Duration::from_secs(5),
+                timeout: Duration::from_secs(30),
             }),
             is_ours: false,
+            auto_remove: false,
         }
     }
 
@@ -546,7 +750,13 @@ mod tests {
         const OLD: &str = "2026-01-01T00:00:00.25Z";
         const NEW: &str = "2026-01-01T00:00:09.5Z";
         let (none, long) = (Duration::ZERO, SETTLE);
-        let restart = |now: &Named, up| judge(ServiceAction::Restart, Some(OLD), now, up, SETTLE);
+        let aim = |action| Aim {
+            action,
+            was: Some(OLD.to_owned()),
+            healthy: true,
+            patience: Duration::from_secs(10),
+        };
+        let restart = |now: &Named, up| judge(&aim(ServiceAction::Restart), now, up);
         let not_yet = |seen: Seen, word: &str| {
             let Seen::NotYet(why) = seen else { panic!("{seen:?}") };
             assert!(why.contains(word), "{why}");
@@ -572,24 +782,152 @@ mod tests {
         assert_eq!(restart(&named(NamedState::Running, NEW, Some(("healthy", now))), none), Seen::Good);
         let sick = restart(&named(NamedState::Running, NEW, Some(("unhealthy", now))), none);
         assert!(matches!(sick, Seen::Bad(why) if why.contains("unhealthy")));
-        let stop = |state| judge(ServiceAction::Stop, Some(OLD), &named(state, OLD, None), none, SETTLE);
+        let stop = |state| judge(&aim(ServiceAction::Stop), &named(state, OLD, None), none);
         assert_eq!((stop(NamedState::Exited), stop(NamedState::Created)), (Seen::Good, Seen::Good));
         not_yet(stop(NamedState::Running), "still running");
-        let start =
-            judge(ServiceAction::Start, Some(OLD), &named(NamedState::Running, OLD, None), long, SETTLE);
-        assert_eq!(start, Seen::Good);
+        let running = named(NamedState::Running, OLD, None);
+        assert_eq!(judge(&aim(ServiceAction::Start), &running, long), Seen::Good);
+        // However little time a step gives it, a container must stay up as long as any.
+        let hasty = Aim { patience: Duration::from_secs(1), ..aim(ServiceAction::Start) };
+        not_yet(judge(&hasty, &running, Duration::from_millis(1500)), "stay up");
+        assert!(hasty.patience(&running) > SETTLE);
+        // A health check gets the time until its first result, where it matters.
+        let checked = named(NamedState::Running, NEW, Some(("starting", now)));
+        let patience = |action, healthy| Aim { healthy, ..aim(action) }.patience(&checked).as_secs();
+        assert_eq!(patience(ServiceAction::Start, true), 65);
+        assert_eq!((patience(ServiceAction::Start, false), patience(ServiceAction::Stop, true)), (10, 10));
+        let unchecked = judge(&aim(ServiceAction::Restart), &checked, long);
+        not_yet(unchecked, "every 30 s");
+        let state_only = Aim { healthy: false, ..aim(ServiceAction::Start) };
+        assert_eq!(judge(&state_only, &checked, long), Seen::Good);
+    }
+
+    fn service(action: ServiceAction, runtime: Option<ContainerEngine>) -> ServiceStep {
+        ServiceStep { action, name: "web".to_owned(), runtime, timeout_seconds: 10 }
+    }
+
+    #[test]
+    fn a_container_is_put_back_only_from_what_the_step_itself_has_left() {
+        const THEN: &str = "2026-01-01T00:00:00Z";
+        const LATER: &str = "2026-01-01T00:00:09Z";
+        let at = |state, started_at| named(state, started_at, None);
+        let exited = at(NamedState::Exited, THEN);
+        let running = at(NamedState::Running, THEN);
+        let start = Undo::Act(ServiceAction::Start, "was started again");
+        let stop = Undo::Act(ServiceAction::Stop, "was stopped again");
+        assert_eq!(undo(true, Some(&exited), &exited), start);
+        assert_eq!(undo(false, Some(&running), &running), stop);
+        assert_eq!(undo(false, Some(&running), &exited), Undo::Nothing);
+        // The engine starts it time and again, by its own policy.
+        let restarting = at(NamedState::Changing, THEN);
+        assert_eq!(undo(false, Some(&restarting), &at(NamedState::Running, LATER)), stop);
+        // Whatever is not stopped must yet be seen to run.
+        for state in [NamedState::Running, NamedState::Changing, NamedState::Paused, NamedState::Unusable] {
+            assert_eq!(undo(true, Some(&running), &at(state, THEN)), Undo::Look, "{state}");
+        }
+        // Somebody else has stopped it, or started it anew.
+        let left = |undo: Undo, word: &str| {
+            let Undo::Leave(why) = undo else { panic!("{undo:?}") };
+            assert!(why.contains(word), "{why}");
+        };
+        left(undo(true, Some(&running), &exited), "it is exited");
+        left(undo(false, Some(&running), &at(NamedState::Running, LATER)), "somebody else");
+        left(undo(true, None, &exited), "somebody else");
+        // It would be gone.
+        let fleeting = Named { auto_remove: true, ..running };
+        left(undo(false, Some(&fleeting), &fleeting), "--rm");
+    }
+
+    #[test]
+    fn what_an_aim_looks_for_after_a_rollback_is_a_container_that_runs() {
+        let aim = Aim { action: ServiceAction::Start, was: None, healthy: false, patience: Duration::ZERO };
+        let seen = |state| judge(&aim, &named(state, "2026-01-01T00:00:00Z", None), SETTLE);
+        assert_eq!(seen(NamedState::Running), Seen::Good);
+        assert!(matches!(seen(NamedState::Changing), Seen::NotYet(why) if why.contains("restarting")));
+        assert!(matches!(seen(NamedState::Paused), Seen::Bad(why) if why.contains("paused")));
+        assert!(matches!(seen(NamedState::Unusable), Seen::Bad(why) if why.contains("removing")));
+    }
+
+    #[test]
+    fn an_engine_that_is_not_needed_makes_no_step_impossible() {
+        let web = || Ok(Some(named(NamedState::Running, "2026-01-01T00:00:00Z", None)));
+        let (podman, docker) = (EngineKind::Podman, EngineKind::Docker);
+        let stop = service(ServiceAction::Stop, None);
+        let chosen = |answers| {
+            choose(&stop, answers).map(|(kind, _)| kind).map_err(|missing| match missing {
+                Missing::Invalid(field, message) => format!("{field} {message}"),
+                Missing::Refused(message) => message,
+                Missing::Engine(error) => error.to_string(),
+                Missing::Silent(kind) => format!("{kind} is silent"),
+            })
+        };
+        assert_eq!(chosen(vec![(docker, web())]), Ok(docker));
+        assert_eq!(chosen(vec![(podman, Ok(None)), (docker, web())]), Ok(docker));
+        let why = chosen(vec![(podman, Err(Missing::Silent(podman))), (docker, web())]).unwrap_err();
+        assert!(why.starts_with("runtime is missing") && why.contains("name `runtime: docker`"), "{why}");
+        let why = chosen(vec![(podman, Err(Missing::Silent(podman))), (docker, Ok(None))]).unwrap_err();
+        assert_eq!(why, "podman is silent");
+        let why = chosen(vec![(podman, web()), (docker, web())]).unwrap_err();
+        assert!(why.contains("podman and docker have"), "{why}");
+        let why = chosen(vec![(podman, Ok(None)), (docker, Ok(None))]).unwrap_err();
+        assert!(why.starts_with("name") && why.contains("podman and docker knows"), "{why}");
+    }
+
+    #[test]
+    fn a_container_that_is_removed_when_it_stops_is_restarted_and_never_stopped() {
+        let found = |state| {
+            let fleeting = Named { auto_remove: true, ..named(state, "2026-01-01T00:00:00Z", None) };
+            vec![(EngineKind::Docker, Ok(Some(fleeting)))]
+        };
+        let Err(Missing::Invalid(field, why)) =
+            choose(&service(ServiceAction::Stop, None), found(NamedState::Running))
+        else {
+            panic!("it is refused")
+        };
+        assert!(field == "action" && why.contains("--rm") && why.contains("`restart`"), "{field} {why}");
+        assert!(choose(&service(ServiceAction::Restart, None), found(NamedState::Running)).is_ok());
+        assert!(choose(&service(ServiceAction::Stop, None), found(NamedState::Created)).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn steps_take_turns_at_a_container_and_not_at_others() {
+        let turns = Turns::default();
+        let mine = turns.wait(EngineKind::Docker, "a").await;
+        let soon = Duration::from_secs(1);
+        assert!(timeout(soon, turns.wait(EngineKind::Docker, "a")).await.is_err());
+        for (engine, id) in [(EngineKind::Docker, "b"), (EngineKind::Podman, "a")] {
+            timeout(soon, turns.wait(engine, id)).await.unwrap();
+        }
+        drop(mine);
+        let again = timeout(soon, turns.wait(EngineKind::Docker, "a")).await.unwrap();
+        assert_eq!(turns.taken.lock().unwrap().len(), 1, "those that nobody has are forgotten");
+        drop(again);
+    }
+
+    #[test]
+    fn an_account_can_be_read_again_whatever_the_secrets_of_the_job_are() {
+        let acting = Acting {
+            step: 0,
+            node: "rack-1".to_owned(),
+            job: "job".to_owned(),
+            action: "restart".to_owned(),
+            runtime: "docker".to_owned(),
+            container: "hunter2".to_owned(),
+            id: "0123456789abcdef".to_owned(),
+            state: "running".to_owned(),
+            started_at: Some("2026-01-01T00:00:00Z".to_owned()),
+        };
+        let secrets = ["running", "startedAt", "docker", "01234567", "2026-01-01", "hunter2"];
+        let mask = Mask::new(secrets.iter().map(|secret| secret.as_bytes()));
+        let read = Acting::deserialize(acting.clone().data(&mask)).unwrap();
+        assert_ne!(read.container, "hunter2");
+        assert_eq!(Acting { container: acting.container.clone(), ..read }, acting);
     }
 
     #[test]
     fn a_container_that_is_not_listed_is_refused_with_the_rule_and_what_would_allow_it() {
         let mut assignment = crate::testing::assignment("uid", 1, &["true"]);
-        let service = ServiceStep {
-            action: ServiceAction::Stop,
-            name: "web".to_owned(),
-            runtime: None,
-            timeout_seconds: 10,
-        };
-        assignment.spec.steps[0].service = Some(service);
+        assignment.spec.steps[0].service = Some(service(ServiceAction::Stop, None));
         let rules = |names: &[&str]| SandboxRules {
             services: names.iter().map(|name| (*name).to_owned()).collect(),
             ..SandboxRules::default()

@@ -355,13 +355,16 @@ impl Engine for Docker {
             Err(error) => return Err(self.failed("look at a container")(error)),
         };
         let state = found.state.unwrap_or_default();
-        let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
+        let config = found.config.unwrap_or_default();
+        let labels = config.labels.unwrap_or_default();
+        let check = config.healthcheck.unwrap_or_default();
         let checks = state.health.filter(|health| {
             !matches!(health.status, None | Some(HealthStatusEnum::EMPTY | HealthStatusEnum::NONE))
         });
-        let health = checks.map(|health| Health {
-            word: health.status.map(|word| word.to_string()).unwrap_or_default(),
-            last_check: health.log.unwrap_or_default().pop().and_then(|check| time(check.end)),
+        let health = checks.map(|health| {
+            let word = health.status.map(|word| word.to_string()).unwrap_or_default();
+            let last_check = health.log.unwrap_or_default().pop().and_then(|check| time(check.end));
+            Health::new(word, last_check, [check.interval, check.start_period, check.timeout])
         });
         Ok(Some(Named {
             id: found.id.unwrap_or_default(),
@@ -371,6 +374,7 @@ impl Engine for Docker {
             exit_code: state.exit_code.and_then(|code| i32::try_from(code).ok()),
             health,
             is_ours: labels.keys().any(|label| label.starts_with(LABEL_PREFIX)),
+            auto_remove: found.host_config.and_then(|host| host.auto_remove).unwrap_or_default(),
         }))
     }
 

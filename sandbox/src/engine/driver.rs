@@ -100,7 +100,7 @@ impl Engines {
 }
 
 pub(super) struct Inner {
-    config: ContainersConfig,
+    pub(super) config: ContainersConfig,
     info: EngineInfo,
     units: PathBuf,
     profile: PathBuf,

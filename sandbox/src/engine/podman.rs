@@ -419,12 +419,16 @@ impl Engine for Podman {
         let state = found.state.ok_or_else(|| {
             refused(ENGINE, "look at a container", "it says nothing of the container's state")
         })?;
-        let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
+        let (labels, check) =
+            found.config.map(|config| (config.labels, config.healthcheck)).unwrap_or_default();
+        let labels = labels.unwrap_or_default();
+        let times =
+            check.map(|check| [check.interval, check.start_period, check.timeout]).unwrap_or_default();
         let checks =
             state.health.filter(|health| health.status.as_deref().is_some_and(|word| !word.is_empty()));
-        let health = checks.map(|health| Health {
-            word: health.status.unwrap_or_default(),
-            last_check: health.log.unwrap_or_default().pop().and_then(|check| time(check.end)),
+        let health = checks.map(|health| {
+            let last_check = health.log.unwrap_or_default().pop().and_then(|check| time(check.end));
+            Health::new(health.status.unwrap_or_default(), last_check, times)
         });
         Ok(Some(Named {
             id: found.id.unwrap_or_default(),
@@ -434,6 +438,7 @@ impl Engine for Podman {
             exit_code: state.exit_code,
             health,
             is_ours: labels.keys().any(|label| label.starts_with(LABEL_PREFIX)),
+            auto_remove: found.host_config.and_then(|host| host.auto_remove).unwrap_or_default(),
         }))
     }
 

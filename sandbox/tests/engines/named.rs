@@ -8,6 +8,9 @@ use windlass_test_engines::{Made, run};
 use crate::life::containers_of;
 use crate::world::{Runtime, World, eventually, printed, socket};
 
+/// Runs until it is told to stop.
+const SERVES: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
+
 /// A container of an engine, as somebody else makes it.
 struct Other {
     made: Made,
@@ -136,9 +139,31 @@ async fn health_is_told_with_the_time_of_the_last_check() {
             panic!("{} is not {word}", other.made.name);
         };
         let (checked, _) = word_is("unhealthy").await;
+        let health = other.look().await.health.unwrap();
+        assert_eq!(health.interval, Duration::from_secs(1), "{}", runtime.name());
+        // A start period of none, and the time of a check that both engines give it.
+        assert_eq!(health.first(), Duration::from_secs(31), "{}", runtime.name());
         run(other.made.program().args(["exec", &other.made.name, "touch", "/tmp/well"]));
         let (again, _) = word_is("healthy").await;
         assert_ne!(checked, again, "{}", runtime.name());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_is_removed_when_it_stops_is_told_and_survives_a_restart() {
+    let world = World::new();
+    for runtime in world.engines().await {
+        let kept = Other::new(&runtime, "kept", &[], SERVES);
+        assert!(!kept.look().await.auto_remove, "{}", runtime.name());
+        let other = Other::new(&runtime, "fleeting", &["--rm"], SERVES);
+        let created = other.look().await;
+        assert!(created.auto_remove, "{}: {created:?}", runtime.name());
+        other.engine.act(&created.id, NamedAction::Start, 5).await.unwrap();
+        let before = other.look().await;
+        other.engine.act(&created.id, NamedAction::Restart, 5).await.unwrap();
+        let after = other.look().await;
+        assert_eq!((after.state, &after.id), (NamedState::Running, &before.id), "{}", runtime.name());
+        assert_ne!(after.started_at, before.started_at, "{}", runtime.name());
     }
 }
 
