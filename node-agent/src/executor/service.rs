@@ -73,8 +73,11 @@ impl Acting {
 #[derive(Default)]
 pub(crate) struct Turns {
     /// The containers that a step has to do with or waits for. Locked only to look one up.
-    taken: Mutex<HashMap<(EngineKind, String), Weak<tokio::sync::Mutex<()>>>>,
+    taken: Mutex<HashMap<(EngineKind, String), Taken>>,
 }
+
+/// A container while a step has to do with it or waits for it.
+type Taken = Weak<tokio::sync::Mutex<()>>;
 
 impl Turns {
     /// Waits for the turn at a container, which lasts as long as what is returned. Cancel-safe: whoever gives up waits no more.
