@@ -166,11 +166,11 @@ async fn with_a_hung_engine(steps: Vec<Step>) -> (Terminal, Option<StepEnded>) {
     job.spec.steps = steps;
     let terminal = world.run_job(job).await;
     let bodies = world.controller.state().bodies("a");
-    let ended = bodies.into_iter().filter_map(|body| match body {
+    let ended = bodies.into_iter().rev().find_map(|body| match body {
         RecordBody::StepEnded(ended) => Some(ended),
         _ => None,
     });
-    (terminal, ended.last())
+    (terminal, ended)
 }
 
 #[tokio::test(start_paused = true)]
