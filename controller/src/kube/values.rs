@@ -144,7 +144,7 @@ impl std::fmt::Debug for ClusterValues {
     }
 }
 
-/// What one claim reads: each object once for all of its jobs, and for no longer than [`PATIENCE`].
+/// What one claim reads: each object once for all of its jobs, and for no longer than a few seconds.
 pub struct Reading<'a> {
     stopping: &'a CancellationToken,
     until: Instant,

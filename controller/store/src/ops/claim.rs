@@ -12,7 +12,7 @@
 //! - A node with few lanes looks at the head of each and merges them. With more than a handful it looks first whether the
 //!   next ready jobs of all happen to be its own.
 //! - A node with many lanes walks the front of all ready jobs in order, which finds fitting ones at once when many
-//!   lanes fit; after [`FRONT`] jobs it goes over to the heads of the lanes that are in use.
+//!   lanes fit; after some thousand jobs it goes over to the heads of the lanes that are in use.
 //!
 //! Both are descents of an index, so the cost grows with the logarithm of the backlog; neither looks at classes that
 //! have no ready job.
