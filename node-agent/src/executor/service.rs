@@ -299,9 +299,10 @@ fn choose(
             return Err(Missing::Invalid("name", message));
         }
     }
-    if *action == ServiceAction::Stop && named.auto_remove && needed(*action, named.state) {
+    // Podman removes it in the middle of a restart too, if it is quick.
+    if named.auto_remove && !is_stopped(named.state) && *action != ServiceAction::Start {
         let message = format!(
-            "`stop` would remove container `{name}` for good, which was made with `--rm`; use `restart`, or make it without"
+            "`{action}` would remove container `{name}` for good, which was made with `--rm`; make it without"
         );
         return Err(Missing::Invalid("action", message));
     }
@@ -877,19 +878,20 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_is_removed_when_it_stops_is_restarted_and_never_stopped() {
+    fn a_container_that_is_removed_when_it_stops_is_never_stopped() {
         let found = |state| {
             let fleeting = Named { auto_remove: true, ..named(state, "2026-01-01T00:00:00Z", None) };
             vec![(EngineKind::Docker, Ok(Some(fleeting)))]
         };
-        let Err(Missing::Invalid(field, why)) =
-            choose(&service(ServiceAction::Stop, None), found(NamedState::Running))
-        else {
-            panic!("it is refused")
-        };
-        assert!(field == "action" && why.contains("--rm") && why.contains("`restart`"), "{field} {why}");
-        assert!(choose(&service(ServiceAction::Restart, None), found(NamedState::Running)).is_ok());
-        assert!(choose(&service(ServiceAction::Stop, None), found(NamedState::Created)).is_ok());
+        for action in [ServiceAction::Stop, ServiceAction::Restart] {
+            let Err(Missing::Invalid(field, why)) = choose(&service(action, None), found(NamedState::Running))
+            else {
+                panic!("it is refused")
+            };
+            assert!(field == "action" && why.contains("--rm"), "{field} {why}");
+            assert!(choose(&service(action, None), found(NamedState::Created)).is_ok(), "{action}");
+        }
+        assert!(choose(&service(ServiceAction::Start, None), found(NamedState::Created)).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
