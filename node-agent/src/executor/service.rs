@@ -884,7 +884,8 @@ mod tests {
             vec![(EngineKind::Docker, Ok(Some(fleeting)))]
         };
         for action in [ServiceAction::Stop, ServiceAction::Restart] {
-            let Err(Missing::Invalid(field, why)) = choose(&service(action, None), found(NamedState::Running))
+            let Err(Missing::Invalid(field, why)) =
+                choose(&service(action, None), found(NamedState::Running))
             else {
                 panic!("it is refused")
             };
