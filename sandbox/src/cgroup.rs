@@ -12,6 +12,7 @@ use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Cgroup, Hierarchy, MaxValue, Subsystem};
+use sha2::{Digest as _, Sha256};
 use windlass_launcher::plan;
 
 pub(crate) use self::device::Device;
@@ -113,6 +114,8 @@ pub(crate) struct CgroupHost {
     problems: BTreeMap<Controller, String>,
     /// The disk that the units' workspaces are on, or why there is none to limit.
     device: Result<Device, String>,
+    /// Tells units from those of the same name that another agent of this host runs.
+    tag: String,
 }
 
 impl CgroupHost {
@@ -120,19 +123,25 @@ impl CgroupHost {
     /// are on the disk that holds `state`.
     pub(crate) fn discover(parent: Option<&str>, state: &Path) -> Self {
         let device = device::of(state);
+        let tag = tag(state);
         let mounts = Mounts::read();
         let own = OwnCgroups::read();
         let (v1, problems) = discover_v1(&mounts, &own, parent);
         if !v1.is_empty() {
-            return Self { version: CgroupVersion::V1, usable: v1, problems, device };
+            return Self { version: CgroupVersion::V1, usable: v1, problems, device, tag };
         }
         let (v2, v2_problems) = discover_v2(&mounts, &own, parent);
         if !v2.is_empty() {
-            return Self { version: CgroupVersion::V2, usable: v2, problems: v2_problems, device };
+            return Self { version: CgroupVersion::V2, usable: v2, problems: v2_problems, device, tag };
         }
         // Tell what is wrong with the generation that the host uses for its controllers.
         let problems = if mounts.v1.is_empty() { v2_problems } else { problems };
-        Self { version: CgroupVersion::None, usable: BTreeMap::new(), problems, device }
+        Self { version: CgroupVersion::None, usable: BTreeMap::new(), problems, device, tag }
+    }
+
+    /// What a unit's cgroups are called.
+    fn name(&self, id: &UnitId) -> String {
+        format!("{id}-{}", self.tag)
     }
 
     pub(crate) fn version(&self) -> CgroupVersion {
@@ -170,17 +179,18 @@ impl CgroupHost {
         }
         let cgroup = self.handle(id, &controllers);
         let failed = |operation| {
-            let path = format!("{FOLDER}/{id}");
+            let path = format!("{FOLDER}/{}", self.name(id));
             move |source| Error::Cgroup { operation, path, source }
         };
         // To make them, the library goes by the kernel's names; to find them afterwards, by its own.
         let v2 = self.version == CgroupVersion::V2;
         let names = controllers.iter().map(|controller| controller.name(v2).to_owned()).collect();
-        let made = Cgroup::load_with_specified_controllers(self.hierarchy(&controllers), id.as_str(), names)
-            .create()
-            .map_err(failed("make"))
-            .and_then(|()| limit(&cgroup, wanted, self.device.as_ref().ok()).map_err(failed("limit")))
-            .and_then(|()| self.end_together(id, wanted));
+        let made =
+            Cgroup::load_with_specified_controllers(self.hierarchy(&controllers), &self.name(id), names)
+                .create()
+                .map_err(failed("make"))
+                .and_then(|()| limit(&cgroup, wanted, self.device.as_ref().ok()).map_err(failed("limit")))
+                .and_then(|()| self.end_together(id, wanted));
         if let Err(error) = made {
             // The first error is the one to tell; what could be made is taken away again.
             if let Err(left) = cgroup.delete() {
@@ -188,7 +198,7 @@ impl CgroupHost {
             }
             return Err(error);
         }
-        let dir = |controller| self.usable.get(&controller).map(|base| base.join(id.as_str()));
+        let dir = |controller| self.usable.get(&controller).map(|base| base.join(self.name(id)));
         let mut dirs: Vec<PathBuf> = controllers.iter().filter_map(|controller| dir(*controller)).collect();
         dirs.dedup();
         Ok(Some(plan::Cgroups {
@@ -208,7 +218,7 @@ impl CgroupHost {
             return Ok(());
         }
         let Some(base) = self.usable.get(&Controller::Memory) else { return Ok(()) };
-        let path = base.join(id.as_str()).join("memory.oom.group");
+        let path = base.join(self.name(id)).join("memory.oom.group");
         fs::write(&path, "1").map_err(Error::io("write", path))
     }
 
@@ -217,7 +227,7 @@ impl CgroupHost {
         let present: Vec<Controller> = self
             .usable
             .iter()
-            .filter(|(_, base)| base.join(id.as_str()).exists())
+            .filter(|(_, base)| base.join(self.name(id)).exists())
             .map(|(controller, _)| *controller)
             .collect();
         if present.is_empty() {
@@ -225,7 +235,7 @@ impl CgroupHost {
         }
         self.handle(id, &present).delete().map_err(|source| Error::Cgroup {
             operation: "remove",
-            path: format!("{FOLDER}/{id}"),
+            path: format!("{FOLDER}/{}", self.name(id)),
             source,
         })
     }
@@ -235,7 +245,7 @@ impl CgroupHost {
         let mut pids: Vec<i32> = self
             .usable
             .values()
-            .filter_map(|base| fs::read_to_string(base.join(id.as_str()).join("cgroup.procs")).ok())
+            .filter_map(|base| fs::read_to_string(base.join(self.name(id)).join("cgroup.procs")).ok())
             .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
             .collect();
         pids.sort_unstable();
@@ -245,12 +255,12 @@ impl CgroupHost {
 
     /// Whether a unit has a cgroup.
     pub(crate) fn exists(&self, id: &UnitId) -> bool {
-        self.usable.values().any(|base| base.join(id.as_str()).exists())
+        self.usable.values().any(|base| base.join(self.name(id)).exists())
     }
 
     /// The library's handle on a unit's cgroups with these controllers.
     fn handle(&self, id: &UnitId, controllers: &[Controller]) -> Cgroup {
-        Cgroup::load(self.hierarchy(controllers), id.as_str())
+        Cgroup::load(self.hierarchy(controllers), &self.name(id))
     }
 
     fn hierarchy(&self, controllers: &[Controller]) -> Box<UnitHierarchy> {
@@ -270,6 +280,13 @@ impl CgroupHost {
         let root = self.usable.values().next().cloned().unwrap_or_default();
         Box::new(UnitHierarchy { subsystems, root, v2 })
     }
+}
+
+/// A word that tells state folders apart, and is the same in each run.
+fn tag(state: &Path) -> String {
+    // Where the real path cannot be told, the given one has to do.
+    let path = state.canonicalize().unwrap_or_else(|_| state.to_owned());
+    hex::encode(&Sha256::digest(path.as_os_str().as_encoded_bytes())[..4])
 }
 
 /// Sets the limits.

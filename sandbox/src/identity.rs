@@ -1,11 +1,13 @@
 //! Host users for attempts. A caller that is root gives every attempt a uid of its own, so that attempts which run at
 //! the same time can neither signal nor read each other; an ordinary caller has only itself to give.
 //!
-//! The allocation lives on disk, one file per uid, so that it outlives the caller.
+//! The allocation lives on disk, one link per uid, so that it outlives the caller and the host's run: files of an attempt do
+//! too. A link appears with its content, and never replaces another one.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::ops::RangeInclusive;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -76,13 +78,7 @@ impl Identities {
         let next = Some(self.next.swap(0, Ordering::Relaxed)).filter(|uid| *uid != 0);
         for uid in next.into_iter().chain(self.range.clone()) {
             let path = self.dir.join(uid.to_string());
-            // The record appears complete or not at all: it is written beside and linked into place, and a link never
-            // replaces what is there.
-            let beside = self.dir.join(format!(".{owner}"));
-            fs::write(&beside, owner).map_err(Error::io("write", &beside))?;
-            let linked = fs::hard_link(&beside, &path);
-            fs::remove_file(&beside).map_err(Error::io("remove", &beside))?;
-            match linked {
+            match symlink(owner, &path) {
                 Ok(()) => return Ok(Identity { uid, gid: uid }),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io("create", path)(error)),
@@ -101,7 +97,7 @@ impl Identities {
         if caller.uid != 0 {
             return Ok(caller);
         }
-        let is_free = |uid: &u32| !self.dir.join(uid.to_string()).exists();
+        let is_free = |uid: &u32| fs::symlink_metadata(self.dir.join(uid.to_string())).is_err();
         let free = self.range.clone().find(is_free);
         let exhausted = Error::IdentitiesExhausted { first: *self.range.start(), last: *self.range.end() };
         let uid = free.ok_or(exhausted)?;
@@ -133,8 +129,8 @@ impl Identities {
             let Some(uid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
                 continue;
             };
-            match fs::read(entry.path()) {
-                Ok(content) if content == owner.as_bytes() => return Ok(Some(uid)),
+            match fs::read_link(entry.path()) {
+                Ok(of) if of.as_os_str() == owner => return Ok(Some(uid)),
                 Ok(_) => {}
                 // Released between listing and reading.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}

@@ -5,9 +5,11 @@
 //!  wait / inventory / signal / output read and write the unit's folder only, so they work after a restart too
 //! ```
 //!
-//! State folder: `lock` · `units/<id>/` · `identities/` · `images/`. One process at a time uses it.
+//! State folder: `lock` · `units/<id>/` (see [`units`]) · `output/<id>` · `identities/` · `images/`. One process at a time
+//! uses it.
 
 pub(crate) mod burial;
+pub(crate) mod units;
 pub(crate) mod watch;
 
 use std::collections::HashMap;
@@ -43,12 +45,9 @@ use crate::policy::{self, Enforcement, Host, Place};
 use crate::seccomp;
 use crate::spec::{Limit, LimitName, LimitSource, Network, UnitId, UnitSpec};
 use crate::workspace::DiskMeans;
+use units::Units;
 pub(crate) use watch::{Subscription, Watcher};
 
-/// Folder of the units below the state folder.
-const UNITS: &str = "units";
-/// Prefix of folders that are being removed; no unit id starts with a dot.
-const GONE: &str = ".gone-";
 /// How long a stop request waits for a supervisor that was started a moment ago.
 const CONTROL_BOUND: Duration = Duration::from_secs(5);
 
@@ -60,6 +59,9 @@ const SPARE_LIFE: Duration = Duration::from_secs(60);
 pub struct SandboxConfig {
     /// Folder for everything that must survive a restart. Made with mode 0711 if it is missing.
     pub state_dir: PathBuf,
+    /// A folder in memory, for what is of no use once the host was restarted; the state folder if `None`. Made with mode 0711
+    /// if it is missing. Whoever runs units must not let it be emptied before they have ended.
+    pub runtime_dir: Option<PathBuf>,
     /// The cgroup below which units get theirs; this process's own if `None`. It must allow child cgroups: a service of
     /// systemd sets `Delegate=yes` and `DelegateSubgroup=agent`.
     pub cgroup_parent: Option<String>,
@@ -72,11 +74,13 @@ pub struct SandboxConfig {
 }
 
 impl SandboxConfig {
-    /// The configuration for a state folder: own cgroup, default uids, this very program as launcher.
+    /// The configuration for a state folder: memory where the caller is root and the host has it in /run or /dev/shm, own
+    /// cgroup, default uids, this very program as launcher.
     #[must_use]
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
             state_dir: state_dir.into(),
+            runtime_dir: units::memory(),
             cgroup_parent: None,
             uid_range: DEFAULT_UIDS,
             launcher: PathBuf::from("/proc/self/exe"),
@@ -100,7 +104,7 @@ pub struct Native(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: SandboxConfig,
-    units: PathBuf,
+    units: Units,
     /// Held for the life of the driver.
     _lock: File,
     /// Guards the handle on the spawner, which is replaced when the spawner has died, and what is known of its spare.
@@ -398,10 +402,8 @@ pub(crate) fn is_locked(path: &Path) -> io::Result<bool> {
 impl Inner {
     fn open(config: SandboxConfig) -> Result<Self, Error> {
         let state = &config.state_dir;
-        let units = state.join(UNITS);
-        for (dir, mode) in [(state, 0o711), (&units, 0o700)] {
-            fs::DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(Error::io("create", dir))?;
-        }
+        let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(state);
+        made.map_err(Error::io("create", state))?;
         let lock_path = state.join("lock");
         let lock = OpenOptions::new()
             .write(true)
@@ -415,6 +417,7 @@ impl Inner {
             Err(Errno::AGAIN) => return Err(Error::InUse { path: state.clone() }),
             Err(errno) => return Err(Error::io("lock", lock_path)(errno.into())),
         }
+        let units = Units::open(state, config.runtime_dir.as_deref())?;
         let probes = windlass_launcher::probe::probe(&config.launcher)
             .map_err(|source| Error::Launcher { operation: "probe the host", source })?;
         let spawner = start_spawner(&config)?;
@@ -437,7 +440,7 @@ impl Inner {
         };
         let cgroups = CgroupHost::discover(config.cgroup_parent.as_deref(), state);
         let identities = Identities::open(state.join("identities"), config.uid_range.clone())?;
-        let images = Images::open(state.join("images"), units.clone(), config.images)?;
+        let images = Images::open(state.join("images"), units.root().to_owned(), config.images)?;
         Ok(Self {
             units,
             _lock: lock,
@@ -456,7 +459,7 @@ impl Inner {
 
     /// A unit's folder.
     fn dir(&self, id: &UnitId) -> PathBuf {
-        self.units.join(id.as_str())
+        self.units.dir(id)
     }
 
     fn prepare(&self, spec: UnitSpec) -> Result<Prepared, Error> {
@@ -471,12 +474,7 @@ impl Inner {
             Err(error) => return Err(Error::Corrupt { path: plan_path, problem: error.to_string() }),
         }
         let Settled { wanted, tasks, disk, unenforced } = self.settle(&spec)?;
-        match fs::DirBuilder::new().mode(0o700).create(&dir) {
-            Ok(()) => {}
-            // Left by a crash in the middle of this very function: without a plan it is nothing yet.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(Error::io("create", dir)(error)),
-        }
+        self.units.create(&spec.id)?;
         let made = self.cgroups.create(&spec.id, wanted).and_then(|cgroups| {
             let launch = policy::plan(&spec, &self.host, Enforcement { cgroups, tasks, disk })?;
             let isolation = self.isolation(&spec, wanted, tasks, disk);
@@ -734,14 +732,7 @@ impl Inner {
 
     fn inventory(&self) -> Result<Vec<UnitState>, Error> {
         let mut units = Vec::new();
-        for entry in fs::read_dir(&self.units).map_err(Error::io("list", &self.units))? {
-            let entry = entry.map_err(Error::io("list", &self.units))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(GONE) {
-                fs::remove_dir_all(entry.path()).map_err(Error::io("remove", entry.path()))?;
-                continue;
-            }
-            let id = UnitId::new(name)?;
+        for id in self.units.list()? {
             let mut notes = Vec::new();
             let phase = match self.phase(&id) {
                 Ok(Phase::Prepared) => UnitPhase::Prepared,
@@ -776,18 +767,17 @@ impl Inner {
         self.remove(id)
     }
 
-    /// Removes a unit's cgroups and folder. The folder is first renamed, so that a crash leaves no half unit.
+    /// Removes a unit's cgroups and folder.
     fn remove(&self, id: &UnitId) -> Result<(), Error> {
         self.prepared_for().remove(id);
         self.cgroups.remove(id)?;
-        let dir = self.dir(id);
-        let gone = self.units.join(format!("{GONE}{id}"));
-        match fs::rename(&dir, &gone) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(Error::io("remove", dir)(error)),
-        }
-        fs::remove_dir_all(&gone).map_err(Error::io("remove", gone))
+        self.units.remove(id)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.units.close();
     }
 }
 

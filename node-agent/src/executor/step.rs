@@ -140,6 +140,11 @@ impl<'a> StepRun<'a> {
                     self.task.record(RecordBody::StepStarted { step: self.index });
                 }
             }
+            // It may have run, and it may be running.
+            None if self.before.started_at.is_some() => {
+                let message = "the node's records of the step were removed while the agent was away";
+                return Err(Verdict::lost("SupervisorLost", message));
+            }
             found @ (Some(UnitPhase::Prepared) | None) => {
                 if found.is_some() {
                     // Its specification may have changed: less of the job's time is left.

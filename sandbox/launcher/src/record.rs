@@ -1,7 +1,7 @@
 //! The files of a unit's folder, as the supervisor and the driver share them.
 //!
 //! `plan.json` what was asked (exists: prepared) · `supervisor.json` who runs it (exists: was started; locked: runs) ·
-//! `output` the spool · `control` a FIFO that takes stop requests · `exit.json` how it ended (exists: has ended).
+//! `output` the spool, made with its first frame · `grown` written to when the spool has grown · `control` a FIFO that takes stop requests · `exit.json` how it ended (exists: has ended).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -22,6 +22,9 @@ pub const PLAN: &str = "plan.json";
 pub const SUPERVISOR: &str = "supervisor.json";
 /// File name of the output spool.
 pub const OUTPUT: &str = "output";
+/// File name of what is written to when the spool has grown, if it is there: the spool may be a link to another folder, which
+/// nobody watches.
+pub const GROWN: &str = "grown";
 /// File name of the control FIFO.
 pub const CONTROL: &str = "control";
 /// File name of the exit record.

@@ -159,12 +159,8 @@ impl Supervisor {
         let lease =
             File::open(&plan.lease).map_err(failed(format!("open lease {}", plan.lease.display())))?;
         let lease_ns = read_lease(&lease).ok_or_else(|| failed("read the lease")(Errno::INVAL))?;
-        let spool = File::options()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(dir.join(record::OUTPUT))
-            .map_err(failed("open the output spool"))?;
+        let spool =
+            spool::Spool::within(dir, plan.output_cap).map_err(failed("open what tells of the spool"))?;
         let requests = open_requests(dir)?;
         let timer = rustix::time::timerfd_create(
             TimerfdClockId::Boottime,
@@ -205,7 +201,7 @@ impl Supervisor {
             next_ns: boottime_ns() + DISK_PERIOD_NS,
         });
         Self {
-            spool: spool::Spool::new(spool, plan.output_cap),
+            spool,
             plan,
             stdout: Some(stdout),
             stderr: Some(stderr),
@@ -245,7 +241,7 @@ struct Unit {
     plan: LaunchPlan,
     lease: File,
     lease_ns: u64,
-    spool: File,
+    spool: spool::Spool,
     requests: OwnedFd,
     shortage: Option<OwnedFd>,
     timer: OwnedFd,

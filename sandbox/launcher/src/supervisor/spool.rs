@@ -1,10 +1,13 @@
 //! The output spool: appends what the program writes, up to a cap for each stream, and never blocks the program.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use crate::exit::StreamEnd;
 use crate::frame::{self, Frame, Stream};
+use crate::record;
 
 /// One stream's account.
 #[derive(Debug, Default)]
@@ -14,10 +17,20 @@ struct Account {
     pending: Vec<u8>,
 }
 
+/// Where a spool is.
+#[derive(Debug)]
+enum Place {
+    Open(File),
+    /// It is made when there is something to write: many programs print nothing.
+    Later(PathBuf),
+}
+
 /// The output of one unit.
 #[derive(Debug)]
 pub struct Spool {
-    file: File,
+    place: Place,
+    /// Is written to after each frame.
+    grown: Option<File>,
     /// Length of the file's good part.
     length: u64,
     /// Bytes of each stream that are kept.
@@ -27,15 +40,33 @@ pub struct Spool {
     accounts: [Account; 2],
     buffer: Vec<u8>,
     /// Why writing failed, once it has.
-    failure: Option<std::io::Error>,
+    failure: Option<io::Error>,
 }
 
 impl Spool {
     /// A spool that appends to the empty `file`.
     #[must_use]
     pub fn new(file: File, cap: u64) -> Self {
+        Self::of(Place::Open(file), None, cap)
+    }
+
+    /// The spool of a unit's folder.
+    ///
+    /// # Errors
+    /// What opening `grown` gives, where that is there.
+    pub(super) fn within(dir: &Path, cap: u64) -> io::Result<Self> {
+        let grown = match File::options().write(true).open(dir.join(record::GROWN)) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self::of(Place::Later(dir.join(record::OUTPUT)), grown, cap))
+    }
+
+    fn of(place: Place, grown: Option<File>, cap: u64) -> Self {
         Self {
-            file,
+            place,
+            grown,
             length: 0,
             cap,
             ceiling: cap.saturating_mul(4).saturating_add(1 << 20),
@@ -88,7 +119,7 @@ impl Spool {
 
     /// Why the spool could not be written, if so.
     #[must_use]
-    pub fn failure(&self) -> Option<&std::io::Error> {
+    pub fn failure(&self) -> Option<&io::Error> {
         self.failure.as_ref()
     }
 
@@ -103,16 +134,38 @@ impl Spool {
             }
             self.buffer.clear();
             Frame { stream, offset: account.end.kept, time_ms, payload }.encode(&mut self.buffer);
-            if let Err(error) = self.file.write_all(&self.buffer) {
+            if let Err(error) = self.place.write(&self.buffer, self.length) {
                 account.end.truncated = true;
-                // If even this fails, the reader meets an unfinished frame at the end and stops before it.
-                let _unfinished_tail = self.file.set_len(self.length);
                 self.failure = Some(error);
                 return;
             }
             self.length += size;
             account.end.kept += payload.len() as u64;
+            if let Some(grown) = &self.grown {
+                // Who is not told looks by itself now and then.
+                let _untold = grown.write_at(&[1], 0);
+            }
         }
+    }
+}
+
+impl Place {
+    /// Appends to what is `length` long; on failure what was half written is cut off.
+    fn write(&mut self, bytes: &[u8], length: u64) -> io::Result<()> {
+        let file = match self {
+            Self::Open(file) => file,
+            Self::Later(path) => {
+                let file = File::options().append(true).create(true).mode(0o600).open(path)?;
+                *self = Self::Open(file);
+                return self.write(bytes, length);
+            }
+        };
+        let written = file.write_all(bytes);
+        if written.is_err() {
+            // If even this fails, the reader meets an unfinished frame at the end and stops before it.
+            let _unfinished_tail = file.set_len(length);
+        }
+        written
     }
 }
 
@@ -152,8 +205,14 @@ mod tests {
     /// The kept bytes of a stream, and the payload of every frame.
     fn kept(spool: &mut Spool, stream: Stream) -> (Vec<u8>, Vec<Vec<u8>>) {
         let mut bytes = Vec::new();
-        spool.file.rewind().unwrap();
-        spool.file.read_to_end(&mut bytes).unwrap();
+        let Place::Open(file) = &mut spool.place else { panic!("nothing was written") };
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        kept_of(&bytes, stream)
+    }
+
+    /// The same of a file's content.
+    fn kept_of(bytes: &[u8], stream: Stream) -> (Vec<u8>, Vec<Vec<u8>>) {
         let (mut all, mut frames, mut at) = (Vec::new(), Vec::new(), 0);
         while let Some((frame, length)) = frame::decode(&bytes[at..]).unwrap() {
             if frame.stream == stream {
@@ -182,6 +241,23 @@ mod tests {
             assert_eq!((end.bytes, end.kept), (11, text.len() as u64));
             assert_eq!(end.truncated, cap < 11, "cap {cap}");
         }
+    }
+
+    #[test]
+    fn it_is_made_with_the_first_frame_which_is_told() {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let target = elsewhere.path().join("unit");
+        std::os::unix::fs::symlink(&target, dir.path().join(record::OUTPUT)).unwrap();
+        let grown = dir.path().join(record::GROWN);
+        std::fs::write(&grown, []).unwrap();
+        let mut spool = Spool::within(dir.path(), 100).unwrap();
+        spool.close(Stream::Stderr, 1);
+        assert!(!target.exists());
+        assert!(std::fs::read(&grown).unwrap().is_empty());
+        spool.push(Stream::Stdout, b"hello", 1);
+        spool.push(Stream::Stdout, b" again", 1);
+        assert_eq!(kept_of(&std::fs::read(&target).unwrap(), Stream::Stdout).0, b"hello again");
+        assert_eq!(std::fs::read(&grown).unwrap(), [1]);
     }
 
     #[test]

@@ -1,0 +1,330 @@
+//! Where the folders of units are: in memory, where the host's administrator runs the agent, else in the state folder.
+//!
+//! A unit does not outlive the host's run, and neither need its records: whoever finds none after a restart of the host knows
+//! that nothing of it runs. A disk takes up to a third of a short unit's time for some small files. What a program prints
+//! may be large, so it goes to the state folder in any case:
+//!
+//! ```text
+//!  STATE/units ─► MEMORY/windlass-units-XXXXXX/ID/{plan,supervisor,exit}.json, control, grown
+//!                                               ID/output ─► STATE/output/ID
+//! ```
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use windlass_launcher::record;
+
+use crate::error::Error;
+use crate::identity::Identity;
+use crate::spec::UnitId;
+
+/// Folder of the units below the state folder, or the link to it.
+const UNITS: &str = "units";
+/// Folder of what units have printed, below the state folder.
+const OUTPUT: &str = "output";
+/// Prefix of folders that are being removed; no unit id starts with a dot.
+const GONE: &str = ".gone-";
+/// Prefix of the folders in memory.
+const PREFIX: &str = "windlass-units-";
+/// Link in a folder in memory that leads back to the state folder.
+const STATE: &str = ".state";
+/// File systems in memory that only an administrator can empty, the better one first. That of an ordinary user is emptied when
+/// the user logs out, which its units outlive.
+const IN_MEMORY: [&str; 2] = ["/run", "/dev/shm"];
+/// The kernel's number of the file system in memory.
+const TMPFS: u64 = 0x0102_1994;
+/// Size of a file system in memory that has room for the records of a thousand units.
+const ROOM: u64 = 64 << 20;
+
+/// The folders of this driver's units.
+#[derive(Debug, Clone)]
+pub(crate) struct Units {
+    root: PathBuf,
+    /// Where what they print is, if not with the rest.
+    output: Option<PathBuf>,
+}
+
+/// The best folder of this host for what is in memory; `None` if the caller is not root or there is none.
+pub(crate) fn memory() -> Option<PathBuf> {
+    if Identity::caller().uid != 0 {
+        return None;
+    }
+    IN_MEMORY.iter().map(Path::new).find(|path| has_room(path)).map(Path::to_owned)
+}
+
+/// Whether a folder is in memory and large enough.
+fn has_room(path: &Path) -> bool {
+    let Ok(found) = rustix::fs::statfs(path) else { return false };
+    let (kind, block) = (u64::try_from(found.f_type), u64::try_from(found.f_bsize));
+    kind == Ok(TMPFS) && block.is_ok_and(|block| found.f_blocks.saturating_mul(block) >= ROOM)
+}
+
+impl Units {
+    /// Finds the folder below `state`, or makes it, in `memory` where one is given. Units that an earlier run has left are found
+    /// wherever they are.
+    pub(crate) fn open(state: &Path, memory: Option<&Path>) -> Result<Self, Error> {
+        let root = state.join(UNITS);
+        let made = match fs::symlink_metadata(&root) {
+            Ok(meta) if meta.is_symlink() => is_own(&root),
+            // Those of a run without memory stay, until none is left.
+            Ok(_) if memory.is_some() => match fs::remove_dir(&root) {
+                Ok(()) => false,
+                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => true,
+                Err(error) => return Err(Error::io("remove", root)(error)),
+            },
+            Ok(_) => true,
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(error) => return Err(Error::io("inspect", root)(error)),
+        };
+        if !made {
+            if let Some(memory) = memory {
+                sweep(memory);
+            }
+            make(state, &root, memory).map_err(Error::io("create", &root))?;
+        }
+        let output = match fs::symlink_metadata(&root).map_err(Error::io("inspect", &root))?.is_symlink() {
+            true => Some(state.join(OUTPUT)),
+            false => None,
+        };
+        if let Some(output) = &output {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(output);
+            made.map_err(Error::io("create", output))?;
+        }
+        let units = Self { root, output };
+        units.remove_orphans()?;
+        Ok(units)
+    }
+
+    /// Their folder.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A unit's folder.
+    pub(crate) fn dir(&self, id: &UnitId) -> PathBuf {
+        self.root.join(id.as_str())
+    }
+
+    /// Makes a unit's folder. One that is there already was left in the middle of this: without a plan it is nothing yet.
+    pub(crate) fn create(&self, id: &UnitId) -> Result<PathBuf, Error> {
+        let dir = self.dir(id);
+        match fs::DirBuilder::new().mode(0o700).create(&dir) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(Error::io("create", dir)(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        if let Some(output) = &self.output {
+            let (file, link) = (output.join(id.as_str()), dir.join(record::OUTPUT));
+            // An end of the agent in the middle of a removal may have left it.
+            absent(fs::remove_file(&file)).map_err(Error::io("remove", &file))?;
+            absent(fs::remove_file(&link)).map_err(Error::io("remove", &link))?;
+            symlink(&file, &link).map_err(Error::io("create", link))?;
+            let grown = dir.join(record::GROWN);
+            fs::write(&grown, []).map_err(Error::io("create", grown))?;
+        }
+        Ok(dir)
+    }
+
+    /// Removes a unit's folder, which is renamed before, so that a crash leaves no half unit. One that is gone already is fine.
+    pub(crate) fn remove(&self, id: &UnitId) -> Result<(), Error> {
+        let dir = self.dir(id);
+        let gone = self.root.join(format!("{GONE}{id}"));
+        match fs::rename(&dir, &gone) {
+            Ok(()) => fs::remove_dir_all(&gone).map_err(Error::io("remove", gone))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("remove", dir)(error)),
+        }
+        let Some(output) = &self.output else { return Ok(()) };
+        let output = output.join(id.as_str());
+        absent(fs::remove_file(&output)).map_err(Error::io("remove", output))
+    }
+
+    /// The units that there are. Folders that were being removed are removed.
+    pub(crate) fn list(&self) -> Result<Vec<UnitId>, Error> {
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(Error::io("list", &self.root))? {
+            let entry = entry.map_err(Error::io("list", &self.root))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name == STATE {
+                continue;
+            }
+            if name.starts_with(GONE) {
+                fs::remove_dir_all(entry.path()).map_err(Error::io("remove", entry.path()))?;
+            } else {
+                ids.push(UnitId::new(name)?);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Removes what units have printed that are no more.
+    fn remove_orphans(&self) -> Result<(), Error> {
+        let Some(output) = &self.output else { return Ok(()) };
+        for entry in fs::read_dir(output).map_err(Error::io("list", output))? {
+            let entry = entry.map_err(Error::io("list", output))?;
+            if !self.root.join(entry.file_name()).exists() {
+                absent(fs::remove_file(entry.path())).map_err(Error::io("remove", entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the memory back, if no unit is left.
+    pub(crate) fn close(&self) {
+        if self.output.is_some()
+            && let Ok(target) = fs::read_link(&self.root)
+            && fs::read_dir(&target)
+                .is_ok_and(|mut found| found.all(|entry| entry.is_ok_and(|entry| entry.file_name() == STATE)))
+        {
+            // What is left of it, or a link that leads nowhere, is replaced by the next run.
+            let _left = fs::remove_dir_all(target).and_then(|()| fs::remove_file(&self.root));
+        }
+    }
+}
+
+/// Removes what is in memory of state folders that are no more. What cannot be removed is only room.
+fn sweep(memory: &Path) {
+    for entry in fs::read_dir(memory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX) && is_own(&path);
+        if ours && fs::read_link(path.join(STATE)).is_ok_and(|state| !state.exists()) {
+            let _left = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+/// Makes the folder of all units, or a link to one in memory. The link appears when its folder is there.
+fn make(state: &Path, root: &Path, memory: Option<&Path>) -> io::Result<()> {
+    let Some(memory) = memory else {
+        absent(fs::remove_file(root))?;
+        return fs::DirBuilder::new().mode(0o700).create(root);
+    };
+    fs::DirBuilder::new().recursive(true).mode(0o711).create(memory)?;
+    let folder = tempfile::Builder::new()
+        .prefix(PREFIX)
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir_in(memory)?;
+    symlink(fs::canonicalize(state)?, folder.path().join(STATE))?;
+    let beside = root.with_extension("new");
+    absent(fs::remove_file(&beside))?;
+    symlink(folder.path(), &beside)?;
+    fs::rename(&beside, root)?;
+    let _kept = folder.keep();
+    Ok(())
+}
+
+/// Whether a link leads to a folder that is the caller's and nobody else's: the memory may be everybody's.
+fn is_own(link: &Path) -> bool {
+    fs::metadata(link).is_ok_and(|meta| {
+        meta.is_dir() && meta.uid() == Identity::caller().uid && meta.mode().trailing_zeros() >= 6
+    })
+}
+
+/// Takes it that there is nothing for success.
+fn absent(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(name: &str) -> UnitId {
+        UnitId::new(name).unwrap()
+    }
+
+    /// A state folder, and one that stands for memory.
+    fn folders() -> (tempfile::TempDir, tempfile::TempDir) {
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap())
+    }
+
+    #[test]
+    fn records_are_in_memory_and_output_is_on_the_disk_and_nothing_is_left() {
+        let (state, memory) = folders();
+        let units = Units::open(state.path(), Some(memory.path())).unwrap();
+        let dir = units.create(&id("a-1")).unwrap();
+        fs::write(dir.join(record::PLAN), "{}").unwrap();
+        fs::write(dir.join(record::OUTPUT), "hello").unwrap();
+        assert_eq!(fs::read(state.path().join("output/a-1")).unwrap(), b"hello");
+        assert!(fs::canonicalize(&dir).unwrap().starts_with(fs::canonicalize(memory.path()).unwrap()));
+        let again = Units::open(state.path(), Some(memory.path())).unwrap();
+        assert_eq!(again.list().unwrap(), [id("a-1")]);
+        assert_eq!(fs::read(dir.join(record::OUTPUT)).unwrap(), b"hello");
+        again.close();
+        assert!(dir.exists());
+        again.remove(&id("a-1")).unwrap();
+        again.remove(&id("a-1")).unwrap();
+        assert_eq!(fs::read_dir(state.path().join("output")).unwrap().count(), 0);
+        again.close();
+        assert_eq!(fs::read_dir(memory.path()).unwrap().count(), 0);
+        assert!(fs::symlink_metadata(state.path().join("units")).is_err());
+    }
+
+    #[test]
+    fn after_a_restart_of_the_host_there_are_no_units_and_no_output_of_theirs() {
+        let (state, memory) = folders();
+        let units = Units::open(state.path(), Some(memory.path())).unwrap();
+        let dir = units.create(&id("a-1")).unwrap();
+        fs::write(dir.join(record::OUTPUT), "hello").unwrap();
+        fs::remove_dir_all(fs::read_link(state.path().join("units")).unwrap()).unwrap();
+        let units = Units::open(state.path(), Some(memory.path())).unwrap();
+        assert!(units.list().unwrap().is_empty());
+        assert!(!state.path().join("output/a-1").exists());
+        units.create(&id("a-1")).unwrap();
+    }
+
+    #[test]
+    fn output_that_was_left_is_not_taken_for_that_of_a_new_unit() {
+        let (state, memory) = folders();
+        let units = Units::open(state.path(), Some(memory.path())).unwrap();
+        fs::write(state.path().join("output/a-1"), "old").unwrap();
+        let dir = units.create(&id("a-1")).unwrap();
+        assert!(!dir.join(record::OUTPUT).exists());
+    }
+
+    #[test]
+    fn units_of_a_run_without_memory_are_kept_where_they_are() {
+        let (state, memory) = folders();
+        let units = Units::open(state.path(), None).unwrap();
+        units.create(&id("a-1")).unwrap();
+        let units = Units::open(state.path(), Some(memory.path())).unwrap();
+        assert_eq!(units.list().unwrap(), [id("a-1")]);
+        units.remove(&id("a-1")).unwrap();
+        let units = Units::open(state.path(), Some(memory.path())).unwrap();
+        units.create(&id("a-2")).unwrap();
+        assert_eq!(fs::read_dir(memory.path()).unwrap().count(), 1);
+        // And the other way round.
+        let units = Units::open(state.path(), None).unwrap();
+        assert_eq!(units.list().unwrap(), [id("a-2")]);
+    }
+
+    #[test]
+    fn what_is_in_memory_of_a_removed_state_folder_is_removed_by_the_next_one_that_is_made() {
+        let (state, memory) = folders();
+        let units = Units::open(state.path(), Some(memory.path())).unwrap();
+        units.create(&id("a-1")).unwrap();
+        state.close().unwrap();
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for state in [&one, &other] {
+            Units::open(state.path(), Some(memory.path())).unwrap();
+        }
+        assert_eq!(fs::read_dir(memory.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_link_to_a_folder_that_others_can_enter_is_not_followed() {
+        let (state, memory) = folders();
+        let strange = tempfile::tempdir().unwrap();
+        fs::set_permissions(strange.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        symlink(strange.path(), state.path().join("units")).unwrap();
+        let units = Units::open(state.path(), Some(memory.path())).unwrap();
+        units.create(&id("a-1")).unwrap();
+        assert_eq!(fs::read_dir(strange.path()).unwrap().count(), 0);
+    }
+}
