@@ -39,6 +39,9 @@ pub(crate) fn spawn(keeper: LeaseKeeper) -> io::Result<Keeping> {
         if let Err(error) = rustix::process::setpriority_process(None, PRIORITY) {
             tracing::debug!(error = %error, "the lease keeper runs at ordinary priority");
         }
+        if let Err(error) = windlass_sandbox::take_short_turns() {
+            tracing::debug!(error = %error, "the lease keeper waits for longer turns than steps do");
+        }
         let result = runtime.block_on(until.run_until_cancelled(keeper.run()));
         if let Some(result) = result {
             // Who waited is gone only with the whole agent.

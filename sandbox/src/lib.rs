@@ -42,6 +42,7 @@ pub use spec::{
     Container, Entrypoint, HANDED, Handed, Limit, LimitName, LimitSource, Limits, Mount, Network, SystemRoot,
     UnitId, UnitSpec,
 };
+pub use windlass_launcher::take_short_turns;
 pub use workspace::{Archive, ArchiveLimits, DiskMeans, DiskQuota, Unpacked, Workspace};
 
 /// For programs that use the sandbox: must be the first call of `main`, before any thread, runtime, or use of the standard

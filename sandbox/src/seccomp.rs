@@ -254,7 +254,6 @@ pub const ALLOW: &[Group] = &[
             libc::SYS_sched_getscheduler,
             libc::SYS_sched_setscheduler,
             libc::SYS_sched_getattr,
-            libc::SYS_sched_setattr,
             libc::SYS_sched_get_priority_max,
             libc::SYS_sched_get_priority_min,
             libc::SYS_sched_rr_get_interval,
@@ -388,6 +387,10 @@ pub const ALLOW: &[Group] = &[
 
 /// What answers EPERM whatever its arguments.
 pub const REFUSE: &[Group] = &[
+    Group {
+        reason: "take longer turns on a processor than other units do",
+        calls: calls![libc::SYS_sched_setattr],
+    },
     Group {
         reason: "reach into other processes; a frequent start of kernel exploits",
         calls: calls![

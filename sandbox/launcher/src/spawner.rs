@@ -123,6 +123,8 @@ pub(crate) fn run() -> ExitCode {
     let Ok(boot_id) = record::boot_id() else { return ExitCode::FAILURE };
     // The agent may have been started with signals ignored; programs in sandboxes must not inherit that.
     sys::default_signals();
+    // Supervisors and units are copies of this process. A kernel that cannot do it runs them as it runs all others.
+    let _as_all_others = crate::take_short_turns();
     sys::auto_reap(true);
     let mut spare = None;
     loop {

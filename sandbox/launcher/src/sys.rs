@@ -448,6 +448,23 @@ pub(crate) struct FileAttributes {
     pub(crate) padding: [u8; 8],
 }
 
+/// Gives the calling thread, and what it forks, turns of this length where others want the processor too (Linux 6.12; before, and
+/// where the thread has a policy of its own, nothing changes).
+pub(crate) fn take_turns_of(length: std::time::Duration) -> Result<(), Errno> {
+    // SAFETY: sched_attr is a plain struct of integers, for which zero is valid.
+    let mut attributes: libc::sched_attr = unsafe { mem::zeroed() };
+    let size = u32::try_from(mem::size_of::<libc::sched_attr>()).expect("a few dozen bytes");
+    // SAFETY: the kernel writes at most `size` bytes to the structure, which is alive.
+    check(unsafe { libc::syscall(libc::SYS_sched_getattr, 0, ptr::from_mut(&mut attributes), size, 0) })?;
+    if attributes.sched_policy != u32::try_from(libc::SCHED_OTHER).expect("it is 0") {
+        return Ok(());
+    }
+    attributes.size = size;
+    attributes.sched_runtime = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+    // SAFETY: the kernel reads `size` bytes of the structure, which is alive.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, ptr::from_ref(&attributes), 0) }).map(drop)
+}
+
 /// `FS_IOC_FSGETXATTR`, `_IOR('X', 31, struct fsxattr)`.
 const GET_FILE_ATTRIBUTES: libc::c_ulong = 0x801c_581f;
 /// `FS_IOC_FSSETXATTR`, `_IOW('X', 32, struct fsxattr)`.

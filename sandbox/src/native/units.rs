@@ -5,8 +5,9 @@
 //! may be large, so it goes to the state folder in any case:
 //!
 //! ```text
-//!  STATE/units ─► MEMORY/windlass-units-XXXXXX/ID/{plan,supervisor,exit}.json, control, grown
-//!                                               ID/output ─► STATE/output/ID
+//!  STATE/units ─► MEMORY/windlass-units-XXXXXX/units/ID/{plan,supervisor,exit}.json, control, grown
+//!                                              units/ID/output ─► STATE/output/ID
+//!                                              state ─► STATE
 //! ```
 
 use std::fs;
@@ -29,7 +30,7 @@ const GONE: &str = ".gone-";
 /// Prefix of the folders in memory.
 const PREFIX: &str = "windlass-units-";
 /// Link in a folder in memory that leads back to the state folder.
-const STATE: &str = ".state";
+const STATE: &str = "state";
 /// File systems in memory that only an administrator can empty, the better one first. That of an ordinary user is emptied when
 /// the user logs out, which its units outlive.
 const IN_MEMORY: [&str; 2] = ["/run", "/dev/shm"];
@@ -148,9 +149,6 @@ impl Units {
         for entry in fs::read_dir(&self.root).map_err(Error::io("list", &self.root))? {
             let entry = entry.map_err(Error::io("list", &self.root))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name == STATE {
-                continue;
-            }
             if name.starts_with(GONE) {
                 fs::remove_dir_all(entry.path()).map_err(Error::io("remove", entry.path()))?;
             } else {
@@ -175,12 +173,12 @@ impl Units {
     /// Gives the memory back, if no unit is left.
     pub(crate) fn close(&self) {
         if self.output.is_some()
-            && let Ok(target) = fs::read_link(&self.root)
-            && fs::read_dir(&target)
-                .is_ok_and(|mut found| found.all(|entry| entry.is_ok_and(|entry| entry.file_name() == STATE)))
+            && let Ok(units) = fs::read_link(&self.root)
+            && let Some(folder) = units.parent()
+            && fs::remove_dir(&units).is_ok()
         {
-            // What is left of it, or a link that leads nowhere, is replaced by the next run.
-            let _left = fs::remove_dir_all(target).and_then(|()| fs::remove_file(&self.root));
+            // A link that leads nowhere is replaced by the next run, which also removes what is left in memory of others.
+            let _left = fs::remove_dir_all(folder).and_then(|()| fs::remove_file(&self.root));
         }
     }
 }
@@ -210,7 +208,9 @@ fn make(state: &Path, root: &Path, memory: Option<&Path>) -> io::Result<()> {
     symlink(fs::canonicalize(state)?, folder.path().join(STATE))?;
     let beside = root.with_extension("new");
     absent(fs::remove_file(&beside))?;
-    symlink(folder.path(), &beside)?;
+    let units = folder.path().join(UNITS);
+    fs::DirBuilder::new().mode(0o700).create(&units)?;
+    symlink(units, &beside)?;
     fs::rename(&beside, root)?;
     let _kept = folder.keep();
     Ok(())

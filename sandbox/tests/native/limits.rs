@@ -30,6 +30,34 @@ async fn a_memory_bomb_is_killed_and_named() {
     fixture.native.cleanup(&unit.id).await.unwrap();
 }
 
+/// Prints the length of the program's turns and of its child's in nanoseconds, and what becomes of asking for longer ones.
+const TURNS: &str = r#"
+import ctypes, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+def turn():
+    attributes = ctypes.create_string_buffer(56)
+    assert libc.syscall(315, 0, attributes, 56, 0) == 0
+    return struct.unpack("IIQiIQQQII", attributes.raw)[5]
+print(turn(), flush=True)
+if os.fork() == 0:
+    print(turn(), flush=True)
+    os._exit(0)
+os.wait()
+longer = struct.pack("IIQiIQQQII", 56, 0, 0, 0, 0, 100_000_000, 0, 0, 0, 0)
+print(libc.syscall(314, 0, longer, 0), os.strerror(ctypes.get_errno()))
+"#;
+
+#[tokio::test]
+async fn units_take_short_turns_on_a_processor_and_cannot_take_longer_ones() {
+    let fixture = Fixture::new().await;
+    let outcome = fixture.run(&fixture.unit("turns", &["python3", "-c", TURNS])).await;
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let version: Vec<u32> = release.split('.').take(2).filter_map(|number| number.parse().ok()).collect();
+    // Kernels before have no turns of a program's own.
+    let turn = if version >= vec![6, 12] { 200_000 } else { 0 };
+    assert_eq!(outcome.ok(), format!("{turn}\n{turn}\n-1 Operation not permitted\n"));
+}
+
 #[tokio::test]
 async fn a_unit_with_a_process_that_took_too_much_memory_is_ended_whole() {
     let fixture = Fixture::new().await;
