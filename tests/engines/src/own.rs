@@ -132,7 +132,7 @@ fn serve(folder: &Path, state: &Path) -> u32 {
     service.args(["--net", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh", "dockerd"]);
     service.args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")]);
     service.args(["--host", &format!("unix://{}", at("socket"))]);
-    service.args(["--bridge=none", "--ip6tables=false", "--storage-driver=vfs"]);
+    service.args(["--ip6tables=false", "--storage-driver=vfs"]);
     service.arg("--add-runtime").arg(format!("here={}", runtime.display())).arg("--default-runtime=here");
     start(&service, &state.join("log"))
 }

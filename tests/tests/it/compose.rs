@@ -210,7 +210,7 @@ impl Example {
     fn assert_is_down(&self) {
         assert_eq!(self.docker.text(&["ps", "--all", "--quiet"]), "");
         let networks = self.docker.text(&["network", "ls", "--format", "{{.Name}}"]);
-        assert_eq!(networks.lines().collect::<BTreeSet<_>>(), BTreeSet::from(["host", "none"]));
+        assert_eq!(networks.lines().collect::<BTreeSet<_>>(), BTreeSet::from(["bridge", "host", "none"]));
     }
 
     fn logs(&self) -> String {
