@@ -1,12 +1,16 @@
 //! Time, names and chance: the three things that make a run different from the one before, passed in so that tests
 //! and the simulation can hold them still.
 
+mod store;
+
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use rand::{SeedableRng, rngs::StdRng};
+
+pub use store::StoreClock;
 
 /// What time it is.
 pub trait Clock: Send + Sync + 'static {

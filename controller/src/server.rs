@@ -17,7 +17,7 @@ use windlass_store::Store;
 
 use crate::args::{self, ControllerArgs};
 use crate::auth::NodeTokens;
-use crate::clock::{Clock, IdSource, RandomIds, SystemClock};
+use crate::clock::{Clock, IdSource, RandomIds, StoreClock, SystemClock};
 use crate::connections::{self, Acceptor, Gate, Times, limit_http};
 use crate::dispatch::{Dispatch, DispatchParts, Push, WorkerTokens};
 use crate::error::ApiError;
@@ -131,6 +131,15 @@ impl Controller {
             ids: &*ids,
         };
         let State { store, bodies, authority, admin_token_file } = state::open(opening).await?;
+        let mut tasks = JoinSet::new();
+        // From here on, all controllers of a database have one time.
+        let clock: Arc<dyn Clock> = match StoreClock::of(&store, clock.clone()).await? {
+            Some(of_server) => {
+                tasks.spawn(of_server.clone().follow(stop.clone()));
+                of_server
+            }
+            None => clock,
+        };
         let metrics = Metrics::new();
         let keys = (args.key_place(), args.discard_unreadable_secrets);
         let secrets = Secrets::open(store.clone(), clock.clone(), ids.clone(), metrics.clone(), keys).await;
@@ -168,7 +177,6 @@ impl Controller {
             ca_pem: Some(authority.pem().to_owned()),
             stopping: stop.clone(),
         });
-        let mut tasks = JoinSet::new();
         let parts = LoopParts {
             dispatch: &dispatch,
             store: &store,

@@ -105,7 +105,7 @@ impl Look<'_> {
                 }
                 Action::Finalizer(wanted) => {
                     self.finalizer(wanted).await?;
-                    if self.seen.deleted_at.is_some() {
+                    if self.seen.is_deleted {
                         return Ok(Then::Settled);
                     }
                 }
@@ -145,7 +145,7 @@ impl Look<'_> {
                 }
             }
         }
-        if self.seen.deleted_at.is_some() && matches!(held, Held::Ended | Held::Nothing) {
+        if self.seen.is_deleted && matches!(held, Held::Ended | Held::Nothing) {
             // It goes as soon as everybody else has let it go.
             return Ok(Then::Settled);
         }

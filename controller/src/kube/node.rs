@@ -74,7 +74,7 @@ async fn without_object(session: &Session, name: &Name, writes: &mut u32) -> Res
 
 async fn sync(session: &Session, name: &Name, seen: &Seen, writes: &mut u32) -> Result<Then, Error> {
     let Declared::Node(declared) = &seen.declared else { return Ok(Then::Settled) };
-    if seen.deleted_at.is_some() {
+    if seen.is_deleted {
         return Ok(Then::Settled);
     }
     session.lead.check()?;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, DynamicObject};
 use serde::de::DeserializeOwned;
@@ -76,8 +75,8 @@ pub(super) struct Seen {
     pub(super) uid: String,
     pub(super) version: String,
     pub(super) generation: i64,
-    /// When its deletion was asked for.
-    pub(super) deleted_at: Option<Timestamp>,
+    /// Whether its deletion was asked for.
+    pub(super) is_deleted: bool,
     pub(super) finalizers: Vec<String>,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) annotations: BTreeMap<String, String>,
@@ -110,7 +109,7 @@ impl Seen {
             uid: metadata.uid?,
             version: metadata.resource_version.unwrap_or_default(),
             generation: metadata.generation.unwrap_or(0),
-            deleted_at: metadata.deletion_timestamp.map(|time| time.0),
+            is_deleted: metadata.deletion_timestamp.is_some(),
             finalizers: metadata.finalizers.unwrap_or_default(),
             labels,
             annotations,

@@ -26,7 +26,7 @@ pub(super) async fn look(session: &Session, name: &Name) -> Looked {
 }
 
 async fn sync(session: &Session, name: &Name, seen: &Seen, writes: &mut u32) -> Result<Then, Error> {
-    if seen.deleted_at.is_some() {
+    if seen.is_deleted {
         return Ok(Then::Settled);
     }
     session.lead.check()?;

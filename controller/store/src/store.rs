@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::sync::{broadcast, mpsc};
 
 use crate::engine::conn::Conn;
@@ -133,6 +134,20 @@ impl Store {
         .await
     }
 
+    /// The time of day by the server that keeps the database; `None` where the database is a file, and so nobody's but this
+    /// process's.
+    ///
+    /// # Errors
+    /// Whatever keeps the store from being read.
+    pub async fn server_time(&self) -> Result<Option<Timestamp>, Error> {
+        match &self.inner.backend {
+            Backend::Sqlite(_) => Ok(None),
+            Backend::Postgres(postgres) => {
+                postgres.read("server_time", |conn| Box::pin(server_time(conn))).await.map(Some)
+            }
+        }
+    }
+
     /// Wake-ups, sent after the commit. They tell that something may have changed, not what: a receiver that lags
     /// behind re-reads.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
@@ -190,6 +205,12 @@ impl Store {
             None => self.write(operation, |tx| body(&mut tx.conn)).await,
         }
     }
+}
+
+async fn server_time(conn: &mut Conn) -> Result<Timestamp, Error> {
+    let sql = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::BIGINT AS now";
+    let missing = || Error::Corrupt { table: "clock_timestamp", column: "now", row: String::new() };
+    conn.row(sql, args![]).await?.ok_or_else(missing)?.cells("clock_timestamp").time("now")
 }
 
 /// The writer task has ended, which it does only with the last handle or by a defect.

@@ -3,11 +3,14 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
-use windlass_controller::clock::RandomIds;
+use windlass_controller::clock::{Clock as _, ManualClock, RandomIds, StoreClock};
 use windlass_controller::error::chain;
 use windlass_controller::{Controller, ControllerArgs, identity};
+use windlass_store::{Store, StoreOptions, StoreUrl};
 use windlass_test_postgres::Server;
 
 use crate::startup::start;
@@ -281,4 +284,21 @@ fn usage_errors_name_the_flag() {
         .unwrap();
     let said = String::from_utf8_lossy(&place.stderr).into_owned();
     assert!(place.status.code() == Some(2) && said.contains("write file:///FOLDER or s3://BUCKET"), "{said}");
+}
+
+#[tokio::test]
+async fn the_time_is_that_of_the_databases_server_whatever_this_hosts_clock_says() {
+    let open = async |url| Store::open(StoreOptions { url, read_connections: 1 }).await.unwrap();
+    let own = Arc::new(ManualClock::at_millis(1_000_000));
+    let database = Server::shared().database();
+    let store = open(StoreUrl::Postgres(database.url().parse().unwrap())).await;
+    let clock = StoreClock::of(&store, own.clone()).await.unwrap().expect("a server has a clock");
+    for _ in 0..2 {
+        let server = store.server_time().await.unwrap().expect("a server has a clock");
+        assert!(clock.now().duration_since(server).abs() < SignedDuration::from_mins(1), "{server}");
+        own.jump(SignedDuration::from_hours(10));
+    }
+    assert_eq!(clock.steady(), own.steady());
+    let file = open(StoreUrl::SqliteMemory).await;
+    assert!(StoreClock::of(&file, own).await.unwrap().is_none(), "the time is that of this host");
 }

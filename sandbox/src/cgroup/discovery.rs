@@ -6,6 +6,13 @@ use std::path::{Path, PathBuf};
 
 use super::{Controller, FOLDER};
 
+/// The cgroup in a container for everything that is no unit's.
+const LEAF: &str = "agent";
+/// How often processes are looked for that were started while others were moved.
+const MOVES: usize = 10;
+/// There is no such process (errno.h).
+const ESRCH: i32 = 3;
+
 /// Where cgroup file systems are mounted.
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
@@ -139,6 +146,13 @@ pub(super) fn discover_v2(mounts: &Mounts, own: &OwnCgroups, parent: Option<&str
             }
             continue;
         }
+        if *own == *candidate
+            && is_root_of_container(own, &parent)
+            && let Err(error) = move_out(&parent)
+        {
+            // Handing down says what is wrong then.
+            tracing::debug!(path = %parent.display(), %error, "the processes of this container stay in its cgroup");
+        }
         for controller in Controller::ALL {
             let hand_down = |dir: &Path| {
                 fs::write(dir.join("cgroup.subtree_control"), format!("+{}", controller.name(true)))
@@ -169,6 +183,34 @@ pub(super) fn discover_v2(mounts: &Mounts, own: &OwnCgroups, parent: Option<&str
     (usable, problems)
 }
 
+/// Whether a process's cgroup is the root of what a container sees of the hierarchy, and is not that of the host: the host's own root
+/// has no type.
+fn is_root_of_container(own: &str, folder: &Path) -> bool {
+    own == "/" && folder.join("cgroup.type").exists()
+}
+
+/// Moves all processes of a container's cgroup into a leaf of it, as `DelegateSubgroup=` does for a service: there is no place
+/// above the root, and while it holds processes nothing can be handed down from it.
+fn move_out(root: &Path) -> std::io::Result<()> {
+    let leaf = root.join(LEAF);
+    fs::create_dir_all(&leaf)?;
+    // What is started meanwhile is started where its parent was.
+    for _ in 0..MOVES {
+        let processes = fs::read_to_string(root.join("cgroup.procs"))?;
+        if processes.is_empty() {
+            return Ok(());
+        }
+        for process in processes.lines() {
+            match fs::write(leaf.join("cgroup.procs"), process) {
+                Err(error) if error.raw_os_error() != Some(ESRCH) => return Err(error),
+                // It may have ended.
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+    Err(std::io::Error::other("processes are started faster than they are moved"))
+}
+
 /// Whether cgroups can be made in a folder, by making one.
 fn writable(base: &Path) -> std::io::Result<()> {
     let trial = base.join(format!(".trial-{}", std::process::id()));
@@ -194,6 +236,34 @@ mod tests {
         let own = OwnCgroups::parse("9:name=systemd:/\n4:cpu,cpuacct:/a\n0::/user.slice\n");
         assert_eq!(own.v1["cpuacct"], "/a");
         assert_eq!(own.v2.unwrap(), "/user.slice");
+    }
+
+    /// On a hierarchy of version 2, wherever this process may make cgroups in one; its controllers may all be those of version 1.
+    #[test]
+    fn what_runs_in_the_root_of_a_container_is_moved_out_of_it() {
+        let Some((point, root)) = Mounts::read().v2 else {
+            return eprintln!("skipped: no cgroup2 is mounted");
+        };
+        let own = folder_of(&point, &root, OwnCgroups::read().v2.as_deref().unwrap_or("/"));
+        let container = own.join(format!("windlass-test-{}", std::process::id()));
+        if let Err(error) = fs::create_dir(&container) {
+            return eprintln!("skipped: {}: {error}", container.display());
+        }
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        fs::write(container.join("cgroup.procs"), child.id().to_string()).unwrap();
+        assert!(is_root_of_container("/", &container) && !is_root_of_container("/below", &container));
+        move_out(&container).unwrap();
+        let read = |name: &str| fs::read_to_string(container.join(name)).unwrap();
+        assert_eq!(
+            (read("cgroup.procs"), read("agent/cgroup.procs")),
+            (String::new(), format!("{}\n", child.id()))
+        );
+        move_out(&container).expect("nothing is left to be moved");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for folder in [container.join(LEAF), container] {
+            fs::remove_dir(folder).unwrap();
+        }
     }
 
     #[test]

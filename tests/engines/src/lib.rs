@@ -1,7 +1,11 @@
 //! Container engines for tests: one service of Podman and one of Docker for all test processes of a run, with state in a
 //! temporary folder, ended by a guard. Both are told to touch no network of the host, and have images made here.
 //!
+//! [`Docker::own`] is for tests of what has networks, ports and privileges.
+//!
 //! A machine without them makes the tests fail, because everything here panics with what is missing.
+
+mod own;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +13,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use windlass_test_process::{Claim, on_path, shared, wait_for};
+
+pub use own::Docker;
 
 /// The image of all tests: BusyBox, and nothing else.
 pub const IMAGE: &str = "localhost/windlass-test:1";
@@ -23,7 +29,7 @@ for pid in $(cat pids 2>/dev/null) $(cat docker/pid 2>/dev/null); do
     kill -KILL "$pid" 2>/dev/null
 done
 grep -o " $(pwd -P)/[^ ]*" /proc/self/mounts | sort -r | while read -r mount; do umount -l "$mount" 2>/dev/null; done
-rm -rf ready pids podman docker root image.tar bare.tar conf
+rm -rf ready pids podman docker root image.tar bare.tar conf runtime
 "#;
 
 /// Where the service of an engine listens: `podman` or `docker`.

@@ -269,7 +269,10 @@ fn account() -> (u32, u32) {
 }
 
 /// A program of PostgreSQL: of the newest version in Debian's place, or on the path.
-fn program(name: &str) -> PathBuf {
+///
+/// # Panics
+/// Where it is not installed.
+pub fn program(name: &str) -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<(u32, PathBuf)> = versions
         .filter_map(|version| {

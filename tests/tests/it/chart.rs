@@ -1,7 +1,7 @@
 //! The Helm chart: by Helm's own engine, on a real API server, with the controller that it describes.
 
 mod buckets;
-mod engine;
+pub(crate) mod engine;
 mod files;
 mod images;
 mod monitoring;

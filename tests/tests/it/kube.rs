@@ -1,6 +1,7 @@
 //! Kubernetes: a real API server, the custom resources, and the bridge in the `windlass` program.
 
 mod bridge;
+mod clocks;
 mod crds;
 mod faults;
 mod link;

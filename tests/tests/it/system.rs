@@ -1,6 +1,7 @@
 //! Real processes: the `windlass` program as controller, agents and command line, killed and started again.
 
 mod backups;
+pub(crate) mod clocks;
 mod containers;
 mod egress;
 mod facts;

@@ -63,8 +63,8 @@ pub(super) struct Plan {
 }
 
 pub(super) fn plan(snapshot: &Snapshot<'_>) -> Plan {
-    if let Some(deleted_at) = snapshot.seen.deleted_at {
-        return deletion(snapshot, deleted_at);
+    if snapshot.seen.is_deleted {
+        return deletion(snapshot);
     }
     let accepted = |actions| Plan { actions, accepted: Accepted::Yes, again: None };
     let refused = |actions, refusal, message: &str| Plan {
@@ -106,31 +106,28 @@ fn finalizer(seen: &Seen, row: &JobRow) -> Option<Action> {
     (row.phase.is_held() != seen.has_finalizer()).then(|| Action::Finalizer(row.phase.is_held()))
 }
 
-fn deletion(snapshot: &Snapshot<'_>, deleted_at: Timestamp) -> Plan {
+/// Waits for the node from when it was asked to stop, by the store's own time. When the object was deleted, by the API server's clock,
+/// says nothing to this one's.
+fn deletion(snapshot: &Snapshot<'_>) -> Plan {
     let mut actions = Vec::new();
     let mut again = None;
-    let held = match snapshot.known {
+    let mut held_since = None;
+    match snapshot.known {
         Known::Job(row) if row.phase.is_held() => {
             if row.cancel_requested_at.is_none() {
                 actions.push(Action::Cancel);
             }
-            true
+            held_since = Some(row.cancel_requested_at.unwrap_or(snapshot.now));
         }
-        Known::Job(_) => {
-            actions.push(Action::Discard);
-            false
-        }
-        Known::Nothing | Known::Ended => false,
-    };
+        Known::Job(_) => actions.push(Action::Discard),
+        Known::Nothing | Known::Ended => {}
+    }
     if snapshot.seen.has_finalizer() {
-        let waited = snapshot.now.duration_since(deleted_at);
         let limit = SignedDuration::try_from(snapshot.delete_wait).unwrap_or(SignedDuration::MAX);
-        if !held {
-            actions.push(Action::Finalizer(false));
-        } else if waited >= limit {
-            actions.push(Action::GiveUp);
-        } else {
-            again = Some(Duration::try_from(limit - waited).unwrap_or_default());
+        match held_since.map(|since| limit - snapshot.now.duration_since(since)) {
+            None => actions.push(Action::Finalizer(false)),
+            Some(left) if left.is_positive() => again = Some(left.unsigned_abs()),
+            Some(_) => actions.push(Action::GiveUp),
         }
     }
     Plan { actions, accepted: Accepted::Yes, again }

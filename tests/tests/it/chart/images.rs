@@ -3,20 +3,15 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::super::system::fleet::{wait_for, windlass};
+use super::super::bases::{self, Tree};
+use super::super::system::fleet::wait_for;
 use super::engine::{chart, list, root, text};
-
-/// Builds nothing: the program is there. Anything but what the images' script asks for is refused.
-const CARGO: &str = r#"#!/bin/sh
-test "$1 $2 $3 $4 $5 $6 $#" = "build --release --locked --package windlass --target 7" || exit 1
-mkdir -p "target/$7/release" && cp program "target/$7/release/windlass"
-"#;
 
 /// Podman with a store of its own.
 struct Podman {
@@ -57,57 +52,17 @@ impl Podman {
         String::from_utf8(output.stdout).expect("it prints text").trim().to_owned()
     }
 
-    /// An image with programs of this host and the libraries that they and the program under test need, and with these scripts.
-    fn base(&self, name: &str, programs: &[&str], scripts: &[(&str, &str)]) {
-        let tree = self.path(name);
-        fs::create_dir_all(tree.join("tmp")).expect("the folder can be written");
-        let put = |file: &Path| {
-            let target = tree.join(file.strip_prefix("/").expect("paths are whole"));
-            fs::create_dir_all(target.parent().expect("it is in a folder"))
-                .expect("the folder can be written");
-            fs::copy(file, target).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        };
-        let of_host: Vec<_> = programs.iter().map(Path::new).collect();
-        for program in of_host.iter().copied().chain([windlass().as_path()]) {
-            let needs = Command::new("ldd").arg(program).output().expect("ldd is installed");
-            for word in String::from_utf8_lossy(&needs.stdout).split_whitespace() {
-                if word.starts_with('/') {
-                    put(Path::new(word));
-                }
-            }
-        }
-        for program in of_host {
-            put(program);
-        }
-        for (path, script) in scripts {
-            let target = tree.join(path);
-            fs::create_dir_all(target.parent().expect("it is in a folder"))
-                .expect("the folder can be written");
-            fs::write(&target, script).expect("the folder can be written");
-            fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).expect("it is ours");
-        }
-        let archive = self.path(&format!("{name}.tar"));
-        let packed = Command::new("tar").arg("-C").arg(&tree).arg("-cf").arg(&archive).arg(".").status();
-        assert!(packed.expect("tar is installed").success());
+    /// Makes an image of a tree.
+    fn base(&self, tree: &Tree, name: &str) {
+        let archive = tree.pack();
         self.text(&["import", archive.to_str().expect("paths are text"), &format!("localhost/{name}")]);
     }
 
     /// Builds a Dockerfile, whose first stage finds the project's scripts and the program; yields the image's configuration.
     fn build(&self, dockerfile: &str, name: &str, arguments: &[&str]) -> Value {
-        let programs = ["/bin/sh", "/bin/cp", "/bin/mkdir", "/bin/uname"];
-        self.base("builder", &programs, &[("usr/bin/cargo", CARGO)]);
+        self.base(&Tree::builder(self.path("builder")), "builder");
         let context = self.path(&format!("{name}-context"));
-        fs::create_dir_all(context.join("controller")).expect("the folder can be written");
-        for file in [dockerfile, "controller/build-image"] {
-            let target = context.join(file);
-            fs::create_dir_all(target.parent().expect("it is in a folder"))
-                .expect("the folder can be written");
-            fs::copy(root().join(file), target).expect("it can be copied");
-        }
-        // What is only for debuggers would be copied by each layer.
-        let program = context.join("program");
-        let stripped = Command::new("strip").arg("-o").arg(&program).arg(windlass()).status();
-        assert!(stripped.expect("binutils are installed").success());
+        bases::context(&context, &[dockerfile, "controller/build-image"]);
         let file = context.join(dockerfile).display().to_string();
         let context = context.display().to_string();
         let mut all = vec!["build", "--quiet", "--format", "docker", "--tag", name, "--file", &file];
@@ -133,7 +88,7 @@ impl Drop for Podman {
 #[test]
 fn the_controllers_image_runs_as_the_charts_user_and_writes_to_its_volume_alone() {
     let podman = Podman::new();
-    podman.base("base", &[], &[]);
+    podman.base(&Tree::base(podman.path("base"), &[]), "base");
     let config =
         podman.build("controller/Dockerfile", "controller", &["--build-arg", "BASE_IMAGE=localhost/base"]);
     assert_eq!(config["User"], "65532:65532");
@@ -181,7 +136,7 @@ fn the_controllers_image_runs_as_the_charts_user_and_writes_to_its_volume_alone(
 #[test]
 fn the_agents_image_has_what_its_base_has_and_says_what_it_lacks() {
     let podman = Podman::new();
-    podman.base("base", &["/bin/sh"], &[]);
+    podman.base(&Tree::base(podman.path("base"), &["/bin/sh"]), "base");
     let arguments = ["--build-arg", "BASE_IMAGE=localhost/base", "--build-arg", "PACKAGES="];
     let config = podman.build("node-agent/Dockerfile", "agent", &arguments);
     assert_eq!(list(&config["Cmd"]).iter().map(text).collect::<Vec<_>>(), ["agent"]);

@@ -109,6 +109,55 @@ fn a_resource_that_is_taken_away_and_comes_back_is_watched_again() {
 }
 
 #[test]
+fn objects_from_when_the_schema_was_looser_are_told_to_be_wrong_and_hold_up_nobody() {
+    let mut world = World::own(&[], &[]);
+    let _agent = world.fleet.agent("n1");
+    let loose = json!([{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema",
+        "value": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}]);
+    let loose = loose.to_string();
+    world.cluster.kubectl(&["patch", "crd", "sandboxjobs.windlass.dev", "--type=json", "-p", &loose]);
+    let create = |world: &World, name: &str, spec: &str| {
+        let manifest = format!(
+            "{{apiVersion: windlass.dev/v1alpha1, kind: SandboxJob, metadata: {{name: {name}, namespace: {}}}{spec}}}",
+            world.namespace
+        );
+        // The server takes a little to know its new schema.
+        wait_for(&format!("{name} is accepted"), SOON, || {
+            world.cluster.pipe(&["create", "--validate=false", "-f", "-"], &manifest).0.then_some(())
+        });
+    };
+    for (name, spec, word) in [
+        ("text", ", spec: text", "spec"),
+        ("without", "", "spec"),
+        ("number", ", spec: {command: 7}", "spec"),
+    ] {
+        create(&world, name, spec);
+        let job =
+            world.wait_until(name, "is told to be wrong", |job| World::condition(job, "Accepted").is_some());
+        let (status, reason, message) = World::condition(&job, "Accepted").expect("it was just there");
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "Invalid"), "{name}: {message}");
+        assert!(message.contains(word), "{name}: {message}");
+    }
+    // One that nobody has seen before the schema is strict again: the server refuses each write of it, its status too.
+    world.fleet.controller.kill();
+    create(&world, "unseen", ", spec: {command: 7}");
+    world::install(world.cluster);
+    world.fleet.restart_controller();
+    world.job("good", "", "true");
+    world.wait_for_phase("good", "Succeeded");
+    wait_for("the log tells of it", SOON, || {
+        let log = world.fleet.controller.log();
+        log.lines().any(|line| line.contains("unseen") && line.contains("spec.command")).then_some(())
+    });
+    pass(Duration::from_secs(10));
+    let complaints = told(&world.fleet, "WARN");
+    assert!(complaints < 20, "{complaints} complaints\n{}", world.fleet.controller.log());
+    for name in ["text", "without", "number", "unseen"] {
+        world.kubectl(&["delete", "sj", name, "--timeout=60s"]);
+    }
+}
+
+#[test]
 fn an_api_server_that_has_lost_everything_deletes_nothing() {
     let world = World::own(&[], &["--kube-cluster", "lab"]);
     let _agent = world.fleet.agent("n1");

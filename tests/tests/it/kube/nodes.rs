@@ -135,10 +135,10 @@ fn two_objects_that_claim_one_node_end_in_a_condition() {
 #[test]
 fn a_template_is_kept_by_version() {
     let world = World::start();
-    let template = |version: u32, command: &str| {
+    let template = |version: u32, job: &str| {
         let manifest = format!(
             "{{apiVersion: windlass.dev/v1alpha1, kind: JobTemplate, metadata: {{name: greet, namespace: {}}}, \
-             spec: {{version: '{version}', job: {{command: [{command}]}}}}}}",
+             spec: {{version: '{version}', job: {{{job}}}}}}}",
             world.namespace
         );
         world.cluster.pipe(&["apply", "-f", "-"], &manifest)
@@ -150,18 +150,30 @@ fn a_template_is_kept_by_version() {
             (found == status && why == reason).then_some(())
         });
     };
-    assert!(template(1, "hello").0);
+    assert!(template(1, "command: [hello]").0);
     wait("True", "Accepted");
-    let (applied, said) = template(1, "goodbye");
+    let (applied, said) = template(1, "command: [goodbye]");
     if world.cluster.knows_cel() {
         assert!(!applied && said.contains("raise `version`"), "{said}");
     } else {
         wait("False", "VersionConflict");
     }
-    assert!(template(2, "goodbye").0);
+    assert!(template(2, "command: [goodbye]").0);
     wait("True", "Accepted");
-    let stored = world.fleet.json(&["-n", &world.namespace, "get", "template", "greet"]);
-    assert_eq!(stored["spec"]["job"]["command"], json!(["goodbye"]));
+    let command = || {
+        let stored = world.fleet.json(&["-n", &world.namespace, "get", "template", "greet"]);
+        stored["spec"]["job"]["command"].clone()
+    };
+    assert_eq!(command(), json!(["goodbye"]));
+    // What no schema says.
+    assert!(template(3, "command: [hello], timeout: 90d").0);
+    wait("False", "Invalid");
+    let (_, _, message) =
+        World::condition(&world.get("jobtemplate", "greet"), "Accepted").expect("it is there");
+    assert!(message.contains("timeout"), "{message}");
+    assert_eq!(command(), json!(["goodbye"]), "what was in force stays so");
+    assert!(template(4, "command: [hello]").0);
+    wait("True", "Accepted");
     world.kubectl(&["delete", "jt", "greet"]);
     wait_for("the template is gone", SOON, || {
         let output = world.fleet.cli(&["-n", &world.namespace, "get", "template", "greet", "-o", "json"]);

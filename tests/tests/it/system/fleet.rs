@@ -94,6 +94,8 @@ pub(crate) struct Fleet {
     settings: Vec<String>,
     environment: Vec<(String, String)>,
     namespace: Option<String>,
+    /// Where the identity is, if not in the controller's folder.
+    identity: Option<PathBuf>,
     dir: TempDir,
 }
 
@@ -126,12 +128,23 @@ impl Fleet {
     pub(crate) fn with_environment(settings: &[&str], environment: &[(&str, &str)]) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let listen = format!("127.0.0.1:{}", port.expect("a port is free").port());
-        Self::in_environment(&listen, None, settings, environment)
+        Self::in_environment(&listen, None, settings, environment, None)
+    }
+
+    /// One of several controllers that share what `settings` name, and this identity, in this environment.
+    pub(crate) fn sharing(identity: &Path, settings: &[&str], environment: &[(&str, &str)]) -> Self {
+        let token = identity.join("admin.token");
+        let mut all = vec!["--authority", identity.to_str().expect("the path is text")];
+        all.extend(["--admin-token-file", token.to_str().expect("the path is text")]);
+        all.extend(settings);
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let listen = format!("127.0.0.1:{}", port.expect("a port is free").port());
+        Self::in_environment(&listen, None, &all, environment, Some(identity))
     }
 
     /// A controller on this address, and everything else of the fleet, in this network namespace.
     pub(crate) fn on(listen: &str, namespace: Option<&str>, settings: &[&str]) -> Self {
-        Self::in_environment(listen, namespace, settings, &[])
+        Self::in_environment(listen, namespace, settings, &[], None)
     }
 
     fn in_environment(
@@ -139,6 +152,7 @@ impl Fleet {
         namespace: Option<&str>,
         settings: &[&str],
         environment: &[(&str, &str)],
+        identity: Option<&Path>,
     ) -> Self {
         let dir = tempfile::tempdir().expect("a folder for the test");
         let mut all = vec!["--listen".to_owned(), listen.to_owned()];
@@ -148,7 +162,8 @@ impl Fleet {
             environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let controller = Self::run_controller(dir.path(), namespace.as_deref(), &all, &environment);
         let url = format!("https://{listen}");
-        let fleet = Self { controller, url, settings: all, environment, namespace, dir };
+        let identity = identity.map(Path::to_owned);
+        let fleet = Self { controller, url, settings: all, environment, namespace, identity, dir };
         fleet.wait_until_ready();
         fleet
     }
@@ -197,11 +212,15 @@ impl Fleet {
     /// The command line, set up to speak to this controller.
     pub(crate) fn command(&self) -> Command {
         let state = self.dir.path().join("controller");
+        let (ca, token) = match &self.identity {
+            Some(identity) => (identity.join("ca.crt"), identity.join("admin.token")),
+            None => (state.join("pki/ca.crt"), state.join("admin.token")),
+        };
         let mut command = program_in(self.namespace.as_deref());
         command
             .env("WINDLASS_SERVER", &self.url)
-            .env("WINDLASS_CA_FILE", state.join("pki/ca.crt"))
-            .env("WINDLASS_TOKEN_FILE", state.join("admin.token"))
+            .env("WINDLASS_CA_FILE", ca)
+            .env("WINDLASS_TOKEN_FILE", token)
             .current_dir(self.dir.path());
         command
     }

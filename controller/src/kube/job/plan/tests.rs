@@ -64,9 +64,9 @@ fn row(phase: JobPhase) -> JobRow {
     }
 }
 
-/// An object; `deleted` is how many seconds ago its deletion was asked for.
-fn object(finalizer: bool, deleted: Option<i64>) -> Seen {
-    let deleted = deleted.map(|ago| Timestamp::from_second(NOW - ago).unwrap());
+/// An object, whose deletion may have been asked for: at a time of the API server, whose clock is wrong.
+fn object(finalizer: bool, deleted: bool) -> Seen {
+    let deleted = deleted.then_some(Timestamp::UNIX_EPOCH);
     let finalizers = if finalizer { vec!["other/one", FINALIZER] } else { vec!["other/one"] };
     let object = serde_json::from_value(json!({
         "metadata": {"name": "a", "namespace": "default", "uid": "o", "resourceVersion": "1", "generation": 1,
@@ -101,7 +101,7 @@ const ALL: [JobPhase; 9] = [
 
 #[test]
 fn a_new_object_gets_a_job_and_one_whose_job_was_deleted_goes() {
-    let seen = object(false, None);
+    let seen = object(false, false);
     assert_eq!(actions(&seen, json!({}), Known::Nothing), [Action::Create]);
     assert_eq!(actions(&seen, json!({}), Known::Ended), [Action::DeleteObject]);
 }
@@ -109,7 +109,7 @@ fn a_new_object_gets_a_job_and_one_whose_job_was_deleted_goes() {
 #[test]
 fn an_object_that_says_the_same_again_changes_nothing() {
     for phase in ALL {
-        let seen = object(phase.is_held(), None);
+        let seen = object(phase.is_held(), false);
         assert_eq!(actions(&seen, json!({}), Known::Job(&row(phase))), [], "{phase}");
         let cancelled = JobRow { cancel_requested_at: Some(Timestamp::UNIX_EPOCH), ..row(phase) };
         assert_eq!(actions(&seen, json!({}), Known::Job(&cancelled)), [], "{phase}, cancelled by REST");
@@ -120,7 +120,7 @@ fn an_object_that_says_the_same_again_changes_nothing() {
 fn an_object_is_kept_exactly_while_a_node_holds_its_job() {
     for phase in ALL {
         for finalizer in [false, true] {
-            let found = actions(&object(finalizer, None), json!({}), Known::Job(&row(phase)));
+            let found = actions(&object(finalizer, false), json!({}), Known::Job(&row(phase)));
             let wanted = phase.is_held();
             let expected = (finalizer != wanted).then_some(Action::Finalizer(wanted));
             assert_eq!(found, expected.into_iter().collect::<Vec<_>>(), "{phase} {finalizer}");
@@ -131,7 +131,7 @@ fn an_object_is_kept_exactly_while_a_node_holds_its_job() {
 #[test]
 fn what_may_change_is_changed_and_what_may_not_is_refused_as_a_whole() {
     let queued = row(JobPhase::Queued);
-    let seen = object(false, None);
+    let seen = object(false, false);
     let spec = json!({"suspend": true, "priority": 700, "ttlAfterFinished": "1h"});
     let patch = JobPatch {
         suspend: Some(true),
@@ -143,7 +143,7 @@ fn what_may_change_is_changed_and_what_may_not_is_refused_as_a_whole() {
     assert_eq!(actions(&seen, json!({"cancel": true}), Known::Job(&queued)), [Action::Cancel]);
     for phase in ALL {
         let changed = job(json!({"command": ["false"], "suspend": true, "cancel": true}));
-        let plan = planned(&object(phase.is_held(), None), Ok(&changed), Known::Job(&row(phase)));
+        let plan = planned(&object(phase.is_held(), false), Ok(&changed), Known::Job(&row(phase)));
         assert_eq!(plan.actions, [], "{phase}");
         let Accepted::No(Refusal::SpecChanged, message) = plan.accepted else { panic!("{plan:?}") };
         assert!(message.contains("command") && message.contains("submit a new job"), "{message}");
@@ -154,7 +154,7 @@ fn what_may_change_is_changed_and_what_may_not_is_refused_as_a_whole() {
 
 #[test]
 fn an_object_that_breaks_a_rule_gets_no_job_and_stops_none() {
-    let seen = object(false, None);
+    let seen = object(false, false);
     let plan = planned(&seen, Err("spec: no"), Known::Nothing);
     assert_eq!(plan.actions, []);
     assert_eq!(plan.accepted, Accepted::No(Refusal::Invalid, "spec: no".into()));
@@ -166,25 +166,27 @@ fn an_object_that_breaks_a_rule_gets_no_job_and_stops_none() {
 fn deletion_cancels_waits_for_the_node_and_ends() {
     for phase in ALL {
         let found = |finalizer, row: &JobRow| {
-            let plan = planned(&object(finalizer, Some(10)), Ok(&job(json!({}))), Known::Job(row));
+            let plan = planned(&object(finalizer, true), Ok(&job(json!({}))), Known::Job(row));
             (plan.actions, plan.again)
         };
         let row = row(phase);
-        let asked = JobRow { cancel_requested_at: Some(Timestamp::UNIX_EPOCH), ..row.clone() };
+        let asked = |ago| {
+            let at = Timestamp::from_second(NOW - ago).unwrap();
+            JobRow { cancel_requested_at: Some(at), ..row.clone() }
+        };
         if phase.is_held() {
-            let wait = Some(Duration::from_secs(590));
-            assert_eq!(found(true, &row), (vec![Action::Cancel], wait), "{phase}");
-            assert_eq!(found(true, &asked), (vec![], wait), "{phase}");
+            let wait = |seconds| Some(Duration::from_secs(seconds));
+            assert_eq!(found(true, &row), (vec![Action::Cancel], wait(600)), "{phase}");
+            assert_eq!(found(true, &asked(10)), (vec![], wait(590)), "{phase}");
             assert_eq!(found(false, &row), (vec![Action::Cancel], None), "somebody took the finalizer away");
-            let late = planned(&object(true, Some(600)), Ok(&job(json!({}))), Known::Job(&asked));
-            assert_eq!(late.actions, [Action::GiveUp], "{phase}");
+            assert_eq!(found(true, &asked(600)), (vec![Action::GiveUp], None), "{phase}");
         } else {
             assert_eq!(found(true, &row), (vec![Action::Discard, Action::Finalizer(false)], None), "{phase}");
             assert_eq!(found(false, &row), (vec![Action::Discard], None), "{phase}");
         }
     }
     for known in [Known::Nothing, Known::Ended] {
-        assert_eq!(actions(&object(true, Some(1)), json!({}), known), [Action::Finalizer(false)]);
-        assert_eq!(actions(&object(false, Some(1)), json!({}), known), [], "never created any more");
+        assert_eq!(actions(&object(true, true), json!({}), known), [Action::Finalizer(false)]);
+        assert_eq!(actions(&object(false, true), json!({}), known), [], "never created any more");
     }
 }
