@@ -168,6 +168,8 @@ fn inference(spec: &InferenceSpec) -> InferenceBackend {
         required: spec.required,
         engine: spec.engine,
         url: spec.url.clone(),
+        ca_file: spec.ca_file.clone(),
+        api_key_file: spec.api_key_file.clone(),
         runtime: spec.runtime,
         image: spec.image.clone(),
         args: spec.args.clone(),
