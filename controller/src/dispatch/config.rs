@@ -149,6 +149,7 @@ fn rules(spec: &NodeConfigSpec) -> SandboxRules {
             require_digest: policy.images.require_digest,
             pull: policy.images.pull,
             auth_file: policy.images.auth_file.clone(),
+            keep_bytes: policy.images.keep.map(windlass_crds::Bytes::get),
         },
         defaults: limits(&policy.defaults),
         max: limits(&policy.max),

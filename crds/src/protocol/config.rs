@@ -254,6 +254,9 @@ pub struct ImageRules {
     /// A file on the node with credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth_file: Option<String>,
+    /// Bytes of unpacked images that are kept, beyond those in use; absent for what is usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_bytes: Option<u64>,
 }
 
 /// Limits in plain numbers.
