@@ -120,7 +120,7 @@ impl GpuProbe {
         }
         match nvidia {
             Some(Err(problem)) => {
-                problems.push(format!("GPUs of Nvidia: their memory is not known: {problem}"))
+                problems.push(format!("GPUs of Nvidia: their memory is not known: {problem}"));
             }
             Some(Ok(answer)) => problems.extend(answer.problems),
             None => {}

@@ -209,7 +209,7 @@ fn look(library: &OsStr) -> Result<Answer, String> {
             }
             Ok((None, _)) => answer.problems.push(format!("NVML names no PCI address for its GPU {index}")),
             Err(error) => {
-                answer.problems.push(format!("NVML cannot open its GPU {index}: {error}{}", advice(&error)))
+                answer.problems.push(format!("NVML cannot open its GPU {index}: {error}{}", advice(&error)));
             }
         }
     }
