@@ -11,6 +11,8 @@ use windlass_test_inference::{LLAMA, MODEL_FILE, OLLAMA, client, make_llama, mak
 
 use super::fleet::{Fleet, Process, wait_for};
 
+mod ordinary_user;
+
 const SOON: Duration = Duration::from_secs(90);
 
 fn agent_with(fleet: &Fleet, name: &str, engine: &str) -> Process {
@@ -32,10 +34,14 @@ fn node(name: &str, inference: &str) -> String {
 }
 
 fn llama(port: u16, fields: &str) -> String {
+    llama_in(&models(), port, fields)
+}
+
+fn llama_in(folder: &Path, port: u16, fields: &str) -> String {
     format!(
         "{{engine: openaiCompatible, image: '{LLAMA}', port: {port}, modelVolume: '{}', models: [small], args: [-m, \
          /models/{MODEL_FILE}, --alias, small, -c, '512', -t, '1', --no-warmup]{fields}}}",
-        models().display()
+        folder.display()
     )
 }
 
