@@ -36,8 +36,8 @@ use exit::Exit;
 use failure::{Failure, Report};
 
 fn main() -> ExitCode {
-    // The sandbox starts this program again as its launcher, which must come before threads and arguments.
-    if let Some(code) = windlass_sandbox::run_if_requested() {
+    // The agent starts this program again as launcher and probe, which must come before threads and arguments.
+    if let Some(code) = windlass_agent::run_if_requested() {
         return code;
     }
     let line = match CommandLine::read() {

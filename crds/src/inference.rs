@@ -28,11 +28,23 @@ pub struct InferenceSpec {
     #[serde(default)]
     pub engine: InferenceEngine,
 
-    /// A server that runs already, such as `http://127.0.0.1:11434`. Windlass then starts, changes and stops nothing. A server
-    /// outside of this host and its private networks needs `sandbox.externalModels`.
+    /// A server that runs already, such as `http://127.0.0.1:11434` or `https://models.example`. Windlass then starts, changes and
+    /// stops nothing. A server outside of this host and its private networks needs `sandbox.externalModels`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^http://"))]
+    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^https?://"))]
     pub url: Option<String>,
+
+    /// A file of the node with the certificates, in PEM, of the authorities that vouch for the server; needed with `https`. For a
+    /// server that the world trusts, the host's own list, such as `/etc/ssl/certs/ca-certificates.crt`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096), regex(pattern = r"^/"))]
+    pub ca_file: Option<String>,
+
+    /// A file of the node with the key that the server wants as `Authorization: Bearer`. Steps do not see it: their proxy adds it.
+    /// Without TLS it is sent to this host alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096), regex(pattern = r"^/"))]
+    pub api_key_file: Option<String>,
 
     /// The container engine that runs the server; without it the first that works on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -95,6 +107,8 @@ impl Default for InferenceSpec {
             required: false,
             engine: InferenceEngine::default(),
             url: None,
+            ca_file: None,
+            api_key_file: None,
             runtime: None,
             image: None,
             args: Vec::new(),

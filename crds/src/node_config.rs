@@ -270,6 +270,10 @@ pub struct ImagePolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096), regex(pattern = r"^/"))]
     pub auth_file: Option<String>,
+
+    /// Bytes of unpacked images of the runtime `native` that are kept for later, beyond those in use. Default 16Gi; `0` keeps none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<crate::quantity::Bytes>,
 }
 
 /// When an image is fetched.

@@ -30,7 +30,8 @@ pub use bootstrap::{
 };
 pub use capability::{
     AgentCapability, CapabilityReport, Compute, ContainerRuntime, EngineCapability, Gpu, GpuDevice,
-    InferenceCapability, NodeIdentity, Platform, SandboxCapability, TlsCapability, WorkerApiCapability,
+    GpuFeatures, InferenceCapability, NodeIdentity, Platform, SandboxCapability, TlsCapability,
+    WorkerApiCapability,
 };
 pub use claim::{
     Assignment, AttemptId, ClaimRequest, ClaimResponse, HeartbeatRequest, HeartbeatResponse, Order, Renewal,

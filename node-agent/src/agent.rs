@@ -25,7 +25,7 @@ use tracing::Instrument as _;
 use windlass_crds::protocol::{AttemptId, SandboxCapability};
 
 pub use self::parts::{AgentParts, Error, KeeperHost, Settings, Stop};
-use self::wiring::{BringUp, Wiring};
+use self::wiring::{BringUp, KeepImages, Wiring};
 use crate::capabilities::{Capabilities, NodeFacts};
 use crate::claim::{Claimed, Claims};
 use crate::config_sync::{ConfigState, ConfigSync, InForce};
@@ -209,6 +209,7 @@ impl Running {
         let labels = settings.labels.clone();
         let collector = Arc::new(Collector::new(node.clone(), labels, engines.clone(), Arc::clone(&clock)));
         let facts_outbox = Arc::new(FactsOutbox::new(Arc::clone(&outbox), Arc::clone(&clock)));
+        let images_to_keep = images.clone();
         let executor = Arc::new(ExecutorParts {
             client: Arc::clone(&client),
             session: session.clone(),
@@ -269,6 +270,11 @@ impl Running {
             in_force: in_force.clone(),
             config: config_sync.state.subscribe(),
         };
+        let keep_images = images_to_keep.map(|images| KeepImages {
+            images,
+            in_force: in_force.clone(),
+            config: config_sync.state.subscribe(),
+        });
         let inference_task = InferenceTask {
             handle: inference.clone(),
             engines,
@@ -343,6 +349,9 @@ impl Running {
         running.spawn_for_ever("agent.register", async { Ok(registration.run().await?) });
         running.spawn_for_ever("agent.config", async { Ok(config_sync.run().await) });
         running.spawn_for_ever("agent.facts", async { Ok(facts_task.run().await) });
+        if let Some(keep_images) = keep_images {
+            running.spawn_for_ever("agent.images", async { Ok(keep_images.run().await) });
+        }
         running.spawn_for_ever("agent.inference", async { Ok(inference_task.run().await) });
         running.spawn_for_ever("agent.capability", async { Ok(bring_up.run().await) });
         running.spawn_for_ever("agent.report", async { Ok(sender.run().await) });

@@ -2,6 +2,7 @@
 
 mod gpu;
 mod host;
+pub(crate) mod nvml;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -14,6 +15,7 @@ use windlass_crds::protocol::{
     WorkerApiCapability,
 };
 
+pub use self::gpu::GpuProbe;
 pub use self::host::{HostFacts, HostProbe, SystemHost};
 use crate::backoff::Backoff;
 use crate::client::ControllerClient;

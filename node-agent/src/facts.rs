@@ -27,6 +27,7 @@ use windlass_crds::protocol::{AttemptId, FactsSettings, NODE_RECORDS, RecordBody
 use windlass_sandbox::engine::Engines;
 
 use self::logs::Tails;
+pub(crate) use self::logs::small_text;
 use crate::clock::Clock;
 use crate::config_sync::{ConfigState, InForce};
 use crate::outbox::{NewRecord, Outbox};

@@ -17,9 +17,10 @@
 mod api;
 mod container;
 mod models;
+mod place;
 mod task;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use windlass_crds::inference::InferenceStatus;
 use windlass_crds::protocol::InferenceCapability;
 use windlass_sandbox::egress::LocalServer;
 
+use self::place::Endpoint;
 pub(crate) use self::task::InferenceTask;
 use crate::watch;
 
@@ -82,29 +84,10 @@ struct State {
     endpoint: Option<Endpoint>,
 }
 
-/// Where the server is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Endpoint {
-    /// The URL that the configuration names for it.
-    configured: String,
-    address: SocketAddr,
-    /// The host and port as requests name them.
-    host: String,
-    /// What its paths begin with: nothing, or a path without a slash at its end.
-    prefix: String,
-}
-
 impl State {
     /// The server as steps may use it.
     fn local(&self) -> Option<LocalServer> {
-        let Endpoint { configured: _, address, host, prefix } = self.endpoint.clone()?;
-        Some(LocalServer { address, host, prefix, rule: RULE.to_owned(), requests: REQUESTS })
-    }
-}
-
-impl Endpoint {
-    fn url(&self) -> String {
-        format!("http://{}{}", self.host, self.prefix)
+        self.endpoint.as_ref().map(Endpoint::local)
     }
 }
 
@@ -143,7 +126,7 @@ impl InferenceHandle {
         let base = format!("{INSIDE}:{}", windlass_sandbox::egress::PORT);
         let mut environment = vec![
             ("OPENAI_BASE_URL", format!("{base}/v1")),
-            // Clients insist on one; the server wants none.
+            // Clients insist on one; where the server wants another, the proxy puts it in its place.
             ("OPENAI_API_KEY", "windlass".to_owned()),
             ("OLLAMA_HOST", base.clone()),
             ("WINDLASS_INFERENCE_URL", base),

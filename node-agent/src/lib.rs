@@ -48,7 +48,7 @@ mod workspaces;
 
 pub use agent::{Agent, AgentParts, Error, KeeperHost, Settings, Stop};
 pub use args::AgentArgs;
-pub use capabilities::{HostFacts, HostProbe, SystemHost};
+pub use capabilities::{GpuProbe, HostFacts, HostProbe, SystemHost};
 pub use client::{
     Authority, BuildError, ControllerClient, Error as ClientError, HttpClient, InputStream, TlsError,
 };
@@ -70,6 +70,14 @@ pub use vault::{Error as NodeKeyError, NodeKey};
 pub use windlass_sandbox::engine::Engines;
 pub use worker_api::{ApiHost, Door, TlsHost};
 pub use workspaces::{Content, Home, HostWorkspaces, LeaseWriter, Placement, StepSecrets, Workspaces};
+
+/// Must be the first call of every program that runs an agent: before any thread, runtime, or use of the standard descriptors.
+/// The agent starts its own program again as a supervisor of the sandbox, or to ask a library that might crash. If this process
+/// was started so, it runs that and gives the code that `main` has to return; otherwise `None`.
+#[must_use]
+pub fn run_if_requested() -> Option<std::process::ExitCode> {
+    windlass_sandbox::run_if_requested().or_else(capabilities::nvml::run_if_requested)
+}
 
 /// An error and its causes as one line.
 pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {

@@ -26,8 +26,8 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    // A supervisor of the sandbox is this very program: it must come before threads, runtime and arguments.
-    if let Some(code) = windlass_sandbox::run_if_requested() {
+    // Supervisors and probes are this very program: it must come before threads, runtime and arguments.
+    if let Some(code) = windlass_agent::run_if_requested() {
         return code;
     }
     let cli = Cli::parse();

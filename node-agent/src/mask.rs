@@ -1,8 +1,8 @@
 //! Masks secrets in what leaves the node.
 //!
 //! ```text
-//!  values ─► forms (as it is, lines, JSON, base64) ─► Automaton ─► Mask ─┬─► Masker: a stream, in pieces of any size
-//!                                                                       └─► texts of records
+//!  values ─► forms (as it is, lines, JSON) ──────────► Automaton ─┬─► Mask ─┬─► Masker: a stream, in pieces of any size
+//!         └► forms in base64, perhaps broken into lines ► Automaton ─┘         └─► texts of records
 //! ```
 //!
 //! *Guarantees*: no form of a value passes, however the stream is cut. Whatever is covered by a form, overlapping ones included,
@@ -11,6 +11,7 @@
 //! *Caveats*: a program can change a value in ways that nobody foresees, such as encryption or a letter a line.
 
 mod automaton;
+mod broken;
 mod forms;
 
 use std::collections::VecDeque;
@@ -20,13 +21,22 @@ use serde::{Deserialize, Serialize};
 use windlass_crds::protocol::RecordBody;
 
 use self::automaton::Automaton;
+use self::broken::Broken;
 
 /// What stands in place of a secret.
 const MASKED: &[u8] = b"***";
 
 /// The secrets of one attempt. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Mask(Option<Arc<Automaton>>);
+pub(crate) struct Mask(Option<Arc<Finders>>);
+
+/// What finds the forms of the secrets.
+struct Finders {
+    /// Those that are written as they are.
+    whole: Automaton,
+    /// Those in base64, which may be broken into lines.
+    broken: Automaton,
+}
 
 impl std::fmt::Debug for Mask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -37,8 +47,14 @@ impl std::fmt::Debug for Mask {
 impl Mask {
     /// Masks these values.
     pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let forms: Vec<Vec<u8>> = values.into_iter().flat_map(forms::of).collect();
-        Self((!forms.is_empty()).then(|| Arc::new(Automaton::new(&forms))))
+        let (mut whole, mut broken) = (Vec::new(), Vec::new());
+        for value in values {
+            whole.extend(forms::of(value));
+            broken.extend(forms::in_base64(value));
+        }
+        let finders = || Arc::new(Finders { whole: Automaton::new(&whole), broken: Automaton::new(&broken) });
+        // A value that has a form in base64 has others as well.
+        Self((!whole.is_empty()).then(finders))
     }
 
     /// Whether there is nothing to mask.
@@ -106,7 +122,8 @@ impl Mask {
 #[derive(Clone, Debug)]
 pub(crate) struct Masker {
     mask: Mask,
-    state: u32,
+    whole: u32,
+    broken: Broken,
     held: Held,
     /// Which held bytes no form covers yet, in order, so that each is looked at once only; counted from the beginning.
     open: VecDeque<usize>,
@@ -121,26 +138,30 @@ pub(crate) struct Held {
     bytes: VecDeque<(u8, bool)>,
     /// The last byte that went on was covered, so the mask is written.
     masking: bool,
+    /// How many digits of base64 in a row went on last.
+    #[serde(default)]
+    digits: usize,
 }
 
 impl Masker {
     /// At the beginning of a stream.
     pub(crate) fn new(mask: Mask) -> Self {
-        Self { mask, state: automaton::ROOT, held: Held::default(), open: VecDeque::new(), gone: 0 }
+        Self::resume(mask, Held::default())
     }
 
     /// Where another left off.
     pub(crate) fn resume(mask: Mask, held: Held) -> Self {
-        let mut state = automaton::ROOT;
-        if let Some(automaton) = &mask.0 {
-            // What is held back is the longest end that begins a form, so the same state is found from it alone.
-            for (byte, _) in &held.bytes {
-                state = automaton.next(state, *byte);
+        let (mut whole, mut broken) = (automaton::ROOT, Broken::after(held.digits));
+        if let Some(finders) = &mask.0 {
+            // What is held back holds the longest end that begins a form, so the same states are found from it alone.
+            for (place, (byte, _)) in held.bytes.iter().enumerate() {
+                whole = finders.whole.next(whole, *byte);
+                broken.read(&finders.broken, *byte, place);
             }
         }
         let open = held.bytes.iter().enumerate().filter(|(_, (_, covered))| !covered);
         let open = open.map(|(at, _)| at).collect();
-        Self { mask, state, held, open, gone: 0 }
+        Self { mask, whole, broken, held, open, gone: 0 }
     }
 
     /// What is kept back.
@@ -150,18 +171,20 @@ impl Masker {
 
     /// Takes a piece and gives what can go on.
     pub(crate) fn push(&mut self, piece: &[u8]) -> Vec<u8> {
-        let Some(automaton) = self.mask.0.clone() else { return piece.to_vec() };
+        let Some(finders) = self.mask.0.clone() else { return piece.to_vec() };
         let mut out = Vec::with_capacity(piece.len());
         for byte in piece {
-            self.state = automaton.next(self.state, *byte);
-            self.open.push_back(self.held.bytes.len() + self.gone);
+            let place = self.held.bytes.len() + self.gone;
+            self.open.push_back(place);
             self.held.bytes.push_back((*byte, false));
-            let (depth, longest) = automaton.at(self.state);
-            let covered = self.held.bytes.len().saturating_sub(longest) + self.gone;
-            while let Some(at) = self.open.pop_back_if(|at| *at >= covered) {
+            self.whole = finders.whole.next(self.whole, *byte);
+            let (depth, longest) = finders.whole.at(self.whole);
+            let (begun, found) = self.broken.read(&finders.broken, *byte, place);
+            let (begun, found) = (begun.min(place + 1 - depth), found.min(place + 1 - longest));
+            while let Some(at) = self.open.pop_back_if(|at| *at >= found) {
                 self.held.bytes[at - self.gone].1 = true;
             }
-            while self.held.bytes.len() > depth {
+            while self.gone < begun {
                 self.release(&mut out);
             }
         }
@@ -177,7 +200,8 @@ impl Masker {
         while !self.held.bytes.is_empty() {
             self.release(&mut out);
         }
-        self.state = automaton::ROOT;
+        self.whole = automaton::ROOT;
+        self.broken = Broken::after(self.held.digits);
         out
     }
 
@@ -190,14 +214,15 @@ impl Masker {
 }
 
 impl Held {
-    /// Whether nothing is kept back.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+    /// Whether the stream goes on as from its beginning.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.bytes.is_empty() && self.digits == 0
     }
 
     /// Lets the first byte go.
     fn release(&mut self, out: &mut Vec<u8>) {
         let Some((byte, covered)) = self.bytes.pop_front() else { return };
+        self.digits = broken::digits_after(self.digits, byte);
         if !covered {
             out.push(byte);
         } else if !self.masking {

@@ -176,7 +176,7 @@ impl Drop for RunningAgent {
 impl Agent {
     /// Starts an agent on this host. It runs when this returns, whether the controller can be reached or not.
     ///
-    /// The program's `main` must begin with [`windlass_sandbox::run_if_requested`].
+    /// The program's `main` must begin with [`crate::run_if_requested`].
     ///
     /// # Errors
     /// When the state folder, the identity, the join token or the sandbox cannot be used.

@@ -12,7 +12,8 @@
 //! Every attempt becomes part of a [`Record`]; how many records there are is bounded, whatever the program does.
 //!
 //! A request that names a path and no host is for the proxy itself: it goes to the [`LocalServer`] that the sandbox was given,
-//! if it was given one, at its address on the host, and nowhere else.
+//! if it was given one, at its address, and nowhere else. It is spoken to as whoever made the sandbox says: by TLS, and with a key
+//! that the sandbox does not see.
 //!
 //! *Assumptions*: the caller stops serving when the program has ended. It knows nothing of how the socket came about, so it
 //! serves any runtime: a listening socket and a policy in, records out.
@@ -27,6 +28,7 @@ mod policy;
 mod proxy;
 mod resolve;
 mod socks;
+mod tls;
 
 pub use address::{Special, special};
 pub use host::{BadHost, Host};
@@ -35,6 +37,7 @@ pub use local::LocalServer;
 pub use policy::{Denial, Policy, Rule, Target, widens};
 pub use proxy::{Limits, Proxy};
 pub use resolve::{Resolver, SystemResolver};
+pub use tls::Tls;
 
 /// Where the proxy listens inside: the usual port of forward proxies.
 pub const PORT: u16 = 3128;

@@ -212,10 +212,12 @@ fn host(report: &CapabilityReport) -> HostSummary {
 
 /// A graphics processor in a few words.
 fn device(device: &GpuDevice) -> String {
-    let GpuDevice { vendor, model, device_id, vram_mb } = device;
+    let GpuDevice { vendor, model, device_id, vram_mb, features } = device;
     let name = model.as_ref().or(device_id.as_ref());
     let memory = vram_mb.map(|mib| format!("{mib} MiB"));
-    let words = [vendor.as_ref(), name, memory.as_ref()];
+    let cuda = features.as_ref().and_then(|features| features.cuda_version.as_ref());
+    let cuda = cuda.map(|version| format!("CUDA {version}"));
+    let words = [vendor.as_ref(), name, memory.as_ref(), cuda.as_ref()];
     words.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ")
 }
 

@@ -167,6 +167,23 @@ pub struct GpuDevice {
     /// Memory in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vram_mb: Option<u64>,
+    /// What its driver says beyond that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<GpuFeatures>,
+}
+
+/// What the driver of a graphics processor says of it.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default, JsonSchema)]
+pub struct GpuFeatures {
+    /// The device's own name, such as `GPU-` and a UUID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// The driver's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver_version: Option<String>,
+    /// The newest version of CUDA that the driver speaks, such as `12.4`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuda_version: Option<String>,
 }
 
 /// What the sandbox can do on this host, found by trying.

@@ -105,6 +105,12 @@ pub struct InferenceBackend {
     /// A server that runs already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+    /// A file of the node with the authorities that vouch for the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
+    /// A file of the node with the key that the server wants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_file: Option<String>,
     /// The container engine; absent for the first that works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<ContainerEngine>,
@@ -248,6 +254,9 @@ pub struct ImageRules {
     /// A file on the node with credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth_file: Option<String>,
+    /// Bytes of unpacked images that are kept, beyond those in use; absent for what is usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_bytes: Option<u64>,
 }
 
 /// Limits in plain numbers.

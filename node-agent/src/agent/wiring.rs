@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use windlass_sandbox::Images;
+
 use crate::watch;
 
 use crate::capabilities::Capabilities;
 use crate::client::ControllerClient;
-use crate::config_sync::ConfigState;
+use crate::config_sync::{ConfigState, InForce};
 use crate::ids::IdSource;
 use crate::outbox::Backlog;
 use crate::readiness::{Part, Readiness};
@@ -31,6 +33,52 @@ impl BringUp {
         tracing::info!("heartbeats and claims begin");
         self.up.send_replace(true);
         self.capabilities.keep_delivered(&*self.client, &self.session, &*self.ids).await
+    }
+}
+
+/// Keeps as many of the images of native steps as the configuration says.
+pub(super) struct KeepImages {
+    pub(super) images: Images,
+    pub(super) in_force: InForce,
+    pub(super) config: watch::Receiver<ConfigState>,
+}
+
+impl KeepImages {
+    pub(super) async fn run(mut self) -> std::convert::Infallible {
+        let mut told = None;
+        loop {
+            let configured =
+                self.in_force.get().map(|applied| applied.configuration.policy.sandbox.images.keep_bytes);
+            if let Some(bytes) = configured
+                && told != Some(bytes)
+            {
+                told = Some(bytes);
+                self.keep(bytes).await;
+            }
+            // Its sender lives as long as the agent.
+            if self.config.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Says so, and removes at once what is too much.
+    async fn keep(&self, bytes: Option<u64>) {
+        self.images.keep(bytes);
+        let images = self.images.clone();
+        match tokio::task::spawn_blocking(move || images.collect()).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(removed)) => tracing::info!(removed, keep = bytes, "images that nobody uses were removed"),
+            Ok(Err(error)) => {
+                let error = crate::error_chain(&error);
+                tracing::warn!(
+                    error,
+                    "images that nobody uses cannot be removed; they go after the next one"
+                );
+            }
+            // The runtime is going down, and this task with it.
+            Err(_) => std::future::pending().await,
+        }
     }
 }
 

@@ -1,41 +1,34 @@
 //! Graphics processors: found by the kernel's list of PCI devices, so that those without a display count too, and described by
-//! their drivers: AMD's publishes memory and model in the device's folder, Nvidia's by the program that comes with it.
+//! their drivers: AMD's publishes memory and model in the device's folder, Nvidia's by its library, which [`super::nvml`] asks.
 //!
-//! A program is asked instead of Nvidia's library, because a driver that hangs would take a thread of the agent with it for ever,
-//! and a program can be killed. Proven on recorded folders and a program that stands in; unproven on hardware.
+//! Proven on recorded folders and a library that stands in; unproven on hardware.
 
-use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::process::Command;
-use windlass_crds::protocol::{Gpu, GpuDevice};
+use windlass_crds::protocol::{Gpu, GpuDevice, GpuFeatures};
 
-/// How long Nvidia's program may take; it wakes the driver, which takes some seconds where nothing else uses it.
-const PATIENCE: Duration = Duration::from_secs(20);
+use super::nvml::{Answer, NvmlProbe};
+
 /// Classes of PCI devices that are graphics processors: with a display, without one, and others.
 const CLASSES: [&str; 3] = ["0x0300", "0x0302", "0x0380"];
-/// What Nvidia's program is asked for.
-const QUERY: [&str; 2] = ["--query-gpu=pci.bus_id,name,memory.total", "--format=csv,noheader,nounits"];
+/// Drivers with which a processor cannot compute.
+const IDLE_DRIVERS: [&str; 3] = ["vfio-pci", "nouveau", "pci-stub"];
 
-/// Where to look.
+/// Where to look for graphics processors. Clones are the same.
 #[derive(Clone, Debug)]
-pub(super) struct GpuProbe {
+pub struct GpuProbe {
     /// The kernel's list of PCI devices.
-    pub(super) devices: PathBuf,
-    /// Nvidia's program.
-    pub(super) nvidia_smi: PathBuf,
+    devices: PathBuf,
+    nvml: NvmlProbe,
 }
 
 impl Default for GpuProbe {
     fn default() -> Self {
-        Self { devices: "/sys/bus/pci/devices".into(), nvidia_smi: "nvidia-smi".into() }
+        Self { devices: "/sys/bus/pci/devices".into(), nvml: NvmlProbe::default() }
     }
 }
-
-/// Model and MiB of memory, by PCI address.
-type Described = BTreeMap<String, (String, u64)>;
 
 /// A processor as the kernel lists it.
 struct Found {
@@ -45,7 +38,47 @@ struct Found {
     device_id: Option<String>,
 }
 
+impl Found {
+    /// What a file of the device's folder says.
+    fn read(&self, name: &str) -> Option<String> {
+        let text = std::fs::read_to_string(self.folder.join(name)).ok()?;
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+    }
+
+    /// The driver that it is bound to, if it can compute by it.
+    fn driver(&self) -> Result<String, String> {
+        let Self { address, vendor, .. } = self;
+        let link = std::fs::read_link(self.folder.join("driver")).ok();
+        let name = link.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        match name {
+            None => Err(format!("GPU {address} ({vendor}) has no driver; install its vendor's")),
+            Some(driver) if IDLE_DRIVERS.contains(&driver.as_str()) => Err(format!(
+                "GPU {address} ({vendor}) is bound to the driver {driver} and cannot compute here"
+            )),
+            Some(driver) => Ok(driver),
+        }
+    }
+
+    /// What the kernel says of it.
+    fn device(&self) -> GpuDevice {
+        let bytes = self.read("mem_info_vram_total").and_then(|bytes| bytes.parse::<u64>().ok());
+        GpuDevice {
+            vendor: Some(self.vendor.to_owned()),
+            model: self.read("product_name"),
+            device_id: self.device_id.clone(),
+            vram_mb: bytes.map(|bytes| bytes >> 20),
+            features: None,
+        }
+    }
+}
+
 impl GpuProbe {
+    /// Looks in another place than the kernel's list, and asks another library than the installed one of Nvidia, for `patience`, by
+    /// another program than this one. Its `main` must begin with [`crate::run_if_requested`].
+    pub fn new(devices: PathBuf, program: PathBuf, library: OsString, patience: Duration) -> Self {
+        Self { devices, nvml: NvmlProbe::new(program, library, patience) }
+    }
+
     /// The graphics processors that can be used, and what is wrong with others. `None` where the kernel has no list.
     pub(super) async fn look(&self) -> (Option<Gpu>, Vec<String>) {
         let mut problems = Vec::new();
@@ -59,52 +92,25 @@ impl GpuProbe {
             }
         };
         let mut devices = Vec::new();
-        let mut asked: Option<Result<Described, String>> = None;
+        let mut nvidia: Option<Result<Answer, String>> = None;
         for one in found {
-            let driver = std::fs::read_link(one.folder.join("driver")).ok();
-            let driver =
-                driver.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-            let Some(driver) = driver else {
-                problems.push(format!(
-                    "GPU {} ({}) has no driver; install its vendor's",
-                    one.address, one.vendor
-                ));
-                continue;
+            let driver = match one.driver() {
+                Ok(driver) => driver,
+                Err(problem) => {
+                    problems.push(problem);
+                    continue;
+                }
             };
-            if ["vfio-pci", "nouveau", "pci-stub"].contains(&driver.as_str()) {
-                let message = format!(
-                    "GPU {} ({}) is bound to the driver {driver} and cannot compute here",
-                    one.address, one.vendor
-                );
-                problems.push(message);
-                continue;
-            }
-            let read = |name: &str| {
-                let text = std::fs::read_to_string(one.folder.join(name)).ok()?;
-                Some(text.trim().to_owned()).filter(|text| !text.is_empty())
-            };
-            let mut device = GpuDevice {
-                vendor: Some(one.vendor.to_owned()),
-                model: read("product_name"),
-                device_id: one.device_id.clone(),
-                vram_mb: read("mem_info_vram_total")
-                    .and_then(|bytes| bytes.parse::<u64>().ok())
-                    .map(|bytes| bytes >> 20),
-            };
+            let mut device = one.device();
             if driver == "nvidia" {
-                if asked.is_none() {
-                    asked = Some(self.ask_nvidia().await);
+                if nvidia.is_none() {
+                    nvidia = Some(self.nvml.ask().await);
                 }
                 // Why it could not be asked is said once, below.
-                if let Some(Ok(answers)) = &asked {
-                    match answers.get(&one.address) {
-                        Some((model, memory)) => {
-                            device.model = Some(model.clone());
-                            device.vram_mb = Some(*memory);
-                        }
-                        None => problems
-                            .push(format!("GPU {}: nvidia-smi does not list it; see `dmesg`", one.address)),
-                    }
+                if let Some(Ok(answer)) = &nvidia
+                    && let Err(problem) = tell_nvidia(&mut device, &one.address, answer)
+                {
+                    problems.push(problem);
                 }
             }
             if one.vendor == "amd" && device.vram_mb.is_none() {
@@ -112,57 +118,33 @@ impl GpuProbe {
             }
             devices.push(device);
         }
-        if let Some(Err(problem)) = asked {
-            problems.push(format!("GPUs of Nvidia: their memory is not known: {problem}"));
+        match nvidia {
+            Some(Err(problem)) => {
+                problems.push(format!("GPUs of Nvidia: their memory is not known: {problem}"));
+            }
+            Some(Ok(answer)) => problems.extend(answer.problems),
+            None => {}
         }
         (Some(Gpu { present: !devices.is_empty(), devices }), problems)
     }
-
-    /// Model and MiB of memory of each of Nvidia's processors, by PCI address.
-    async fn ask_nvidia(&self) -> Result<Described, String> {
-        let name = self.nvidia_smi.display();
-        let child = Command::new(&self.nvidia_smi)
-            .args(QUERY)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| format!("{name} cannot be started: {error}; it comes with the driver"))?;
-        let output = match tokio::time::timeout(PATIENCE, child.wait_with_output()).await {
-            Ok(Ok(output)) => output,
-            Ok(Err(error)) => return Err(format!("{name} cannot be read: {error}")),
-            Err(_elapsed) => return Err(format!("{name} does not answer within {} s", PATIENCE.as_secs())),
-        };
-        let stdout = String::from_utf8_lossy(&output.stdout);
-        if !output.status.success() {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            let said = stdout.lines().chain(stderr.lines()).map(str::trim).find(|line| !line.is_empty());
-            return Err(format!(
-                "{name} ended with {}: {}",
-                output.status,
-                said.unwrap_or("it said nothing")
-            ));
-        }
-        stdout
-            .lines()
-            .filter(|line| !line.trim().is_empty())
-            .map(|line| {
-                read_line(line).ok_or_else(|| format!("{name} says {line:?}, which is not understood"))
-            })
-            .collect()
-    }
 }
 
-/// One line of Nvidia's program: an address, whose domain it writes with eight digits and the kernel with four; a model; MiB.
-fn read_line(line: &str) -> Option<(String, (String, u64))> {
-    let mut parts = line.split(',').map(str::trim);
-    let address = parts.next()?.to_ascii_lowercase();
-    let (domain, rest) = address.split_once(':')?;
-    let domain = u32::from_str_radix(domain, 16).ok()?;
-    let model = parts.next()?.to_owned();
-    let memory = parts.next()?.parse().ok()?;
-    Some((format!("{domain:04x}:{rest}"), (model, memory)))
+/// Adds what Nvidia's library says of a device.
+fn tell_nvidia(device: &mut GpuDevice, address: &str, answer: &Answer) -> Result<(), String> {
+    let Some(told) = answer.processors.get(address) else {
+        // Why the library could not open one has no address, and is told beside this.
+        return Err(format!("GPU {address}: NVML does not list it; see `dmesg`"));
+    };
+    if told.model.is_some() {
+        device.model.clone_from(&told.model);
+    }
+    device.vram_mb = told.memory_bytes.map(|bytes| bytes >> 20);
+    device.features = Some(GpuFeatures {
+        uuid: told.uuid.clone(),
+        driver_version: answer.driver.clone(),
+        cuda_version: answer.cuda.clone(),
+    });
+    Ok(())
 }
 
 fn list(devices: &Path) -> std::io::Result<Vec<Found>> {
@@ -190,24 +172,23 @@ fn list(devices: &Path) -> std::io::Result<Vec<Found>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
     struct Host {
-        folder: tempfile::TempDir,
+        _folder: tempfile::TempDir,
         probe: GpuProbe,
     }
 
     impl Host {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let probe = GpuProbe {
-                devices: folder.path().join("devices"),
-                nvidia_smi: folder.path().join("nvidia-smi"),
-            };
-            std::fs::create_dir(&probe.devices).unwrap();
-            Self { folder, probe }
+            let devices = folder.path().join("devices");
+            std::fs::create_dir(&devices).unwrap();
+            let nobody = folder.path().join("nobody");
+            let probe = GpuProbe::new(devices, nobody, "library".into(), Duration::from_secs(60));
+            Self { _folder: folder, probe }
         }
 
         fn device(&self, address: &str, files: &[(&str, &str)], driver: Option<&str>) {
@@ -219,17 +200,6 @@ mod tests {
             if let Some(driver) = driver {
                 symlink(format!("../../../bus/pci/drivers/{driver}"), folder.join("driver")).unwrap();
             }
-        }
-
-        /// A program that prints what Nvidia's does.
-        fn nvidia_smi(&self, script: &str) {
-            let path = self.folder.path().join("nvidia-smi");
-            std::fs::write(
-                &path,
-                format!("#!/bin/sh\n[ \"$*\" = '{}' ] || exit 9\n{script}\n", QUERY.join(" ")),
-            )
-            .unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
 
         async fn look(&self) -> (Vec<(String, Option<String>, Option<u64>)>, Vec<String>) {
@@ -254,18 +224,10 @@ mod tests {
     async fn processors_are_described_by_their_drivers() {
         let host = Host::new();
         host.device("0000:03:00.0", AMD, Some("amdgpu"));
-        host.device("0000:81:00.0", A10, Some("nvidia"));
         host.device("0000:00:02.0", &[("class", "0x030000"), ("vendor", "0x1234")], Some("bochs-drm"));
         host.device("0000:00:1f.6", &[("class", "0x020000"), ("vendor", "0x8086")], Some("e1000e"));
-        host.nvidia_smi("echo '00000000:81:00.0, NVIDIA A10, 23028'");
         let (devices, problems) = host.look().await;
-        assert_eq!(
-            devices,
-            [
-                ("amd".to_owned(), Some("Radeon RX 7900 XTX".to_owned()), Some(24560)),
-                ("nvidia".to_owned(), Some("NVIDIA A10".to_owned()), Some(23028)),
-            ]
-        );
+        assert_eq!(devices, [("amd".to_owned(), Some("Radeon RX 7900 XTX".to_owned()), Some(24560))]);
         assert_eq!(problems, Vec::<String>::new());
     }
 
@@ -275,25 +237,16 @@ mod tests {
         host.device("0000:01:00.0", A10, Some("nvidia"));
         host.device("0000:02:00.0", A10, None);
         host.device("0000:03:00.0", A10, Some("vfio-pci"));
-        // Without the program the processor is there all the same, and its memory is not known.
+        host.device("0000:04:00.0", &AMD[..3], Some("amdgpu"));
+        // Nobody can be asked: the processor is there all the same, and its memory is not known.
         let (devices, problems) = host.look().await;
-        assert_eq!(devices, [("nvidia".to_owned(), None, None)]);
-        for word in
-            ["0000:02:00.0 (nvidia) has no driver", "bound to the driver vfio-pci", "cannot be started"]
-        {
-            assert!(problems.iter().any(|problem| problem.contains(word)), "{word}: {problems:?}");
-        }
-        for (script, word) in [
-            (
-                "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18",
-                "version mismatch",
-            ),
-            ("echo nonsense", "not understood"),
-            ("echo '00000000:07:00.0, NVIDIA A10, 23028'", "does not list it"),
+        assert_eq!(devices, [("nvidia".to_owned(), None, None), ("amd".to_owned(), None, None)]);
+        for word in [
+            "0000:02:00.0 (nvidia) has no driver",
+            "bound to the driver vfio-pci",
+            "cannot be started",
+            "0000:04:00.0: the driver amdgpu does not tell its memory",
         ] {
-            host.nvidia_smi(script);
-            let (devices, problems) = host.look().await;
-            assert_eq!(devices.len(), 1);
             assert!(problems.iter().any(|problem| problem.contains(word)), "{word}: {problems:?}");
         }
         assert_eq!(

@@ -31,12 +31,19 @@ pub trait HostProbe: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 pub struct SystemHost {
     state: PathBuf,
+    gpus: GpuProbe,
 }
 
 impl SystemHost {
     /// `state` is the folder whose free space is reported.
     pub fn new(state: impl Into<PathBuf>) -> Self {
-        Self { state: state.into() }
+        Self { state: state.into(), gpus: GpuProbe::default() }
+    }
+
+    /// Looks for graphics processors in another way.
+    #[must_use]
+    pub fn with_gpus(self, gpus: GpuProbe) -> Self {
+        Self { gpus, ..self }
     }
 
     fn look_now(&self) -> HostFacts {
@@ -75,7 +82,7 @@ impl SystemHost {
 impl HostProbe for SystemHost {
     async fn look(&self) -> HostFacts {
         let this = self.clone();
-        let (gpu, problems) = GpuProbe::default().look().await;
+        let (gpu, problems) = this.gpus.look().await;
         match tokio::task::spawn_blocking(move || this.look_now()).await {
             Ok(facts) => HostFacts { gpu, problems, ..facts },
             // The runtime is going down, and this task with it.

@@ -65,7 +65,7 @@ impl Maskers {
     }
 
     fn holds_nothing(&self) -> bool {
-        self.stdout.held().is_empty() && self.stderr.held().is_empty()
+        self.stdout.held().is_nothing() && self.stderr.held().is_nothing()
     }
 }
 

@@ -17,8 +17,8 @@ const USUAL: u64 = 16 << 10;
 /// The most, whatever is said.
 const MOST: u64 = 64 << 10;
 
-/// The most bytes of a file of one's own, such as certificates.
-const MOST_SMALL: u64 = 256 << 10;
+/// The most bytes of a file of one's own, such as certificates; a host's whole list of authorities takes some 220 KiB.
+const MOST_SMALL: u64 = 1 << 20;
 
 /// How far each file was read.
 #[derive(Debug, Default)]
@@ -95,13 +95,18 @@ fn rest_of(path: &str, before: Place) -> Vec<u8> {
     read().unwrap_or_default()
 }
 
-/// Reads a small text, such as a token, without waiting for anybody.
-pub(super) async fn small_text(path: &str) -> io::Result<String> {
+/// Reads a small text, such as a token or certificates, without waiting for anybody.
+pub(crate) async fn small_text(path: &str) -> io::Result<String> {
     let path = path.to_owned();
     let read = move || {
         let mut text = String::new();
         // Whoever mounts tokens does so by links; nobody but the operator can change what lies there.
-        open(&path, ResolveFlags::empty())?.take(MOST_SMALL).read_to_string(&mut text).map(|_| text)
+        let read = open(&path, ResolveFlags::empty())?.take(MOST_SMALL + 1).read_to_string(&mut text)?;
+        if read as u64 > MOST_SMALL {
+            let longest = format!("it is longer than {} KiB", MOST_SMALL >> 10);
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, longest));
+        }
+        Ok(text)
     };
     tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
 }

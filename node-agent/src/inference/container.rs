@@ -113,6 +113,8 @@ pub(super) fn made_from(backend: &InferenceBackend, request: &ImageRequest, volu
         required: _,
         engine,
         url: _,
+        ca_file: _,
+        api_key_file: _,
         runtime: _,
         image: _,
         args,

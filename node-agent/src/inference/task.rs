@@ -1,20 +1,20 @@
 //! The task: keeps the server as the configuration says, in rounds that begin with a look.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use url::Url;
 use windlass_crds::inference::{InferenceStatus, Model};
 use windlass_crds::protocol::{ImageRules, InferenceBackend};
 use windlass_sandbox::engine::{Containers, Engines};
 
 use super::api::{Api, Progress};
 use super::container::{self, NAME};
-use super::{Endpoint, InferenceHandle, State, Trouble, is_near, models, told};
+use super::place::{EXTERNAL, Endpoint, INVALID, Place};
+use super::{InferenceHandle, State, Trouble, is_near, models, told};
 use crate::backoff::Backoff;
 use crate::capabilities::Capabilities;
 use crate::config_sync::{ConfigState, InForce};
@@ -36,9 +36,6 @@ const STEADY: Duration = Duration::from_secs(60);
 const MISSES: u32 = 6;
 /// The word for a server that is coming up.
 const STARTING_UP: &str = "Starting";
-/// The words for a URL that leads nowhere, and for one that leads where the policy does not allow.
-const INVALID: &str = "InvalidUrl";
-const EXTERNAL: &str = "ExternalModel";
 /// Steps of a download that are reported, in percent; the log has the same.
 const PROGRESS_STEP: u64 = 20;
 /// How long an engine may take to end the server when the agent ends.
@@ -53,12 +50,6 @@ struct Desired {
 }
 
 impl Desired {
-    /// The URL that is configured; for a server of the node's own the one that it gets.
-    fn url(&self) -> String {
-        let own = || format!("http://127.0.0.1:{}", container::port(&self.backend));
-        self.backend.url.clone().unwrap_or_else(own)
-    }
-
     /// Whether steps may use a server at this address.
     fn allows(&self, address: IpAddr) -> bool {
         self.external || is_near(address)
@@ -71,7 +62,7 @@ impl Desired {
             Round::Settled { .. } => false,
             Round::Not(trouble) => matches!(trouble.reason, INVALID | EXTERNAL),
         };
-        !refused && known.configured == self.url() && self.allows(known.address.ip())
+        !refused && known.configured == Place::of(&self.backend) && self.allows(known.address.ip())
     }
 }
 
@@ -97,6 +88,18 @@ struct Memory {
     misses: u32,
     /// When the server was last started by this run of the agent.
     started: Option<Instant>,
+    /// The client of the server that was found last.
+    api: Option<Api>,
+}
+
+impl Memory {
+    /// The client of a server: the one that there is, if the server is the same.
+    fn api(&mut self, endpoint: &Endpoint) -> Result<Api, Trouble> {
+        match &self.api {
+            Some(api) if api.endpoint() == endpoint => Ok(api.clone()),
+            Some(_) | None => Ok(self.api.insert(Api::new(endpoint)?).clone()),
+        }
+    }
 }
 
 /// How a round has ended.
@@ -111,18 +114,6 @@ impl InferenceTask {
     /// Keeps the server, for ever.
     pub(crate) async fn run(mut self) -> std::convert::Infallible {
         let mut stop = self.handle.stop.subscribe();
-        let api = match Api::new() {
-            Ok(api) => api,
-            Err(error) => {
-                tracing::error!(
-                    error,
-                    "the client of servers of models cannot be set up; the node offers none"
-                );
-                // Its sender lives in the handle.
-                drop(stop.wait_for(|stop| *stop).await);
-                return self.end().await;
-            }
-        };
         let mut current: Option<Desired> = None;
         let mut known = false;
         loop {
@@ -132,7 +123,7 @@ impl InferenceTask {
                 current.clone_from(&desired);
                 self.announce(desired.as_ref());
             }
-            let keep = self.keep(&api, desired.as_ref(), known);
+            let keep = self.keep(desired.as_ref(), known);
             let mut config = self.config.clone();
             // Cancel-safe: a round can be dropped anywhere, for the next one begins with a look; the others only look.
             tokio::select! {
@@ -181,12 +172,13 @@ impl InferenceTask {
     }
 
     /// Keeps the server as it is desired, until this future is dropped.
-    async fn keep(&self, api: &Api, desired: Option<&Desired>, known: bool) -> std::convert::Infallible {
+    async fn keep(&self, desired: Option<&Desired>, known: bool) -> std::convert::Infallible {
         let longest = match desired {
             Some(desired) if !desired.backend.required => UNHURRIED,
             Some(_) | None => RETRY.1,
         };
-        let mut memory = Memory { backoff: Backoff::new(RETRY.0, longest), misses: 0, started: None };
+        let mut memory =
+            Memory { backoff: Backoff::new(RETRY.0, longest), misses: 0, started: None, api: None };
         let Some(desired) = desired else {
             if known {
                 self.keep_away(&mut memory).await;
@@ -200,7 +192,7 @@ impl InferenceTask {
             if !others_gone {
                 others_gone = self.remove_from_others(desired).await;
             }
-            let (endpoint, round) = self.round(api, desired, &mut memory).await;
+            let (endpoint, round) = self.round(desired, &mut memory).await;
             let runtime = self.runtime(desired);
             let wait = match &round {
                 Round::Settled { models, .. } => {
@@ -249,12 +241,12 @@ impl InferenceTask {
     }
 
     /// One round: looks, and does what is next to be done.
-    async fn round(&self, api: &Api, desired: &Desired, memory: &mut Memory) -> (Option<Endpoint>, Round) {
-        let endpoint = match self.endpoint(desired).await {
+    async fn round(&self, desired: &Desired, memory: &mut Memory) -> (Option<Endpoint>, Round) {
+        let endpoint = match Place::of(&desired.backend).find(|address| desired.allows(address)).await {
             Ok(endpoint) => endpoint,
             Err(trouble) => return (None, Round::Not(trouble)),
         };
-        let round = match self.serve(api, desired, &endpoint, memory).await {
+        let round = match self.serve(desired, &endpoint, memory).await {
             Ok(settled) => settled,
             Err(trouble) => Round::Not(trouble),
         };
@@ -263,7 +255,6 @@ impl InferenceTask {
 
     async fn serve(
         &self,
-        api: &Api,
         desired: &Desired,
         endpoint: &Endpoint,
         memory: &mut Memory,
@@ -277,23 +268,24 @@ impl InferenceTask {
                 Some(engine)
             }
         };
-        let version = match api.probe(endpoint, backend.engine).await {
+        let api = memory.api(endpoint)?;
+        let version = match api.probe(backend.engine).await {
             Ok(version) => version,
             Err(trouble) => return Err(self.unanswered(engine, trouble, memory).await),
         };
         memory.misses = 0;
-        let mut present = api.models(endpoint, backend.engine).await?;
+        let mut present = api.models(backend.engine).await?;
         let plan = models::plan(backend, &present)?;
         if plan != models::Plan::default() {
             for (index, model) in plan.pull.iter().enumerate() {
                 let of = format!("{} of {}", index + 1, plan.pull.len());
-                self.pull(api, desired, endpoint, model, &of).await?;
+                self.pull(&api, desired, model, &of).await?;
             }
             for model in &plan.delete {
                 tracing::info!(model, "a model that is not listed is removed");
-                api.delete(endpoint, model).await?;
+                api.delete(model).await?;
             }
-            present = api.models(endpoint, backend.engine).await?;
+            present = api.models(backend.engine).await?;
             let left = models::plan(backend, &present)?;
             if let Some(model) = left.pull.first() {
                 let message =
@@ -383,14 +375,7 @@ impl InferenceTask {
     }
 
     /// Fetches a model and tells how that goes.
-    async fn pull(
-        &self,
-        api: &Api,
-        desired: &Desired,
-        endpoint: &Endpoint,
-        model: &str,
-        of: &str,
-    ) -> Result<(), Trouble> {
+    async fn pull(&self, api: &Api, desired: &Desired, model: &str, of: &str) -> Result<(), Trouble> {
         let mut told: Option<u64> = None;
         let runtime = self.runtime(desired);
         let mut progress = |progress: Progress| {
@@ -407,51 +392,9 @@ impl InferenceTask {
             tracing::info!(model, percent, status = progress.status, "a model is being fetched");
             let message = format!("the model `{model}` is being fetched ({of}, {percent} %)");
             let round = Round::Not(Trouble::passing("PullingModel", message));
-            self.publish(desired, Some(endpoint.clone()), runtime.clone(), &round);
+            self.publish(desired, Some(api.endpoint().clone()), runtime.clone(), &round);
         };
-        api.pull(endpoint, model, &mut progress).await
-    }
-
-    /// Where the server is to be found.
-    async fn endpoint(&self, desired: &Desired) -> Result<Endpoint, Trouble> {
-        let Some(text) = &desired.backend.url else {
-            let port = container::port(&desired.backend);
-            let address = SocketAddr::from(([127, 0, 0, 1], port));
-            let host = address.to_string();
-            return Ok(Endpoint { configured: desired.url(), address, host, prefix: String::new() });
-        };
-        let invalid = |why: String| {
-            Trouble::new(INVALID, format!("inference.url: `{text}` {why}; write it as `http://host:port`"))
-        };
-        let url = Url::parse(text).map_err(|error| invalid(format!("is none: {error}")))?;
-        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
-            return Err(invalid("names no host".to_owned()));
-        };
-        if url.scheme() != "http" {
-            return Err(invalid("is no address of plain HTTP".to_owned()));
-        }
-        let lookup = tokio::net::lookup_host((host.trim_matches(['[', ']']), port)).await;
-        let addresses: Vec<SocketAddr> = lookup
-            .map_err(|error| {
-                Trouble::new("Unreachable", format!("inference.url: `{host}` cannot be looked up: {error}"))
-            })?
-            .collect();
-        // Names of the host itself may have two addresses, of which a server often has the older one.
-        let address = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied();
-        let address = address.ok_or_else(|| invalid("has no address".to_owned()))?;
-        if !desired.allows(address.ip()) {
-            return Err(Trouble::new(
-                EXTERNAL,
-                format!(
-                    "inference.url: `{host}` is at {}, outside of this host and its private networks; sandbox.externalModels would \
-                     allow that",
-                    address.ip()
-                ),
-            ));
-        }
-        let host = format!("{host}:{port}");
-        let prefix = url.path().trim_end_matches('/').to_owned();
-        Ok(Endpoint { configured: desired.url(), address, host, prefix })
+        api.pull(model, &mut progress).await
     }
 
     fn runtime(&self, desired: &Desired) -> Option<String> {
@@ -584,10 +527,12 @@ mod tests {
             external,
         };
         let known = |desired: &Desired, ip: [u8; 4]| Endpoint {
-            configured: desired.url(),
+            configured: Place::of(&desired.backend),
             address: (ip, 80).into(),
             host: "models:80".to_owned(),
             prefix: String::new(),
+            tls: None,
+            authorization: None,
         };
         let not = |reason| Round::Not(Trouble::new(reason, "why"));
         const URL: &str = "http://models";
@@ -610,6 +555,10 @@ mod tests {
             let other = desired(url, true);
             assert!(!other.keeps(&near, &not(INVALID)) && !other.keeps(&near, &not(STARTING_UP)), "{url:?}");
         }
+        // The same URL with another authority is another server.
+        let mut trusted = internal.clone();
+        trusted.backend.ca_file = Some("/ca.pem".to_owned());
+        assert!(!trusted.keeps(&near, &not(STARTING_UP)));
         let own = desired(None, false);
         let local = known(&own, [127, 0, 0, 1]);
         assert!(own.keeps(&local, &not("PullingImage")));

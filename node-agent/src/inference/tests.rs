@@ -12,6 +12,8 @@ pub(super) fn backend() -> InferenceBackend {
         required: false,
         engine: InferenceEngine::Ollama,
         url: None,
+        ca_file: None,
+        api_key_file: None,
         runtime: None,
         image: None,
         args: Vec::new(),
@@ -35,10 +37,12 @@ fn with_models(names: &[&str]) -> InferenceHandle {
         ..InferenceStatus::default()
     };
     let endpoint = Endpoint {
-        configured: "http://h:7/x".to_owned(),
+        configured: place::Place::of(&InferenceBackend { url: Some("http://h:7/x".to_owned()), ..backend() }),
         address: ([127, 0, 0, 1], 7).into(),
         host: "h:7".to_owned(),
         prefix: "/x".to_owned(),
+        tls: None,
+        authorization: None,
     };
     handle
         .state

@@ -1,4 +1,4 @@
-//! HTTP/1: CONNECT, and plain requests in absolute form. TLS is tunnelled, never opened.
+//! HTTP/1: CONNECT, and plain requests in absolute form. TLS of programs inside is tunnelled, never opened.
 //!
 //! Requests are read by hyper and written anew from what was understood, each on a connection of its own, so that there is
 //! nothing that the two sides could read differently and nothing left of one request for the next.
@@ -26,6 +26,7 @@ use super::journal::Protocol;
 use super::meter::{Metered, idle};
 use super::policy::Denial;
 use super::proxy::{Error, Proxy, Request};
+use super::tls::Stream;
 
 /// Fields of a message that are for the next hop alone (RFC 9110, 7.6.1), beside those that `Connection` names.
 static HOP_BY_HOP: [HeaderName; 6] = [
@@ -156,7 +157,7 @@ impl Connection {
     async fn exchange(
         &self,
         request: HttpRequest<Incoming>,
-        outside: Metered,
+        outside: impl Stream + 'static,
         place: std::net::SocketAddr,
         cut: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Response<Body>, Error> {

@@ -1,4 +1,4 @@
-//! A server of the host that a sandbox is given at the proxy's own address.
+//! A server that a sandbox is given at the proxy's own address: the host's own, or another that the host uses.
 
 use std::net::SocketAddr;
 
@@ -7,8 +7,9 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Uri, Version};
 
 use super::http::strip;
+use super::tls::Tls;
 
-/// A server of the host that a sandbox is given: plain HTTP at one address, chosen by whoever makes the sandbox.
+/// A server that a sandbox is given: HTTP/1 at one address, chosen by whoever makes the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalServer {
     /// Where it is.
@@ -17,6 +18,10 @@ pub struct LocalServer {
     pub host: String,
     /// What its paths begin with; empty, or with a slash in front and none at the end.
     pub prefix: String,
+    /// Who it must be, by TLS; without it, it is spoken to in plain HTTP.
+    pub tls: Option<Tls>,
+    /// What it is told in `Authorization`, in place of what the sandbox says there.
+    pub authorization: Option<HeaderValue>,
     /// By whose leave, for records.
     pub rule: String,
     /// What may be asked of it: methods, and paths in full. Everything else is refused, so that what manages the server, or
@@ -40,6 +45,9 @@ impl LocalServer {
         }
         // What a browser inside would say of itself is of another origin than the server's.
         head.headers.remove(header::ORIGIN);
+        if let Some(authorization) = &self.authorization {
+            head.headers.insert(header::AUTHORIZATION, authorization.clone());
+        }
         let path = head.uri.path_and_query().map_or("/", hyper::http::uri::PathAndQuery::as_str);
         let whole = format!("{}{path}", self.prefix);
         head.uri = whole.parse().unwrap_or_else(|_| Uri::from_static("/"));

@@ -25,6 +25,7 @@ use super::local::LocalServer;
 use super::meter::{Meter, Metered, Quota, idle};
 use super::policy::{Denial, Policy};
 use super::resolve::Resolver;
+use super::tls::Stream;
 use super::{http, socks};
 
 /// Addresses of a name that are tried.
@@ -307,7 +308,7 @@ impl Proxy {
         &self,
         method: &Method,
         path: &str,
-    ) -> Result<(LocalServer, Metered), Error> {
+    ) -> Result<(LocalServer, Box<dyn Stream>), Error> {
         let current = self.local.borrow().clone();
         let local = match current {
             Local::Given(local) => local,
@@ -330,18 +331,26 @@ impl Proxy {
         if self.quota.is_used_up() {
             return Err(self.deny(&request, ip, Denial::Transfer));
         }
-        let source = match timeout(self.limits.patience, TcpStream::connect(local.address)).await {
-            Ok(Ok(stream)) => {
-                // Only a matter of speed.
-                let _slower = stream.set_nodelay(true);
-                let outcome = Outcome::Allowed { rule: local.rule.clone() };
-                let meter = self.note(&request, ip, outcome);
-                return Ok((local, Metered { stream, meter }));
+        let opened = timeout(self.limits.patience, self.connect_local(&local, &request)).await;
+        match opened.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(stream) => Ok((local, stream)),
+            Err(source) => {
+                Err(self.fail(&request, ip, Error::Unreachable { address: local.address, source }))
             }
-            Ok(Err(source)) => source,
-            Err(_elapsed) => io::ErrorKind::TimedOut.into(),
-        };
-        Err(self.fail(&request, ip, Error::Unreachable { address: local.address, source }))
+        }
+    }
+
+    async fn connect_local(&self, local: &LocalServer, request: &Request) -> io::Result<Box<dyn Stream>> {
+        let stream = TcpStream::connect(local.address).await?;
+        // Only a matter of speed.
+        let _slower = stream.set_nodelay(true);
+        let outcome = Outcome::Allowed { rule: local.rule.clone() };
+        let meter = self.note(request, Some(local.address.ip()), outcome);
+        let stream = Metered { stream, meter };
+        match &local.tls {
+            Some(tls) => tls.open(stream).await,
+            None => Ok(Box::new(stream)),
+        }
     }
 
     async fn look_up(&self, name: &str) -> io::Result<Vec<IpAddr>> {

@@ -15,6 +15,8 @@ use tokio::task::JoinHandle;
 use super::policy::tests::rule;
 use super::*;
 
+mod local;
+
 /// Answers for each name in turn; the last one again and again. Notes what it is asked.
 #[derive(Default)]
 struct Names {
@@ -535,95 +537,4 @@ async fn a_host_that_does_not_answer_is_told_from_one_that_is_forbidden() {
     let records = world.finish().await;
     assert!(records.iter().all(|record| matches!(record.outcome, Outcome::Failed { .. })), "{records:?}");
     assert_eq!(records.len(), 2);
-}
-
-#[tokio::test]
-async fn a_server_of_the_host_is_reached_at_the_proxys_own_address_and_only_for_what_it_offers() {
-    let server = Server::new(OK).await;
-    let local = LocalServer {
-        address: server.address,
-        host: "models.test:7".to_owned(),
-        prefix: "/base".to_owned(),
-        rule: "sandbox.inference".to_owned(),
-        requests: &[("GET", "/v1/models"), ("POST", "/v1/completions")],
-    };
-    let world = World::with_local(&[], &[], Limits::default(), Some(local));
-    let answer = world
-        .exchange("GET /v1/models?a=1 HTTP/1.1\r\nHost: 127.0.0.1:3128\r\nOrigin: http://x\r\nConnection: close\r\n\r\n")
-        .await;
-    assert!(answer.contains("hello"), "{answer}");
-    let seen = server.seen().concat();
-    assert!(seen.starts_with("GET /base/v1/models?a=1 HTTP/1.1\r\n"), "{seen}");
-    assert!(
-        seen.contains("host: models.test:7\r\n") && !seen.to_ascii_lowercase().contains("origin"),
-        "{seen}"
-    );
-    for refused in [
-        "DELETE /v1/models",
-        "POST /api/delete",
-        "GET /v1/../v1/models",
-        "GET //v1/models",
-        "GET /v1%2fmodels",
-    ] {
-        let answer =
-            world.exchange(format!("{refused} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await;
-        assert!(
-            answer.starts_with("HTTP/1.1 403") && answer.contains("not among what steps may ask"),
-            "{refused}: {answer}"
-        );
-    }
-    // Its address opens nothing else: whoever names a host needs a rule.
-    let by_name = format!(
-        "GET http://{0}/v1/models HTTP/1.1\r\nHost: {0}\r\nConnection: close\r\n\r\n",
-        server.address
-    );
-    assert!(world.exchange(by_name).await.starts_with("HTTP/1.1 403"));
-    assert_eq!(server.seen().len(), 1);
-    let records = world.finish().await;
-    let allowed = Outcome::Allowed { rule: "sandbox.inference".to_owned() };
-    assert!(records.iter().any(|record| record.outcome == allowed && record.received > 0), "{records:?}");
-}
-
-#[tokio::test]
-async fn a_server_of_the_host_that_is_withdrawn_is_cut_off_and_refused_until_it_is_given_again() {
-    // It promises more than it sends, as a model does that is still at it.
-    const HALF: &str = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf";
-    let server = Server::new(HALF).await;
-    let local = LocalServer {
-        address: server.address,
-        host: "models.test:7".to_owned(),
-        prefix: String::new(),
-        rule: "sandbox.inference".to_owned(),
-        requests: &[("GET", "/v1/models")],
-    };
-    let world = World::with_local(&[], &[], Limits::default(), Some(local.clone()));
-    let request = "GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n";
-    let half = async || {
-        let mut client = world.connect().await;
-        client.write_all(request.as_bytes()).await.unwrap();
-        let mut seen = Vec::new();
-        while !seen.ends_with(b"half") {
-            assert_ne!(client.read_buf(&mut seen).await.unwrap(), 0, "{}", String::from_utf8_lossy(&seen));
-        }
-        client
-    };
-    let mut open = half().await;
-    world.served.offer_local(None);
-    let rest = tokio::time::timeout(Duration::from_secs(30), read_to_end(&mut open)).await;
-    assert_eq!(rest.expect("the answer is cut off"), "");
-    let answer = world.exchange(request).await;
-    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("was withdrawn"), "{answer}");
-    let by_address = "GET http://127.0.0.1:3128/v1/models HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n";
-    assert!(world.exchange(by_address).await.contains("was withdrawn"));
-    world.served.offer_local(Some(local));
-    drop(half().await);
-    world.finish().await;
-}
-
-#[tokio::test]
-async fn without_a_server_of_the_host_a_path_alone_is_a_broken_request() {
-    let world = World::new(&[], &[]).await;
-    let answer = world.exchange("GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("this is a proxy"), "{answer}");
-    world.finish().await;
 }

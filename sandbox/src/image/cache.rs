@@ -43,6 +43,8 @@ struct Inner {
     /// The folder of the units, each of which names its image.
     units: PathBuf,
     limits: ImageLimits,
+    /// Bytes of images that are kept, beyond those in use.
+    keep: AtomicU64,
     number: AtomicU64,
     works: Arc<Works>,
     /// The images of compressed archives as they were when they were uncompressed. Locked for a look or a change.
@@ -155,6 +157,7 @@ impl Images {
             dir,
             units,
             limits,
+            keep: AtomicU64::new(limits.kept),
             number: AtomicU64::new(0),
             works: Arc::new(Works::new()),
             packed: Mutex::default(),
@@ -260,6 +263,12 @@ impl Images {
         let (inner, id) = (Arc::clone(&self.0), id.to_owned());
         let found = blocking(move || inner.unpacked(&id)).await?;
         Ok(found.map(|image| Held { image, hold: Some(hold) }))
+    }
+
+    /// Keeps so many bytes of images from now on, beyond those in use; `None` for what was said when they were opened. What is there
+    /// too much goes with the next [`Self::collect`], which an image that was unpacked calls as well.
+    pub fn keep(&self, bytes: Option<u64>) {
+        self.0.keep.store(bytes.unwrap_or(self.0.limits.kept), Ordering::Relaxed);
     }
 
     /// Removes images that nobody has used for longest, until those that are not in use are within the limit. Gives how many.
@@ -500,11 +509,12 @@ impl Inner {
     /// See [`Images::collect`].
     fn collect(&self) -> Result<u64, Error> {
         let _removing = lock(&self.left);
+        let keep = self.keep.load(Ordering::Relaxed);
         let idle = self.idle()?;
         let mut bytes: u64 = idle.iter().map(|(_, bytes)| bytes).sum();
         let mut removed = 0;
         for (name, own) in idle {
-            if bytes <= self.limits.kept {
+            if bytes <= keep {
                 break;
             }
             removed += u64::from(self.discard(&name, own)?);

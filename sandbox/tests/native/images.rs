@@ -480,6 +480,32 @@ async fn images_that_nobody_uses_are_removed_when_room_is_wanted() {
 }
 
 #[tokio::test]
+async fn how_much_is_kept_can_be_changed_while_images_are_there() {
+    let fixture = Fixture::new().await;
+    let images = fixture.native.images();
+    let folders: Vec<PathBuf> = named_images(&fixture, &["oldest", "older", "new"])
+        .await
+        .into_iter()
+        .map(|(_, held)| folder(&held))
+        .collect();
+    let there = || folders.iter().map(|folder| folder.exists()).collect::<Vec<_>>();
+    assert_eq!((images.collect().unwrap(), there()), (0, vec![true; 3]), "they are far from the usual limit");
+    let record = fs::read(folders[2].join("record.json")).unwrap();
+    let one = serde_json::from_slice::<serde_json::Value>(&record).unwrap()["bytes"].as_u64().unwrap();
+    // Whoever has unpacked one lets go of it a moment after it was given.
+    let left = async |wanted: [bool; 3]| {
+        let collected = || images.collect().is_ok() && there() == wanted;
+        crate::fixture::eventually("those that are too much are removed", collected).await;
+    };
+    images.keep(Some(one * 2 + one / 2));
+    left([false, true, true]).await;
+    images.keep(None);
+    assert_eq!(images.collect().unwrap(), 0);
+    images.keep(Some(0));
+    left([false; 3]).await;
+}
+
+#[tokio::test]
 async fn idle_images_give_way_on_a_full_disk_and_used_ones_do_not() {
     let fixture = Fixture::with(|config| config.images.leave_free = 0).await;
     let mut images = named_images(&fixture, &["oldest", "idle", "used"]).await;

@@ -6,15 +6,16 @@
 //! A machine without them makes the tests fail, because everything here panics with what is missing.
 
 mod own;
+mod rootless;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use windlass_test_process::{Claim, on_path, shared, wait_for};
-
 pub use own::Docker;
+pub use rootless::Rootless;
+use windlass_test_process::{Claim, on_path, shared, wait_for};
 
 /// The image of all tests: BusyBox, and nothing else.
 pub const IMAGE: &str = "localhost/windlass-test:1";

@@ -48,7 +48,7 @@ pub(super) fn check(spec: &FactsSpec, at: &str, findings: &mut Findings) {
     }
 }
 
-fn check_path(path: &str, at: &str, findings: &mut Findings) {
+pub(super) fn check_path(path: &str, at: &str, findings: &mut Findings) {
     if path.split('/').any(|part| part == "..") {
         findings.refuse(at, format!("{} holds `..`; write the path without it", Quoted(path)));
     }

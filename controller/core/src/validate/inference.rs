@@ -7,6 +7,7 @@ use windlass_crds::names::Quoted;
 use windlass_crds::node_config::SandboxPolicy;
 use windlass_crds::quantity::{Bytes, Cpu};
 
+use super::facts::check_path;
 use super::findings::{Findings, under};
 
 /// What Windlass itself tells the server.
@@ -18,6 +19,8 @@ pub(super) fn check(spec: &InferenceSpec, policy: &SandboxPolicy, at: &str, find
         required: _,
         engine,
         url,
+        ca_file,
+        api_key_file,
         runtime,
         image,
         args,
@@ -35,7 +38,10 @@ pub(super) fn check(spec: &InferenceSpec, policy: &SandboxPolicy, at: &str, find
             if let Err(problem) = check_url(url) {
                 findings.refuse(
                     format!("{at}.url"),
-                    format!("{} {problem}; write it as `http://host:port`", Quoted(url)),
+                    format!(
+                        "{} {problem}; write it as `http://host:port` or `https://host:port`",
+                        Quoted(url)
+                    ),
                 );
             }
             let of_a_container = [
@@ -58,6 +64,12 @@ pub(super) fn check(spec: &InferenceSpec, policy: &SandboxPolicy, at: &str, find
             }
         }
         None => check_image(spec, policy, at, findings),
+    }
+    check_trust(url.as_deref(), ca_file.as_deref(), at, findings);
+    for (field, path) in [("caFile", ca_file), ("apiKeyFile", api_key_file)] {
+        if let Some(path) = path {
+            check_path(path, &format!("{at}.{field}"), findings);
+        }
     }
     if *engine == InferenceEngine::OpenaiCompatible && *prune_models == Some(true) {
         findings.refuse(
@@ -123,6 +135,24 @@ fn check_image(spec: &InferenceSpec, policy: &SandboxPolicy, at: &str, findings:
     }
 }
 
+/// Whoever is spoken to by TLS needs somebody to vouch for him, and nobody else does.
+fn check_trust(url: Option<&str>, ca_file: Option<&str>, at: &str, findings: &mut Findings) {
+    let by_tls = url.is_some_and(|url| url.starts_with("https://"));
+    let message = match (by_tls, ca_file) {
+        (true, None) => format!(
+            "is missing; {at}.url begins with `https://`, so name a file of the node with the certificates of the authorities that \
+             vouch for it, such as `/etc/ssl/certs/ca-certificates.crt`"
+        ),
+        (false, Some(_)) => {
+            format!(
+                "is for a server by TLS, which needs {at}.url with `https://`; remove one of the two or correct it"
+            )
+        }
+        (true, Some(_)) | (false, None) => return,
+    };
+    findings.refuse(format!("{at}.caFile"), message);
+}
+
 fn check_models(models: &[String], at: &str, findings: &mut Findings) {
     findings.check_unique(models, &format!("{at}.models"));
     for (index, entry) in models.iter().enumerate() {
@@ -146,9 +176,10 @@ fn check_models(models: &[String], at: &str, findings: &mut Findings) {
     }
 }
 
-/// Whether a text is the address of a plain HTTP server: a host, and what may follow it.
+/// Whether a text is the address of an HTTP server, by TLS or not: a host, and what may follow it.
 fn check_url(url: &str) -> Result<(), &'static str> {
-    let rest = url.strip_prefix("http://").ok_or("is no address of plain HTTP")?;
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    let rest = rest.ok_or("is no address of HTTP")?;
     if rest.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err("holds a space");
     }
@@ -190,6 +221,8 @@ mod tests {
             r#"{"models": ["gemma3:270m", "a/b"], "port": 1, "variant": "cuda", "pruneModels": true}"#,
             r#"{"url": "http://127.0.0.1:11434", "models": ["a"]}"#,
             r#"{"url": "http://[::1]:80/llm", "engine": "openaiCompatible"}"#,
+            r#"{"url": "https://models.example", "caFile": "/etc/ca.pem", "apiKeyFile": "/etc/key"}"#,
+            r#"{"apiKeyFile": "/etc/key"}"#,
             r#"{"engine": "openaiCompatible", "image": "localhost/llama:1", "args": ["-m", "/models/x.gguf"]}"#,
         ] {
             assert_eq!(found(json), Vec::<String>::new(), "{json}");
@@ -206,6 +239,12 @@ mod tests {
             (r#"{"url": "http://a:99999"}"#, "i.url", "port"),
             (r#"{"url": "http://u:p@a"}"#, "i.url", "user"),
             (r#"{"url": "http://a", "image": "localhost/a"}"#, "i.image", "i.url names one that runs"),
+            (r#"{"url": "ftp://a"}"#, "i.url", "no address of HTTP"),
+            (r#"{"url": "https://a"}"#, "i.caFile", "is missing"),
+            (r#"{"url": "http://a", "caFile": "/ca"}"#, "i.caFile", "is for a server by TLS"),
+            (r#"{"caFile": "/ca"}"#, "i.caFile", "is for a server by TLS"),
+            (r#"{"url": "https://a", "caFile": "/a/../ca"}"#, "i.caFile", "holds `..`"),
+            (r#"{"apiKeyFile": "/a/../key"}"#, "i.apiKeyFile", "holds `..`"),
             (r#"{"models": ["a b"]}"#, "i.models[0]", "names no model"),
             (r#"{"models": ["a@sha256:12"]}"#, "i.models[0]", "64 lower-case"),
             (r#"{"models": ["a", "a"]}"#, "i.models[1]", "a"),

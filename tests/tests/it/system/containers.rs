@@ -134,11 +134,14 @@ fn a_native_job_sees_an_image_of_its_node_by_leave_of_the_node() {
     save.args(["--remote", "--url", &host, "save", "--format", "oci-archive", "-o"]).arg(&archive).arg(IMAGE);
     windlass_test_engines::run(&mut save);
     let _agent = fleet.agent("n1");
-    fleet.apply(&format!(
-        "apiVersion: windlass.dev/v1alpha1\nkind: NodeConfig\nmetadata: {{name: n1}}\nspec:\n  sandbox: {{images: {{folders: \
-         [{}]}}}}\n",
-        images.display()
-    ));
+    let node = |keep: &str| {
+        format!(
+            "apiVersion: windlass.dev/v1alpha1\nkind: NodeConfig\nmetadata: {{name: n1}}\nspec:\n  sandbox: {{images: {{folders: \
+             [{}]{keep}}}}}\n",
+            images.display()
+        )
+    };
+    fleet.apply(&node(""));
     wait_for("the configuration is in force", SOON, || {
         let status = &fleet.json(&["get", "node", "n1"])["status"];
         (status["appliedVersion"] == status["configVersion"] && status["configVersion"] != 1).then_some(())
@@ -170,4 +173,14 @@ fn a_native_job_sees_an_image_of_its_node_by_leave_of_the_node() {
         let said = String::from_utf8_lossy(&fleet.cli(&["why", "elsewhere"]).stdout).into_owned();
         said.contains("is not within the node's sandbox.images.folders").then_some(())
     });
+    // What is unpacked stays for the next job, unless the node keeps less.
+    let unpacked = || {
+        let folder =
+            std::fs::read_dir(fleet.path("n1").join("sandbox/images")).expect("the agent has made it");
+        folder.map(|entry| entry.expect("it can be listed").file_name()).collect::<Vec<_>>()
+    };
+    fleet.apply(&node(", keep: 1Gi"));
+    assert_eq!(unpacked().len(), 1);
+    fleet.apply(&node(", keep: '0'"));
+    wait_for("the image that nobody uses is gone", SOON, || unpacked().is_empty().then_some(()));
 }

@@ -11,6 +11,8 @@ use windlass_test_inference::{LLAMA, MODEL_FILE, OLLAMA, client, make_llama, mak
 
 use super::fleet::{Fleet, Process, wait_for};
 
+mod ordinary_user;
+
 const SOON: Duration = Duration::from_secs(90);
 
 fn agent_with(fleet: &Fleet, name: &str, engine: &str) -> Process {
@@ -32,10 +34,14 @@ fn node(name: &str, inference: &str) -> String {
 }
 
 fn llama(port: u16, fields: &str) -> String {
+    llama_in(&models(), port, fields)
+}
+
+fn llama_in(folder: &Path, port: u16, fields: &str) -> String {
     format!(
         "{{engine: openaiCompatible, image: '{LLAMA}', port: {port}, modelVolume: '{}', models: [small], args: [-m, \
          /models/{MODEL_FILE}, --alias, small, -c, '512', -t, '1', --no-warmup]{fields}}}",
-        models().display()
+        folder.display()
     )
 }
 
@@ -270,6 +276,114 @@ fn a_server_that_runs_already_is_used_and_one_far_away_needs_the_nodes_leave() {
     // Documentation addresses are nobody's: nothing is sent there, for the policy comes first.
     fleet.apply(&node("u", "{url: 'http://93.184.216.34:1', required: true}"));
     wait_for_condition(&fleet, "u", "InferenceReady", "False", "sandbox.externalModels", SOON);
+    drop(agent);
+}
+
+/// Serves a model by TLS with a certificate of a new authority, which it puts into the folder as `ca.pem`, to whoever has the key.
+/// What it is asked with is in `asked` there. Lives as long as the test.
+fn serve_by_tls(folder: &Path, key: &'static str) -> u16 {
+    use axum::http::{HeaderMap, StatusCode, header::AUTHORIZATION};
+
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let made =
+        rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate can be made");
+    std::fs::write(folder.join("ca.pem"), made.cert.pem()).expect("the folder can be written");
+    let asked = folder.join("asked");
+    let allow = move |headers: &HeaderMap| {
+        let told =
+            headers.get(AUTHORIZATION).and_then(|told| told.to_str().ok()).unwrap_or_default().to_owned();
+        let mut file =
+            std::fs::OpenOptions::new().create(true).append(true).open(&asked).expect("it can be written");
+        std::io::Write::write_all(&mut file, format!("{told}\n").as_bytes()).expect("it can be written");
+        if told == format!("Bearer {key}") { Ok(()) } else { Err(StatusCode::UNAUTHORIZED) }
+    };
+    let also = allow.clone();
+    let router = axum::Router::new()
+        .route(
+            "/v1/models",
+            axum::routing::get(async move |headers: HeaderMap| {
+                also(&headers).map(|()| r#"{"data": [{"id": "far"}]}"#)
+            }),
+        )
+        .route(
+            "/v1/completions",
+            axum::routing::post(async move |headers: HeaderMap, body: String| {
+                allow(&headers)?;
+                let wanted: serde_json::Value =
+                    serde_json::from_str(&body).map_err(|_| StatusCode::BAD_REQUEST)?;
+                let answer = format!("you said: {}", wanted["prompt"].as_str().unwrap_or_default());
+                Ok::<_, StatusCode>(serde_json::json!({"choices": [{"text": answer}]}).to_string())
+            }),
+        );
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.set_nonblocking(true).expect("it is a socket");
+    let port = listener.local_addr().expect("it is bound").port();
+    let (certificate, private) = (made.cert.der().to_vec(), made.signing_key.serialize_der());
+    std::thread::spawn(move || {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("it can be built");
+        runtime.block_on(async {
+            let tls = axum_server::tls_rustls::RustlsConfig::from_der(vec![certificate], private).await;
+            let server = axum_server::from_tcp_rustls(listener, tls.expect("it was just made"));
+            server.expect("it listens").serve(router.into_make_service()).await.expect("it serves");
+        });
+    });
+    port
+}
+
+#[test]
+fn a_server_by_tls_is_used_with_a_key_that_the_step_does_not_see_and_only_if_it_is_who_it_must_be() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let (mine, others) = (folder.path().join("mine"), folder.path().join("others"));
+    for folder in [&mine, &others] {
+        std::fs::create_dir(folder).expect("the folder can be made");
+    }
+    let port = serve_by_tls(&mine, "key-of-the-node");
+    serve_by_tls(&others, "none");
+    let key = mine.join("key");
+    std::fs::write(&key, "key-of-the-node\n").expect("the folder can be written");
+    let by = |authority: &Path| {
+        format!(
+            "{{engine: openaiCompatible, url: 'https://localhost:{port}', required: true, caFile: {}, apiKeyFile: {}}}",
+            authority.join("ca.pem").display(),
+            key.display()
+        )
+    };
+    let fleet = Fleet::start();
+    fleet.apply(&node("t", &by(&others)));
+    let token = fleet.json(&["join-token", "create"]);
+    let agent = fleet.run_agent("t", &["--join", token["token"].as_str().expect("the token is text")]);
+    wait_for_condition(&fleet, "t", "Ready", "False", "inference is required", SOON);
+    let refused = "none of the authorities in inference.caFile has signed it";
+    wait_for_condition(&fleet, "t", "InferenceReady", "False", refused, SOON);
+    assert_eq!(read(&mine.join("asked")), "", "nothing was said to somebody else");
+
+    fleet.apply(&node("t", &by(&mine)));
+    wait_for_condition(&fleet, "t", "InferenceReady", "True", "1 model", SOON);
+    let ask = r#"env; curl -sS --fail-with-body "$OPENAI_BASE_URL/completions" -H "authorization: Bearer $OPENAI_API_KEY" \
+  -d "{\"model\": \"$WINDLASS_INFERENCE_MODEL\", \"prompt\": \"hello there\"}""#;
+    job(&fleet, "ask", "", ask);
+    fleet.wait_for_phase("ask", "Succeeded", SOON);
+    let logs = fleet.text(&["logs", "ask"]);
+    assert!(
+        logs.contains("you said: hello there") && logs.contains("WINDLASS_INFERENCE_MODEL=far"),
+        "{logs}"
+    );
+    assert!(!logs.contains("key-of-the-node") && !agent.log().contains("key-of-the-node"), "{logs}");
+    assert!(read(&mine.join("asked")).lines().all(|told| told == "Bearer key-of-the-node"));
+
+    // Another key is taken up without a change of the configuration.
+    std::fs::write(&key, "another\n").expect("the folder can be written");
+    wait_for_condition(
+        &fleet,
+        "t",
+        "InferenceReady",
+        "False",
+        "another key than the one of inference.apiKeyFile",
+        SOON,
+    );
+    std::fs::write(&key, "key-of-the-node\n").expect("the folder can be written");
+    wait_for_condition(&fleet, "t", "InferenceReady", "True", "1 model", SOON);
     drop(agent);
 }
 
