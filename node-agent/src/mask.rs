@@ -70,6 +70,12 @@ impl Mask {
             | RecordBody::StepStarted { .. }
             | RecordBody::Log { .. }
             | RecordBody::Facts(_) => {}
+            RecordBody::Artifacts { items } => {
+                for artifact in items {
+                    artifact.name = self.text(std::mem::take(&mut artifact.name));
+                    self.optional(&mut artifact.refused);
+                }
+            }
             RecordBody::StepEnded(ended) => self.optional(&mut ended.message),
             RecordBody::Event { level: _, reason: _, message, data } => {
                 *message = self.text(std::mem::take(message));

@@ -66,6 +66,9 @@ pub(crate) struct Progress {
     pub(crate) started_at: Option<Timestamp>,
     #[serde(default)]
     pub(crate) steps: BTreeMap<u32, StepProgress>,
+    /// How many entries of its manifest of artifacts are told.
+    #[serde(default)]
+    pub(crate) artifacts: usize,
     #[serde(default)]
     pub(crate) terminal: Option<Terminal>,
 }
@@ -107,6 +110,7 @@ impl Progress {
                     self.steps.entry(step).or_default().acting = Some(acting);
                 }
             }
+            RecordBody::Artifacts { items } => self.artifacts += items.len(),
             RecordBody::Event { .. } | RecordBody::Facts(_) => {}
             RecordBody::Terminal(terminal) => self.terminal = Some(terminal.clone()),
         }

@@ -176,6 +176,10 @@ impl State {
                 RecordBody::StepEnded(ended) => format!("step {} {}", ended.step, ended.reason),
                 RecordBody::Event { reason, .. } => format!("event {reason}"),
                 RecordBody::Terminal(terminal) => format!("{} {}", terminal.phase, terminal.reason),
+                RecordBody::Artifacts { items } => {
+                    let names: Vec<&str> = items.iter().map(|item| item.name.as_str()).collect();
+                    format!("artifacts {}", names.join(" "))
+                }
                 RecordBody::Facts(facts) => format!("facts {:?}", facts.counts),
             })
             .collect()
@@ -271,6 +275,7 @@ impl ControllerClient for FakeController {
                     heartbeat_url: url("heartbeat"),
                     report_url: url("report"),
                     inputs_url: url("inputs"),
+                    artifacts_url: Some(url("artifacts")),
                 },
             },
             auth: BootstrapAuth {
