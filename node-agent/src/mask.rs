@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  values ─► forms (as it is, lines, JSON, base64) ─► Automaton ─► Mask ─┬─► Masker: a stream, in pieces of any size
-//!                                                                       └─► texts of records
+//!                                                                       ├─► texts of records
+//!                                                                       └─► Finder: a file, in pieces of any size
 //! ```
 //!
 //! *Guarantees*: no form of a value passes, however the stream is cut. Whatever is covered by a form, overlapping ones included,
@@ -38,6 +39,12 @@ impl Mask {
     /// Masks these values.
     pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let forms: Vec<Vec<u8>> = values.into_iter().flat_map(forms::of).collect();
+        Self((!forms.is_empty()).then(|| Arc::new(Automaton::new(&forms))))
+    }
+
+    /// Finds these values in files too, which may be written in UTF-16.
+    pub(crate) fn of_files<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let forms: Vec<Vec<u8>> = values.into_iter().flat_map(forms::in_files).collect();
         Self((!forms.is_empty()).then(|| Arc::new(Automaton::new(&forms))))
     }
 
@@ -105,6 +112,29 @@ impl Mask {
                 }
             }
         }
+    }
+}
+
+/// Looks for secrets in a stream, piece by piece, and changes nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Finder {
+    mask: Mask,
+    state: u32,
+}
+
+impl Finder {
+    /// At the beginning of a stream.
+    pub(crate) const fn new(mask: Mask) -> Self {
+        Self { mask, state: automaton::ROOT }
+    }
+
+    /// Takes a piece. Tells whether a form has ended in it, wherever it has begun.
+    pub(crate) fn finds(&mut self, piece: &[u8]) -> bool {
+        let Some(automaton) = &self.mask.0 else { return false };
+        piece.iter().any(|byte| {
+            self.state = automaton.next(self.state, *byte);
+            automaton.at(self.state).1 > 0
+        })
     }
 }
 

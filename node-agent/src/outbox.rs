@@ -315,6 +315,12 @@ impl Outbox {
         result
     }
 
+    /// Whether durable records of an attempt are not acknowledged.
+    pub(crate) fn holds_records_of(&self, attempt: &AttemptId) -> bool {
+        let of = (attempt.clone(), 0)..=(attempt.clone(), u64::MAX);
+        self.state().positions.range(of).next().is_some()
+    }
+
     /// The attempts whose terminal record is not acknowledged.
     pub(crate) fn unreported_ends(&self) -> Vec<AttemptId> {
         let state = self.state();

@@ -42,7 +42,9 @@ pub use spec::{
     Container, Entrypoint, HANDED, Handed, Limit, LimitName, LimitSource, Limits, Mount, Network, SystemRoot,
     UnitId, UnitSpec,
 };
-pub use workspace::{Archive, ArchiveLimits, DiskMeans, DiskQuota, Unpacked, Workspace};
+pub use workspace::{
+    Archive, ArchiveLimits, DiskMeans, DiskQuota, FileLimits, Files, Unpacked, Visited, Workspace,
+};
 
 /// For programs that use the sandbox: must be the first call of `main`, before any thread, runtime, or use of the standard
 /// descriptors. If this process was started as a launcher, or as the supervisor of a container, it runs that and gives the

@@ -82,7 +82,22 @@ async fn an_artifact_is_told_of_sent_listed_and_downloaded() {
     let sent = put(&agent, &attempt, 1, &report[..]).await;
     assert_eq!(sent.status, 201, "{sent:?}");
     let list = world.get(ARTIFACTS).await.body;
-    insta::assert_json_snapshot!(list["items"][0], @"");
+    insta::assert_json_snapshot!(list["items"][0], @r#"
+    {
+      "attempt": 1,
+      "collectedAt": "2023-11-14T22:14:20Z",
+      "epoch": 1,
+      "kind": "markdown",
+      "name": "out/report ž.md",
+      "node": "n1",
+      "number": 1,
+      "sha256": "ee2eeef7d0d8236a77fdb6bf29f1f4e9a0b4b04e0675dc57870e6805f381d3e1",
+      "size": 35,
+      "state": "Stored",
+      "storedAt": "2023-11-14T22:14:20Z",
+      "superseded": false
+    }
+    "#);
 
     let answer = download(&world, &path, None).await;
     assert_eq!(answer.status(), 200);

@@ -11,12 +11,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 use windlass_crds::protocol::{
-    Bootstrap, CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck, HeartbeatRequest, HeartbeatResponse,
-    Problem, RegisterRequest, ReportRequest, ReportResponse,
+    ArtifactsLost, AttemptId, Bootstrap, CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck,
+    HeartbeatRequest, HeartbeatResponse, Problem, RegisterRequest, ReportRequest, ReportResponse,
 };
 
 use super::tls::Tls;
-use super::{Authority, ControllerClient, Error, InputStream, TlsError, check_version};
+use super::{ArtifactBody, Authority, ControllerClient, Error, InputStream, TlsError, check_version};
 use crate::session::Session;
 
 /// A connection is made within it or not at all.
@@ -25,6 +25,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// An input makes some progress within it.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// The slowest line over which an artifact is sent, in bytes a second; the controller takes no slower one.
+const SLOWEST_UPLOAD: u64 = 4 << 10;
 /// A dead peer is noticed within two of these, so that a long poll does not hang on a connection that is gone.
 const PING: Duration = Duration::from_secs(10);
 /// Of an answer that is an error no more than this is read.
@@ -34,6 +36,8 @@ const MAX_PROBLEM: usize = 64 << 10;
 #[derive(Clone)]
 pub struct HttpClient {
     client: reqwest::Client,
+    /// For bodies that take their time: on connections of their own, so that they hold up nothing else.
+    uploads: reqwest::Client,
     register_url: Url,
     found: Arc<Mutex<Option<Vec<u8>>>>,
 }
@@ -62,23 +66,25 @@ impl HttpClient {
     /// When the authority or the URL cannot be used.
     pub fn new(url: &Url, authority: &Authority) -> Result<Self, BuildError> {
         let Tls { config, found } = Tls::new(authority)?;
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(config)
-            .https_only(true)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT + CALL_TIMEOUT)
-            .http2_keep_alive_interval(PING)
-            .http2_keep_alive_timeout(PING)
-            .http2_keep_alive_while_idle(false)
-            .tcp_nodelay(true)
-            .user_agent(concat!("windlass-agent/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(BuildError::Http)?;
+        let builder = || {
+            reqwest::Client::builder()
+                .tls_backend_preconfigured(config.clone())
+                .https_only(true)
+                .redirect(reqwest::redirect::Policy::none())
+                .no_proxy()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .http2_keep_alive_interval(PING)
+                .http2_keep_alive_timeout(PING)
+                .http2_keep_alive_while_idle(false)
+                .tcp_nodelay(true)
+                .user_agent(concat!("windlass-agent/", env!("CARGO_PKG_VERSION")))
+        };
+        let client = builder().read_timeout(READ_TIMEOUT + CALL_TIMEOUT).build().map_err(BuildError::Http)?;
+        // Silence counts from the beginning of a request: an upload has a time of its own.
+        let uploads = builder().build().map_err(BuildError::Http)?;
         let register_url =
             url.join("v1/nodes/register").map_err(|_| BuildError::Url { url: url.to_string() })?;
-        Ok(Self { client, register_url, found })
+        Ok(Self { client, uploads, register_url, found })
     }
 
     /// The authority's certificate in DER, once a handshake has found the one with the pinned hash.
@@ -207,4 +213,34 @@ impl ControllerClient for HttpClient {
             response.bytes_stream().map(move |chunk| chunk.map_err(|source| unreachable(&url, source)));
         Ok(Box::pin(bytes))
     }
+
+    async fn artifact(
+        &self,
+        session: &Session,
+        attempt: &AttemptId,
+        number: u32,
+        body: ArtifactBody,
+    ) -> Result<(), Error> {
+        let AttemptId { job, epoch } = attempt;
+        let url = format!("{}/{job}/{epoch}/{number}", artifacts_url(session)?.trim_end_matches('/'));
+        let ArtifactBody { size, content } = body;
+        let request = self
+            .uploads
+            .put(&url)
+            .bearer_auth(&session.token)
+            .timeout(CALL_TIMEOUT + READ_TIMEOUT + Duration::from_secs(size / SLOWEST_UPLOAD))
+            .header(http::header::CONTENT_LENGTH, size)
+            .header(http::header::CONTENT_TYPE, "application/octet-stream")
+            .body(reqwest::Body::wrap_stream(content));
+        send(&url, request).await.map(drop)
+    }
+
+    async fn artifacts_lost(&self, session: &Session, lost: &ArtifactsLost) -> Result<(), Error> {
+        self.post(session, artifacts_url(session)?, lost, CALL_TIMEOUT).await.map(drop)
+    }
+}
+
+/// Where artifacts go.
+fn artifacts_url(session: &Session) -> Result<&str, Error> {
+    session.endpoints.artifacts_url.as_deref().ok_or(Error::Incomplete { what: "register (artifacts_url)" })
 }

@@ -33,6 +33,21 @@ pub(super) fn of(value: &[u8]) -> Vec<Vec<u8>> {
     forms
 }
 
+/// The forms of a value in files: those of [`of`], and what of them is text in UTF-16, of either order of bytes.
+pub(super) fn in_files(value: &[u8]) -> Vec<Vec<u8>> {
+    let mut forms = of(value);
+    let wide: Vec<Vec<u8>> = forms
+        .iter()
+        .filter_map(|form| std::str::from_utf8(form).ok())
+        .flat_map(|text| {
+            let of_order = |bytes: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(bytes).collect();
+            [of_order(u16::to_le_bytes), of_order(u16::to_be_bytes)]
+        })
+        .collect();
+    forms.extend(wide);
+    forms
+}
+
 /// The lines of a value of several; what marks the ends of a key or certificate is no secret.
 fn lines(value: &[u8]) -> Vec<Vec<u8>> {
     let lines = value.split(|byte| matches!(byte, b'\n' | b'\r')).map(<[u8]>::trim_ascii);

@@ -40,10 +40,12 @@ struct ArtifactItem {
     /// Its length in bytes.
     size: u64,
     /// The SHA-256 of its content, in hexadecimal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
     sha256: Option<String>,
     /// Whether its content is here.
     state: ArtifactState,
     /// Why it was refused or is lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     /// The number of its attempt, from 1.
     attempt: u32,
@@ -56,6 +58,7 @@ struct ArtifactItem {
     /// When it was collected, by the node's clock.
     collected_at: Timestamp,
     /// When its content came.
+    #[serde(skip_serializing_if = "Option::is_none")]
     stored_at: Option<Timestamp>,
     /// Whether its attempt was not the job's any more when it came; such artifacts are kept for a day.
     superseded: bool,
