@@ -79,7 +79,8 @@ fn what_a_job_leaves_is_fetched_and_what_it_must_not_leave_is_refused() {
     let literal = format!("password={PASSWORD}");
     fleet.text(&["secret", "set", "db", "--from-literal", &literal]);
     let agent = fleet.agent("n1");
-    fleet.apply(&manifest("leave", "{}", LEAVING));
+    // In a file system of its own, where the host has the means.
+    fleet.apply(&manifest("leave", "{resources: {disk: 1Gi}}", LEAVING));
     let job = fleet.wait_for_phase("leave", "Failed", SOON);
     assert_eq!(job["status"]["exitCode"], 3, "partial artifacts are kept: {job}\n{}", agent.log());
     let artifacts = settled(&fleet, "leave");
