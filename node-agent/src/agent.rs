@@ -555,14 +555,18 @@ impl Running {
             tracing::warn!("the server of models could not be ended in time; the next start takes it up");
         }
         let outbox = &self.executor.outbox;
-        if tokio::time::timeout(FLUSH_WAIT, outbox.drained()).await.is_err() {
+        let (sent, delivered) = tokio::join!(
+            tokio::time::timeout(FLUSH_WAIT, outbox.drained()),
+            tokio::time::timeout(FLUSH_WAIT, self.executor.artifacts.drained()),
+        );
+        if sent.is_err() {
             let left = outbox.backlog().borrow().records;
             tracing::warn!(
                 records = left,
                 "not every record could be sent; the rest is sent at the next start"
             );
         }
-        if tokio::time::timeout(FLUSH_WAIT, self.executor.artifacts.drained()).await.is_err() {
+        if delivered.is_err() {
             tracing::warn!("not every artifact could be sent; the rest is sent at the next start");
         }
         // A full disk must not hold the exit up: what is not written now is only sent twice.

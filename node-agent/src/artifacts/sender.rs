@@ -20,8 +20,8 @@ use crate::session::SessionHandle;
 
 /// How often a body is sent again that the controller refuses for a reason that this agent does not know.
 const TRIES: u32 = 5;
-/// How much of a file is read at once.
-const PIECE: usize = 64 << 10;
+/// How much of a file is read at once: so little that a slow line is seen to get on.
+const PIECE: usize = 16 << 10;
 
 /// The task that sends artifacts.
 pub(crate) struct ArtifactSender {

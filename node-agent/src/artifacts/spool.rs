@@ -368,7 +368,7 @@ fn read(place: &Path) -> io::Result<Option<(AttemptId, Kept)>> {
     lost.retain(|number, _| !bodies.contains_key(number));
     // What was collected and refused alone has nothing to send either.
     let is_done = bodies.is_empty() && lost.is_empty();
-    Ok((!is_done).then(|| (attempt, Kept { collected_at, released: false, bodies, lost })))
+    Ok((!is_done).then_some((attempt, Kept { collected_at, released: false, bodies, lost })))
 }
 
 fn read_manifest(path: &Path) -> io::Result<Option<Manifest>> {

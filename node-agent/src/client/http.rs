@@ -25,8 +25,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// An input makes some progress within it.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// The slowest line over which an artifact is sent, in bytes a second; the controller takes no slower one.
-const SLOWEST_UPLOAD: u64 = 4 << 10;
+/// An artifact that is sent makes some progress within it, and is answered for within it once all of it was sent.
+const STALL: Duration = Duration::from_secs(60);
 /// A dead peer is noticed within two of these, so that a long poll does not hang on a connection that is gone.
 const PING: Duration = Duration::from_secs(10);
 /// Of an answer that is an error no more than this is read.
@@ -224,15 +224,27 @@ impl ControllerClient for HttpClient {
         let AttemptId { job, epoch } = attempt;
         let url = format!("{}/{job}/{epoch}/{number}", artifacts_url(session)?.trim_end_matches('/'));
         let ArtifactBody { size, content } = body;
+        let (progress, taken) = tokio::sync::watch::channel(());
+        let content = content.inspect(move |_| {
+            // Whoever watches may have given up.
+            progress.send(()).ok();
+        });
         let request = self
             .uploads
             .put(&url)
             .bearer_auth(&session.token)
-            .timeout(CALL_TIMEOUT + READ_TIMEOUT + Duration::from_secs(size / SLOWEST_UPLOAD))
             .header(http::header::CONTENT_LENGTH, size)
             .header(http::header::CONTENT_TYPE, "application/octet-stream")
             .body(reqwest::Body::wrap_stream(content));
-        send(&url, request).await.map(drop)
+        // Both may be dropped: a body that breaks off is sent again.
+        tokio::select! {
+            biased;
+            sent = send(&url, request) => sent.map(drop),
+            () = stalled(taken) => {
+                let source = format!("nothing was taken for {} s", STALL.as_secs());
+                Err(Error::Unreachable { url: url.clone(), source: source.into() })
+            }
+        }
     }
 
     async fn artifacts_lost(&self, session: &Session, lost: &ArtifactsLost) -> Result<(), Error> {
@@ -240,7 +252,45 @@ impl ControllerClient for HttpClient {
     }
 }
 
+/// Returns when nothing was taken of an upload for [`STALL`], or no answer came for as long after all of it was.
+async fn stalled(mut taken: tokio::sync::watch::Receiver<()>) {
+    loop {
+        match tokio::time::timeout(STALL, taken.changed()).await {
+            Ok(Ok(())) => {}
+            // Who takes is gone: that was all.
+            Ok(Err(_)) => return tokio::time::sleep(STALL).await,
+            Err(_) => return,
+        }
+    }
+}
+
 /// Where artifacts go.
 fn artifacts_url(session: &Session) -> Result<&str, Error> {
     session.endpoints.artifacts_url.as_deref().ok_or(Error::Incomplete { what: "register (artifacts_url)" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_is_given_up_when_it_gets_no_further() {
+        let (progress, taken) = tokio::sync::watch::channel(());
+        let began = tokio::time::Instant::now();
+        let sends = async {
+            for _ in 0..10 {
+                tokio::time::sleep(STALL / 2).await;
+                progress.send(()).unwrap();
+            }
+            progress
+        };
+        let (_progress, ()) = tokio::join!(sends, stalled(taken));
+        assert_eq!(began.elapsed(), STALL * 6, "as long as it gets on, and a while more");
+
+        let (progress, taken) = tokio::sync::watch::channel(());
+        drop(progress);
+        let began = tokio::time::Instant::now();
+        stalled(taken).await;
+        assert_eq!(began.elapsed(), STALL, "the answer has its time");
+    }
 }

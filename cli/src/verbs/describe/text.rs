@@ -179,7 +179,7 @@ impl Text {
     }
 
     /// What a job's last attempt has left.
-    pub(super) fn artifacts(&mut self, job: &str, items: Vec<ArtifactItem>) {
+    pub(super) fn artifacts(&mut self, job: &str, items: &[ArtifactItem]) {
         let rows: Vec<Vec<Cell>> = items.iter().take(ARTIFACTS).map(artifacts::row).collect();
         self.table("Artifacts", &artifacts::COLUMNS, &rows);
         if items.len() > ARTIFACTS {

@@ -158,12 +158,16 @@ async fn what_the_controller_will_not_take_is_a_gap_and_holds_up_nothing() {
     // A body that is not what its manifest says.
     world.controller.change(|state| state.refuse_artifacts = [422].into());
     world.run_job(steps("a", &[&["true"]])).await;
-    let state = world.controller.state();
-    let kept: Vec<u32> = state.artifacts.keys().map(|(_, number)| *number).collect();
-    assert_eq!(kept, [2]);
-    assert_eq!((state.lost.len(), &state.lost[0].attempt, state.lost[0].lost[0].number), (1, &id("a"), 1));
-    assert!(state.lost[0].lost[0].reason.contains("because"), "{:?}", state.lost);
-    drop(state);
+    {
+        let state = world.controller.state();
+        let kept: Vec<u32> = state.artifacts.keys().map(|(_, number)| *number).collect();
+        assert_eq!(kept, [2]);
+        assert_eq!(
+            (state.lost.len(), &state.lost[0].attempt, state.lost[0].lost[0].number),
+            (1, &id("a"), 1)
+        );
+        assert!(state.lost[0].lost[0].reason.contains("because"), "{:?}", state.lost);
+    }
     assert_eq!(waiting(&world), Vec::<String>::new());
 
     // For a reason that this agent does not know, but again and again.
