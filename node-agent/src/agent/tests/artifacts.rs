@@ -329,6 +329,48 @@ async fn a_crash_at_any_write_loses_no_artifact_and_tells_of_none_twice() {
     }
 }
 
+/// A crash that lets a part of a manifest of many records through, and not the end of the attempt.
+#[tokio::test(start_paused = true)]
+async fn a_manifest_of_which_a_part_was_written_is_told_on_from_there() {
+    let names: Vec<String> = (0..150).map(|number| format!("{number:03}")).collect();
+    let left: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), name.as_bytes())).collect();
+    let world = || {
+        let world = World::new();
+        world.sandbox.leave("a-1", &left);
+        world
+    };
+    let whole = world();
+    whole.run_job(steps("a", &[&["true"]])).await;
+    let mut parts = 0;
+    for at in 1..=whole.fs.operations() {
+        let world = world();
+        world.fs.crash_at(at, Crash::Within);
+        world.controller.assign(steps("a", &[&["true"]]));
+        let run = world.start();
+        tokio::select! {
+            biased;
+            () = world.fs.crashed() => {}
+            _ = world.controller.terminal("a") => {}
+        }
+        run.crash().await;
+        world.fs.restart();
+        let (outbox, _) = Outbox::open(world.fs.clone()).await.unwrap();
+        let progress = outbox.progress().remove(&id("a")).unwrap_or_default();
+        if progress.artifacts == 0 || progress.terminal.is_some() {
+            continue;
+        }
+        parts += 1;
+        assert!(progress.artifacts < 150, "{}", progress.artifacts);
+        let run = world.start();
+        world.controller.terminal("a").await;
+        run.drain().await;
+        assert!(manifest(&world, "a").iter().map(|item| item.number).eq(1..=150));
+        assert_eq!(world.controller.state().artifacts.len(), 150);
+        world.check();
+    }
+    assert_eq!(parts, 1, "there is one such write");
+}
+
 /// Crashes at random moments around the end of a job, while bodies are refused and answers get lost.
 #[test]
 fn crashes_at_any_moment_lose_no_artifact() {
