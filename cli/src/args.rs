@@ -76,6 +76,7 @@ pub(crate) enum Verb {
     Get(verbs::get::Args),
     Describe(verbs::describe::Args),
     Logs(verbs::logs::Args),
+    Artifacts(verbs::artifacts::Args),
     Wait(verbs::wait::Args),
     Why(verbs::why::Args),
     Facts(verbs::facts::Args),

@@ -21,9 +21,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use url::Url;
-use windlass_crds::SandboxJob;
 use windlass_crds::protocol::Problem;
 use windlass_crds::rollout::{NewRollout, Rollout};
+use windlass_crds::{SandboxJob, Span};
 
 use causes::{is_certificate_error, upload_error};
 use credentials::{read_ca, read_token};
@@ -33,8 +33,8 @@ pub(crate) use stream::{Followed, Stream};
 use crate::kind::Kind;
 use crate::settings::{Origin, Resolved, Settings, is_loopback};
 use model::{
-    CreatedJoinToken, Items, Job, JoinToken, LogPage, NewJoinToken, Node, Outcome, Page, QueueSettings,
-    Rotated, Secret, SecretRequest, Version,
+    ArtifactLink, CreatedJoinToken, Items, Job, JoinToken, LogPage, NewJoinToken, Node, Outcome, Page,
+    QueueSettings, Rotated, Secret, SecretRequest, Version,
 };
 
 /// How long the server may take to accept a connection.
@@ -299,6 +299,48 @@ impl Client {
             url.query_pairs_mut().extend_pairs(query);
         }
         self.json(self.request(Method::GET, url), "a part of a job").await
+    }
+
+    /// The content of an artifact. How long it takes depends on its size.
+    pub(crate) async fn artifact(
+        &self,
+        namespace: &str,
+        job: &str,
+        name: &str,
+        epoch: u64,
+    ) -> Result<Response, Error> {
+        let url = self.artifact_url(&["namespaces", namespace, "jobs", job, "artifacts", name], epoch);
+        // The time is only for the head of the answer.
+        let sent = tokio::time::timeout(ANSWER_TIMEOUT, self.send(self.request(Method::GET, url)));
+        sent.await.unwrap_or_else(|_| {
+            Err(Error::Silent { url: self.base.clone(), seconds: ANSWER_TIMEOUT.as_secs() })
+        })
+    }
+
+    /// Makes a link to an artifact.
+    pub(crate) async fn link_artifact(
+        &self,
+        namespace: &str,
+        job: &str,
+        name: &str,
+        epoch: u64,
+        expires_in: Span,
+    ) -> Result<ArtifactLink, Error> {
+        let url =
+            self.artifact_url(&["namespaces", namespace, "jobs", job, "artifacts", name, "link"], epoch);
+        let body = serde_json::json!({"expiresIn": expires_in});
+        self.json(self.request(Method::POST, url).json(&body), "a link").await
+    }
+
+    fn artifact_url(&self, segments: &[&str], epoch: u64) -> Url {
+        let mut url = self.url(segments);
+        url.query_pairs_mut().append_pair("epoch", &epoch.to_string());
+        url
+    }
+
+    /// What it means that an answer broke off.
+    pub(crate) fn broken(&self, error: reqwest::Error) -> Error {
+        self.network(error)
     }
 
     /// What happened anywhere.

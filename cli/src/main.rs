@@ -10,6 +10,7 @@
 //! [`exit`].
 
 mod args;
+mod artifacts;
 mod client;
 mod clock;
 mod cluster;

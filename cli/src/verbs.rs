@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod apply;
+pub(crate) mod artifacts;
 pub(crate) mod backup;
 pub(crate) mod cancel;
 pub(crate) mod completion;
@@ -95,6 +96,7 @@ pub(crate) async fn perform(line: CommandLine, console: Console) -> Result<Exit,
         Verb::Describe(args) => describe::perform(&context, &args).await,
         Verb::Run(args) => run::perform(&context, *args).await,
         Verb::Logs(args) => logs::perform(&context, &args).await,
+        Verb::Artifacts(args) => artifacts::perform(&context, &args).await,
         Verb::Wait(args) => wait::perform(&context, &args).await,
         Verb::Why(args) => why::perform(&context, &args).await,
         Verb::Facts(args) => facts::perform(&context, &args).await,

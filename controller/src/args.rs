@@ -53,7 +53,7 @@ pub struct ControllerArgs {
     #[arg(long, env = "WINDLASS_AUTHORITY", value_name = "DIR")]
     pub authority: Option<PathBuf>,
 
-    /// Where logs and inputs are kept: `file:///FOLDER`, or `s3://BUCKET[/PREFIX]` with `AWS_ACCESS_KEY_ID`, `AWS_REGION`,
+    /// Where logs, artifacts and inputs are kept: `file:///FOLDER`, or `s3://BUCKET[/PREFIX]` with `AWS_ACCESS_KEY_ID`, `AWS_REGION`,
     /// `AWS_ENDPOINT` and their like in the environment. Without it in the state folder. Controllers that share a database
     /// need the same.
     #[arg(long, env = "WINDLASS_BODIES", value_name = "URL")]

@@ -71,7 +71,7 @@ pub struct PlaceArgs {
     #[arg(long, env = "WINDLASS_AUTHORITY", value_name = "DIR")]
     pub authority: Option<PathBuf>,
 
-    /// Where the controller keeps logs and inputs, if not in the state folder.
+    /// Where the controller keeps logs, artifacts and inputs, if not in the state folder.
     #[arg(long, env = "WINDLASS_BODIES", value_name = "URL")]
     pub bodies: Option<Place>,
 }

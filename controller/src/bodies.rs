@@ -1,10 +1,11 @@
-//! Bodies that are too large for a row: log chunks and uploaded inputs.
+//! Bodies that are too large for a row: log chunks, artifacts and uploaded inputs.
 //!
 //! Rows hold keys of objects here. An object is written before the row that names it and removed after, so a crash
 //! leaves at worst an object that nobody names, which a sweep removes once it is a day old.
 //!
 //! ```text
 //! logs/JOB/EPOCH/SEQUENCE   the output of one record; written again when its report is repeated
+//! artifacts/JOB/EPOCH/N.UID one upload of an artifact; never written again
 //! inputs/HH/HASH.UID        one upload of an input; never written again
 //! damaged/HASH.UID          an upload that was found to be damaged, kept to be looked at until it is swept
 //! ```
@@ -196,6 +197,21 @@ impl Bodies {
             Some((piece, (reading, failed)))
         });
         Ok(pieces.boxed())
+    }
+
+    /// Gives a part of a body back in pieces, as it is stored.
+    pub(crate) async fn part(
+        &self,
+        key: &str,
+        part: std::ops::Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
+        let failed = {
+            let key = key.to_owned();
+            move |source| Error::Store { action: "read", key: key.clone(), source }
+        };
+        let options = object_store::GetOptions { range: Some(part.into()), ..Default::default() };
+        let found = self.store.get_opts(&Key::from(key), options).await.map_err(&failed)?;
+        Ok(found.into_stream().map(move |piece| piece.map_err(&failed)).boxed())
     }
 
     /// Takes a damaged body out of the way and keeps it to be looked at, until it is swept as one that nobody names.

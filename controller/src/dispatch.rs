@@ -206,7 +206,7 @@ impl Service {
 }
 
 /// Refuses a payload of a version that this controller does not speak.
-fn check_version(version: u32) -> Result<(), ApiError> {
+pub(crate) fn check_version(version: u32) -> Result<(), ApiError> {
     if version == protocol::VERSION {
         return Ok(());
     }

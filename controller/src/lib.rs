@@ -14,6 +14,7 @@ pub mod dispatch;
 pub mod error;
 pub mod identity;
 pub mod kube;
+pub mod links;
 pub mod metrics;
 pub mod reconcile;
 pub mod rest;

@@ -5,6 +5,7 @@
 //! ```
 
 mod agent;
+mod artifacts;
 mod events;
 mod extract;
 pub(crate) mod inputs;
@@ -39,6 +40,7 @@ use crate::bodies::Bodies;
 use crate::clock::{Clock, IdSource};
 use crate::dispatch::Dispatch;
 use crate::error::{ApiError, Code};
+use crate::links::ArtifactLinks;
 use crate::metrics::Metrics;
 use crate::secrets::Secrets;
 use crate::submit::Submission;
@@ -56,7 +58,7 @@ static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub struct AppParts {
     /// The store.
     pub store: Store,
-    /// Bodies of logs and inputs.
+    /// Bodies of logs, artifacts and inputs.
     pub bodies: Bodies,
     /// The agent protocol.
     pub dispatch: Dispatch,
@@ -68,6 +70,8 @@ pub struct AppParts {
     pub ids: Arc<dyn IdSource>,
     /// Counters.
     pub metrics: Metrics,
+    /// Links to artifacts.
+    pub links: ArtifactLinks,
     /// The URL under which nodes reach this controller.
     pub base_url: String,
     /// The SHA-256 of the authority's certificate, in hexadecimal; goes into join tokens.
@@ -109,6 +113,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/namespaces/{namespace}/jobs/{name}/attempts", get(jobs::attempts))
         .route("/v1/namespaces/{namespace}/jobs/{name}/result", get(jobs::result))
         .route("/v1/namespaces/{namespace}/jobs/{name}/placement", get(jobs::placement))
+        .route("/v1/namespaces/{namespace}/jobs/{name}/artifacts", get(jobs::artifacts))
+        .route("/v1/namespaces/{namespace}/jobs/{name}/artifacts/{artifact}/link", post(jobs::link))
         .route("/v1/nodes/{name}", get(nodes::get).put(nodes::apply).delete(nodes::remove))
         .route("/v1/nodes/{name}/cordon", post(nodes::cordon))
         .route("/v1/nodes/{name}/uncordon", post(nodes::uncordon))
@@ -141,6 +147,7 @@ pub fn router(app: App) -> Router {
         )
         .route("/v1/namespaces/{namespace}/secrets/{name}/keys/{key}", delete(secrets::remove_key))
         .route("/v1/inputs/{digest}", get(inputs::head))
+        .route("/v1/nodes/artifacts", post(agent::artifacts_lost))
         .route("/v1/nodes/register", post(agent::register))
         .route("/v1/nodes/capability", post(agent::capability))
         .route("/v1/nodes/heartbeat", post(agent::heartbeat))
@@ -152,11 +159,14 @@ pub fn router(app: App) -> Router {
         .route("/v1/namespaces/{namespace}/jobs", get(jobs::list))
         .route("/v1/namespaces/{namespace}/jobs/{name}/logs", get(jobs::logs))
         .route("/v1/namespaces/{namespace}/jobs/{name}/events", get(jobs::events))
+        .route("/v1/namespaces/{namespace}/jobs/{name}/artifacts/{artifact}", get(jobs::artifact))
+        .route("/v1/artifacts/{job}/{epoch}/{number}", get(jobs::linked))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/events", get(events::list))
         .route("/v1/nodes/config", get(agent::configuration).post(agent::acknowledge))
         .route("/v1/nodes/claim", post(agent::claim))
         .route("/v1/nodes/inputs/{digest}", get(agent::input))
+        .route("/v1/nodes/artifacts/{job}/{epoch}/{number}", put(agent::artifact))
         .route("/v1/inputs/{digest}", put(inputs::put));
     quick
         .merge(slow)

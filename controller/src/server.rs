@@ -22,6 +22,7 @@ use crate::connections::{self, Acceptor, Gate, Times, limit_http};
 use crate::dispatch::{Dispatch, DispatchParts, Push, WorkerTokens};
 use crate::error::ApiError;
 use crate::kube::{self, ClusterValues};
+use crate::links::ArtifactLinks;
 use crate::metrics::Metrics;
 use crate::reconcile::{self, LoopParts};
 use crate::rest::{self, App, AppParts, NewJoinToken};
@@ -210,6 +211,7 @@ impl Controller {
             clock,
             ids,
             metrics: metrics.clone(),
+            links: ArtifactLinks::new(&authority.secret()),
             base_url,
             ca_fingerprint: authority.fingerprint(),
             stopping: stop.clone(),

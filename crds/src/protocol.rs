@@ -12,8 +12,11 @@
 //! POST heartbeat  -> HeartbeatRequest  => HeartbeatResponse renews the listed attempts
 //! POST report     -> ReportRequest     => ReportResponse   logs, step changes, results; answered per record
 //! GET  inputs/D                                            a job's uploaded input by digest
+//! PUT  artifacts/J/E/N                                     the body of an artifact: job, epoch, number in the manifest
+//! POST artifacts  -> ArtifactsLost                         bodies that will never come
 //! ```
 
+mod artifact;
 mod bootstrap;
 pub mod bounds;
 mod capability;
@@ -24,6 +27,10 @@ mod report;
 mod secret;
 pub mod worker_api;
 
+pub use artifact::{
+    Artifact, ArtifactKind, ArtifactsLost, LostArtifact, MAX_ARTIFACT_BYTES, MAX_ARTIFACT_ENTRIES,
+    MAX_ARTIFACT_NAME, MAX_ARTIFACTS, MAX_ARTIFACTS_BYTES, MAX_ARTIFACTS_IN_RECORD,
+};
 pub use bootstrap::{
     Bootstrap, BootstrapAuth, Endpoints, NodeProof, Orchestrator, RegisterRequest, Trust,
     registration_message,
@@ -53,8 +60,8 @@ pub use secret::{SecretBytes, SecretValue};
 pub const VERSION: u32 = 1;
 
 /// Names that a node cannot have, because they are paths of the protocol.
-pub const RESERVED_NODE_NAMES: [&str; 7] =
-    ["register", "config", "capability", "claim", "heartbeat", "report", "inputs"];
+pub const RESERVED_NODE_NAMES: [&str; 8] =
+    ["register", "config", "capability", "claim", "heartbeat", "report", "inputs", "artifacts"];
 
 /// Reads a part of a message; where that fails, what names the part, and why it failed.
 fn read_lenient<T: serde::de::DeserializeOwned, N: serde::de::DeserializeOwned>(

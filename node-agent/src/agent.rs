@@ -6,7 +6,8 @@
 //!  controller ◄──────┼── claims ──────► dispatcher ──► one task per attempt ──► driver
 //!                    │    Worker API ───────┘
 //!                    ├── lease keeper ◄─► held attempts ◄──┘      │
-//!                    └── sender ◄──── outbox ◄── writer ◄─────────┘
+//!                    ├── sender ◄──── outbox ◄── writer ◄─────────┤
+//!                    └── artifact sender ◄──── spool ◄────────────┘
 //! ```
 //!
 //! All tasks belong to the future of [`Agent::run`]: dropping it is a crash, after which nothing of the agent goes on.
@@ -26,6 +27,8 @@ use windlass_crds::protocol::{AttemptId, SandboxCapability};
 
 pub use self::parts::{AgentParts, Error, KeeperHost, Settings, Stop};
 use self::wiring::{BringUp, KeepImages, Wiring};
+use crate::artifacts::Spool;
+use crate::artifacts::sender::ArtifactSender;
 use crate::capabilities::{Capabilities, NodeFacts};
 use crate::claim::{Claimed, Claims};
 use crate::config_sync::{ConfigState, ConfigSync, InForce};
@@ -158,6 +161,20 @@ impl Running {
         let runs = Runs::open(Arc::clone(&fs), clock.now(), is_open).await.map_err(Error::Results)?;
         runs.tidy(clock.now()).await;
 
+        let spool = Spool::open(
+            settings.artifacts.clone(),
+            settings.artifact_bytes,
+            settings.least_free_bytes,
+            Arc::clone(&ids),
+        );
+        let spool = Arc::new(spool.map_err(Error::Artifacts)?);
+        for attempt in spool.attempts() {
+            // Those in the ledger do so themselves, once their end is durable.
+            if !found.entries.contains_key(&attempt) {
+                spool.release(&attempt).await;
+            }
+        }
+
         let session = SessionHandle::new();
         let held = HeldAttempts::default();
         let in_force = InForce::default();
@@ -222,6 +239,7 @@ impl Running {
             node_key,
             workspaces,
             inputs,
+            artifacts: Arc::clone(&spool),
             in_force: in_force.clone(),
             sandbox: capability.clone(),
             plugins,
@@ -339,6 +357,13 @@ impl Running {
         for attempt in unreported {
             held.ending(&attempt);
         }
+        let artifact_sender = ArtifactSender {
+            spool,
+            outbox: Arc::clone(&outbox),
+            client: Arc::clone(&client),
+            session: session.clone(),
+            ids: Arc::clone(&ids),
+        };
         let sender = Sender { outbox: Arc::clone(&outbox), client, session, ids, held: held.clone(), runs };
 
         let mut running =
@@ -355,6 +380,7 @@ impl Running {
         running.spawn_for_ever("agent.inference", async { Ok(inference_task.run().await) });
         running.spawn_for_ever("agent.capability", async { Ok(bring_up.run().await) });
         running.spawn_for_ever("agent.report", async { Ok(sender.run().await) });
+        running.spawn_for_ever("agent.artifacts", async { Ok(artifact_sender.run().await) });
         let keeping = keeper_task(settings.keeper, keeper)?;
         running.spawn_for_ever("agent.heartbeat", keeping);
         let mut is_up = up.subscribe();
@@ -538,12 +564,19 @@ impl Running {
             tracing::warn!("the server of models could not be ended in time; the next start takes it up");
         }
         let outbox = &self.executor.outbox;
-        if tokio::time::timeout(FLUSH_WAIT, outbox.drained()).await.is_err() {
+        let (sent, delivered) = tokio::join!(
+            tokio::time::timeout(FLUSH_WAIT, outbox.drained()),
+            tokio::time::timeout(FLUSH_WAIT, self.executor.artifacts.drained()),
+        );
+        if sent.is_err() {
             let left = outbox.backlog().borrow().records;
             tracing::warn!(
                 records = left,
                 "not every record could be sent; the rest is sent at the next start"
             );
+        }
+        if delivered.is_err() {
+            tracing::warn!("not every artifact could be sent; the rest is sent at the next start");
         }
         // A full disk must not hold the exit up: what is not written now is only sent twice.
         if tokio::time::timeout(FLUSH_WAIT, outbox.settle()).await.is_err() {

@@ -79,6 +79,10 @@ pub struct AgentArgs {
     /// How much of uploaded inputs is kept for later jobs, in MiB.
     #[arg(long, env = "WINDLASS_AGENT_INPUT_CACHE_MIB", value_name = "MIB", default_value_t = 2048)]
     pub input_cache_mib: u64,
+
+    /// How much of artifacts may wait for the controller, in MiB; beyond that the oldest are dropped.
+    #[arg(long, env = "WINDLASS_AGENT_ARTIFACTS_MIB", value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub artifacts_mib: u64,
 }
 
 impl std::fmt::Debug for AgentArgs {
@@ -97,6 +101,7 @@ impl std::fmt::Debug for AgentArgs {
             .field("concurrency", &self.concurrency)
             .field("min_free_mib", &self.min_free_mib)
             .field("input_cache_mib", &self.input_cache_mib)
+            .field("artifacts_mib", &self.artifacts_mib)
             .finish()
     }
 }

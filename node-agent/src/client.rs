@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
 use windlass_crds::protocol::{
-    Bootstrap, CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck, HeartbeatRequest, HeartbeatResponse,
-    RegisterRequest, ReportRequest, ReportResponse,
+    ArtifactsLost, AttemptId, Bootstrap, CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck,
+    HeartbeatRequest, HeartbeatResponse, RegisterRequest, ReportRequest, ReportResponse,
 };
 
 pub use self::http::{BuildError, HttpClient};
@@ -21,6 +21,14 @@ use crate::session::Session;
 
 /// The bytes of an input as they arrive.
 pub type InputStream = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
+
+/// The content of an artifact as it is read.
+pub struct ArtifactBody {
+    /// How many bytes it has.
+    pub size: u64,
+    /// The bytes.
+    pub content: Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>,
+}
 
 /// The agent protocol. Each call is one request: who calls decides about retries.
 #[async_trait]
@@ -58,6 +66,19 @@ pub trait ControllerClient: Send + Sync + 'static {
 
     /// Fetches an uploaded input.
     async fn input(&self, session: &Session, digest: &str) -> Result<InputStream, Error>;
+
+    /// Sends the body of an artifact, by its number in the attempt's manifest. [`Error::Incomplete`] where the controller takes
+    /// none.
+    async fn artifact(
+        &self,
+        session: &Session,
+        attempt: &AttemptId,
+        number: u32,
+        body: ArtifactBody,
+    ) -> Result<(), Error>;
+
+    /// Says which bodies will never come.
+    async fn artifacts_lost(&self, session: &Session, lost: &ArtifactsLost) -> Result<(), Error>;
 }
 
 /// Why a call to the controller failed.

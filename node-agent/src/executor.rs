@@ -1,7 +1,7 @@
 //! Executes attempts: one task each, from the first look at the job to the removal of its last trace.
 //!
 //! ```text
-//! policy ─► plugins validate ─► inputs ─► workspace ─► Started ─► step … step ─► Terminal ─► clean up ─► ledger
+//! policy ─► plugins validate ─► inputs ─► workspace ─► Started ─► step … step ─► artifacts ─► Terminal ─► clean up ─► ledger
 //!                                                       │
 //!            for each step: prepare ─► StepStarted ─► start ─► wait ─► StepEnded
 //!                                                       └─ output ─► Log records
@@ -16,6 +16,7 @@
 //! *Time*: the supervisor of a unit watches step timeout and lease; this task watches the lease too, stops units when
 //! told, and judges by the unit's own record of how it ended.
 
+mod artifacts;
 pub(crate) mod egress;
 pub(crate) mod environment;
 mod facts;
@@ -55,6 +56,7 @@ use self::inputs::InputCache;
 use self::step::StepRun;
 use self::verdict::{Verdict, describe, plugin_reason, sandbox_verdict, terminal};
 pub(crate) use self::verdict::{refusal_record, release_record};
+use crate::artifacts::Spool;
 use crate::backoff::Backoff;
 use crate::client::ControllerClient;
 use crate::clock::Clock;
@@ -99,6 +101,7 @@ pub(crate) struct ExecutorParts {
     pub(crate) node_key: NodeKey,
     pub(crate) workspaces: Arc<dyn Workspaces>,
     pub(crate) inputs: InputCache,
+    pub(crate) artifacts: Arc<Spool>,
     pub(crate) in_force: InForce,
     pub(crate) sandbox: SandboxCapability,
     pub(crate) plugins: Registry,
@@ -142,6 +145,8 @@ pub(crate) struct AttemptTask {
     /// The same by the wall clock.
     started_at: Option<Timestamp>,
     mounts: Vec<Mount>,
+    /// Where it lives, once it does.
+    home: Option<Home>,
     /// The rule of the node, as it is now, that keeps further steps of a taken up attempt from being started.
     refusal: Option<policy::Refusal>,
     /// Records that go out with the next that must be durable.
@@ -181,6 +186,7 @@ impl AttemptTask {
             started,
             started_at: recovered_started_at,
             mounts: Vec::new(),
+            home: None,
             refusal: None,
             pending: Vec::new(),
             mask,
@@ -208,6 +214,7 @@ impl AttemptTask {
                 message = verdict.message.as_deref().unwrap_or_default(),
                 "attempt ended"
             );
+            self.keep_artifacts().await;
             let terminal = terminal(verdict);
             let at = self.parts.clock.now();
             self.pending.push(NewRecord { at, body: RecordBody::Terminal(terminal.clone()), mark: None });
@@ -217,6 +224,8 @@ impl AttemptTask {
             terminal
         };
         self.parts.held.ended(&attempt);
+        // What tells of them is durable.
+        self.parts.artifacts.release(&attempt).await;
         if self.entry.pushed {
             self.keep_result(ended).await;
         }
@@ -268,6 +277,7 @@ impl AttemptTask {
             Some(_) => self.take_up()?,
             None => self.begin(&steps).await?,
         };
+        self.home = Some(home.clone());
         let mut last_exit_code = None;
         for (index, step) in (0..).zip(&steps) {
             let before = self.recovered.progress.steps.remove(&index).unwrap_or_default();

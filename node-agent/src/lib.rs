@@ -11,6 +11,7 @@
 
 pub mod agent;
 mod args;
+mod artifacts;
 mod backoff;
 mod capabilities;
 mod claim;
@@ -50,7 +51,8 @@ pub use agent::{Agent, AgentParts, Error, KeeperHost, Settings, Stop};
 pub use args::AgentArgs;
 pub use capabilities::{GpuProbe, HostFacts, HostProbe, SystemHost};
 pub use client::{
-    Authority, BuildError, ControllerClient, Error as ClientError, HttpClient, InputStream, TlsError,
+    ArtifactBody, Authority, BuildError, ControllerClient, Error as ClientError, HttpClient, InputStream,
+    TlsError,
 };
 pub use clock::{Clock, SystemClock};
 pub use config_sync::Error as ConfigurationError;
@@ -67,9 +69,10 @@ pub use start::{Error as StartError, RunningAgent};
 pub use status::AgentStatus;
 pub use token::{Error as TokenError, JoinToken};
 pub use vault::{Error as NodeKeyError, NodeKey};
+pub use windlass_sandbox::Visited;
 pub use windlass_sandbox::engine::Engines;
 pub use worker_api::{ApiHost, Door, TlsHost};
-pub use workspaces::{Content, Home, HostWorkspaces, LeaseWriter, Placement, StepSecrets, Workspaces};
+pub use workspaces::{Content, Home, HostWorkspaces, LeaseWriter, Left, Placement, StepSecrets, Workspaces};
 
 /// Must be the first call of every program that runs an agent: before any thread, runtime, or use of the standard descriptors.
 /// The agent starts its own program again as a supervisor of the sandbox, or to ask a library that might crash. If this process

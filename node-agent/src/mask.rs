@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  values ─► forms (as it is, lines, JSON) ──────────► Automaton ─┬─► Mask ─┬─► Masker: a stream, in pieces of any size
-//!         └► forms in base64, perhaps broken into lines ► Automaton ─┘         └─► texts of records
+//!         └► forms in base64, perhaps broken into lines ► Automaton ─┘         ├─► texts of records
+//!                                                                             └─► Finder: a file, in pieces of any size
 //! ```
 //!
 //! *Guarantees*: no form of a value passes, however the stream is cut. Whatever is covered by a form, overlapping ones included,
@@ -38,6 +39,39 @@ struct Finders {
     broken: Automaton,
 }
 
+/// The forms of these values: those that are written as they are, and those in base64.
+fn forms_of<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let (mut whole, mut broken) = (Vec::new(), Vec::new());
+    for value in values {
+        whole.extend(forms::of(value));
+        broken.extend(forms::in_base64(value));
+    }
+    (whole, broken)
+}
+
+/// How far a stream was read.
+#[derive(Clone, Debug)]
+struct Reading {
+    whole: u32,
+    broken: Broken,
+}
+
+impl Reading {
+    /// After so many digits of base64 in a row, of which none begins a form.
+    fn after(digits: usize) -> Self {
+        Self { whole: automaton::ROOT, broken: Broken::after(digits) }
+    }
+
+    /// Reads the byte at a place. Gives where what has begun a form begins, and where the longest form begins that ends here; both are
+    /// the next place if there is none.
+    fn read(&mut self, finders: &Finders, byte: u8, place: usize) -> (usize, usize) {
+        self.whole = finders.whole.next(self.whole, byte);
+        let (depth, longest) = finders.whole.at(self.whole);
+        let (begun, found) = self.broken.read(&finders.broken, byte, place);
+        (begun.min(place + 1 - depth), found.min(place + 1 - longest))
+    }
+}
+
 impl std::fmt::Debug for Mask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(if self.0.is_some() { "Mask(…)" } else { "Mask(nothing)" })
@@ -47,12 +81,20 @@ impl std::fmt::Debug for Mask {
 impl Mask {
     /// Masks these values.
     pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let (mut whole, mut broken) = (Vec::new(), Vec::new());
-        for value in values {
-            whole.extend(forms::of(value));
-            broken.extend(forms::in_base64(value));
-        }
-        let finders = || Arc::new(Finders { whole: Automaton::new(&whole), broken: Automaton::new(&broken) });
+        let (whole, broken) = forms_of(values);
+        Self::finding(&whole, &broken)
+    }
+
+    /// Finds these values in files too, which may be written in UTF-16.
+    pub(crate) fn of_files<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let (mut whole, broken) = forms_of(values);
+        let wide = [&whole, &broken].map(|forms| forms::in_utf_16(forms));
+        whole.extend(wide.into_iter().flatten());
+        Self::finding(&whole, &broken)
+    }
+
+    fn finding(whole: &[Vec<u8>], broken: &[Vec<u8>]) -> Self {
+        let finders = || Arc::new(Finders { whole: Automaton::new(whole), broken: Automaton::new(broken) });
         // A value that has a form in base64 has others as well.
         Self((!whole.is_empty()).then(finders))
     }
@@ -86,6 +128,12 @@ impl Mask {
             | RecordBody::StepStarted { .. }
             | RecordBody::Log { .. }
             | RecordBody::Facts(_) => {}
+            RecordBody::Artifacts { items } => {
+                for artifact in items {
+                    artifact.name = self.text(std::mem::take(&mut artifact.name));
+                    self.optional(&mut artifact.refused);
+                }
+            }
             RecordBody::StepEnded(ended) => self.optional(&mut ended.message),
             RecordBody::Event { level: _, reason: _, message, data } => {
                 *message = self.text(std::mem::take(message));
@@ -118,12 +166,36 @@ impl Mask {
     }
 }
 
+/// Looks for secrets in a stream, piece by piece, and changes nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Finder {
+    mask: Mask,
+    reading: Reading,
+    place: usize,
+}
+
+impl Finder {
+    /// At the beginning of a stream.
+    pub(crate) fn new(mask: Mask) -> Self {
+        Self { mask, reading: Reading::after(0), place: 0 }
+    }
+
+    /// Takes a piece. Tells whether a form has ended in it, wherever it has begun.
+    pub(crate) fn finds(&mut self, piece: &[u8]) -> bool {
+        let Some(finders) = &self.mask.0 else { return false };
+        piece.iter().any(|byte| {
+            let (_, found) = self.reading.read(finders, *byte, self.place);
+            self.place += 1;
+            found < self.place
+        })
+    }
+}
+
 /// Masks a stream, piece by piece.
 #[derive(Clone, Debug)]
 pub(crate) struct Masker {
     mask: Mask,
-    whole: u32,
-    broken: Broken,
+    reading: Reading,
     held: Held,
     /// Which held bytes no form covers yet, in order, so that each is looked at once only; counted from the beginning.
     open: VecDeque<usize>,
@@ -151,17 +223,16 @@ impl Masker {
 
     /// Where another left off.
     pub(crate) fn resume(mask: Mask, held: Held) -> Self {
-        let (mut whole, mut broken) = (automaton::ROOT, Broken::after(held.digits));
+        let mut reading = Reading::after(held.digits);
         if let Some(finders) = &mask.0 {
             // What is held back holds the longest end that begins a form, so the same states are found from it alone.
             for (place, (byte, _)) in held.bytes.iter().enumerate() {
-                whole = finders.whole.next(whole, *byte);
-                broken.read(&finders.broken, *byte, place);
+                reading.read(finders, *byte, place);
             }
         }
         let open = held.bytes.iter().enumerate().filter(|(_, (_, covered))| !covered);
         let open = open.map(|(at, _)| at).collect();
-        Self { mask, whole, broken, held, open, gone: 0 }
+        Self { mask, reading, held, open, gone: 0 }
     }
 
     /// What is kept back.
@@ -177,10 +248,7 @@ impl Masker {
             let place = self.held.bytes.len() + self.gone;
             self.open.push_back(place);
             self.held.bytes.push_back((*byte, false));
-            self.whole = finders.whole.next(self.whole, *byte);
-            let (depth, longest) = finders.whole.at(self.whole);
-            let (begun, found) = self.broken.read(&finders.broken, *byte, place);
-            let (begun, found) = (begun.min(place + 1 - depth), found.min(place + 1 - longest));
+            let (begun, found) = self.reading.read(&finders, *byte, place);
             while let Some(at) = self.open.pop_back_if(|at| *at >= found) {
                 self.held.bytes[at - self.gone].1 = true;
             }
@@ -200,8 +268,7 @@ impl Masker {
         while !self.held.bytes.is_empty() {
             self.release(&mut out);
         }
-        self.whole = automaton::ROOT;
-        self.broken = Broken::after(self.held.digits);
+        self.reading = Reading::after(self.held.digits);
         out
     }
 

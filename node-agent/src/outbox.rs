@@ -66,6 +66,9 @@ pub(crate) struct Progress {
     pub(crate) started_at: Option<Timestamp>,
     #[serde(default)]
     pub(crate) steps: BTreeMap<u32, StepProgress>,
+    /// How many entries of its manifest of artifacts are told.
+    #[serde(default)]
+    pub(crate) artifacts: usize,
     #[serde(default)]
     pub(crate) terminal: Option<Terminal>,
 }
@@ -107,6 +110,7 @@ impl Progress {
                     self.steps.entry(step).or_default().acting = Some(acting);
                 }
             }
+            RecordBody::Artifacts { items } => self.artifacts += items.len(),
             RecordBody::Event { .. } | RecordBody::Facts(_) => {}
             RecordBody::Terminal(terminal) => self.terminal = Some(terminal.clone()),
         }
@@ -309,6 +313,12 @@ impl Outbox {
         self.backlog.send_replace(state.backlog());
         result.free = state.free_segments();
         result
+    }
+
+    /// Whether durable records of an attempt are not acknowledged.
+    pub(crate) fn holds_records_of(&self, attempt: &AttemptId) -> bool {
+        let of = (attempt.clone(), 0)..=(attempt.clone(), u64::MAX);
+        self.state().positions.range(of).next().is_some()
     }
 
     /// The attempts whose terminal record is not acknowledged.

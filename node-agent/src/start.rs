@@ -226,6 +226,8 @@ impl Agent {
             concurrency: args.concurrency.unwrap_or_else(|| u32::try_from(cores).unwrap_or(1)),
             least_free_bytes: args.min_free_mib << 20,
             inputs: state.join("inputs"),
+            artifacts: state.join("artifacts"),
+            artifact_bytes: args.artifacts_mib << 20,
             input_cache_bytes: args.input_cache_mib << 20,
             models: state.join("inference/models"),
             keeper: KeeperHost::OwnThread,
@@ -279,7 +281,7 @@ fn state_dir(given: Option<&Path>) -> Result<PathBuf, Error> {
     let path = path.canonicalize().map_err(failed("resolve folder"))?;
     let mode = std::fs::Permissions::from_mode(0o711);
     std::fs::set_permissions(&path, mode).map_err(failed("set permissions of folder"))?;
-    for private in ["ledger", "outbox", "config", "inputs", "leases", "results"] {
+    for private in ["ledger", "outbox", "config", "inputs", "artifacts", "leases", "results"] {
         identity::make_private_folder(&path.join(private))?;
     }
     Ok(path)

@@ -8,11 +8,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use windlass_sandbox::{
     Archive, ArchiveLimits, Deadline, DiskQuota, Error as SandboxError, Handed, Identities, Identity, Lease,
-    Workspace,
+    Visited, Workspace,
 };
+
+use crate::artifacts::collect::WALK;
 
 /// Writes a lease's new end, on `CLOCK_BOOTTIME`, to where the sandbox's supervisors read it.
 pub type LeaseWriter = Arc<dyn Fn(Duration) -> std::io::Result<()> + Send + Sync>;
+
+/// What was found in an attempt's folder of artifacts, one after the other. Looking for the next one blocks.
+pub type Left = Box<dyn Iterator<Item = Visited> + Send>;
 
 /// Folder of Windlass's own inside a workspace.
 const OWN: &str = ".windlass";
@@ -129,6 +134,12 @@ pub trait Workspaces: Send + Sync + 'static {
     /// # Errors
     /// What the sandbox says.
     async fn take_back(&self, home: &Home, step: u32) -> Result<(), SandboxError>;
+
+    /// What is in the folder of artifacts of a home; `None` where there is no such folder, or nothing in it.
+    ///
+    /// # Errors
+    /// What the sandbox says.
+    async fn artifacts(&self, home: &Home) -> Result<Option<Left>, SandboxError>;
 
     /// Removes a home; one that is gone is fine. Nothing may run in it.
     ///
@@ -442,6 +453,17 @@ impl Workspaces for HostWorkspaces {
         self.blocking(move |folders| match &folders.secrets {
             Ok(secrets) => remove_folder(&secrets.join(name).join(step.to_string())),
             Err(_) => Ok(()),
+        })
+        .await
+    }
+
+    async fn artifacts(&self, home: &Home) -> Result<Option<Left>, SandboxError> {
+        let (name, identity) = (home.name.clone(), home.identity);
+        self.blocking(move |folders| {
+            let workspace = Workspace::open(&folders.workspaces, &name, identity)?;
+            let found = workspace.files(&format!("{OWN}/artifacts"), WALK)?;
+            let mut found = found.into_iter().flatten().peekable();
+            Ok(found.peek().is_some().then(|| Box::new(found) as Left))
         })
         .await
     }

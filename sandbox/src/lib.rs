@@ -43,7 +43,9 @@ pub use spec::{
     UnitId, UnitSpec,
 };
 pub use windlass_launcher::take_short_turns;
-pub use workspace::{Archive, ArchiveLimits, DiskMeans, DiskQuota, Unpacked, Workspace};
+pub use workspace::{
+    Archive, ArchiveLimits, DiskMeans, DiskQuota, FileLimits, Files, Unpacked, Visited, Workspace,
+};
 
 /// For programs that use the sandbox: must be the first call of `main`, before any thread, runtime, or use of the standard
 /// descriptors. If this process was started as a launcher, or as the supervisor of a container, it runs that and gives the

@@ -6,6 +6,7 @@
 //! All calls block; an async caller runs them on a blocking thread.
 
 mod archive;
+mod files;
 mod mounts;
 mod quota;
 pub(crate) mod removal;
@@ -20,6 +21,7 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 pub use archive::{Archive, ArchiveLimits, Unpacked};
+pub use files::{FileLimits, Files, Visited};
 pub use quota::{DiskMeans, DiskQuota};
 
 use crate::error::Error;

@@ -278,6 +278,56 @@ pub(crate) struct AttemptItem {
     pub(crate) ended_at: Option<Timestamp>,
 }
 
+/// An artifact of a job, or a file that was refused as one.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ArtifactItem {
+    /// Its path below the folder of artifacts.
+    pub(crate) name: String,
+    /// What it is.
+    pub(crate) kind: String,
+    /// Its length in bytes.
+    pub(crate) size: u64,
+    /// The SHA-256 of its content.
+    #[serde(default)]
+    pub(crate) sha256: Option<String>,
+    /// Whether the server has its content.
+    pub(crate) state: ArtifactState,
+    /// Why it was refused or is lost.
+    #[serde(default)]
+    pub(crate) reason: Option<String>,
+    /// The number of its attempt, from 1.
+    pub(crate) attempt: u32,
+    /// The fencing number of its attempt.
+    pub(crate) epoch: u64,
+    /// Whether its attempt was not the job's any more.
+    #[serde(default)]
+    pub(crate) superseded: bool,
+}
+
+/// Whether the server has the content of an artifact.
+#[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+pub(crate) enum ArtifactState {
+    /// It has.
+    Stored,
+    /// The node still has to send it.
+    Pending,
+    /// It was not collected.
+    Refused,
+    /// It will never come.
+    Lost,
+    /// A newer server says more.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A link to an artifact.
+#[derive(Deserialize, Clone, Debug)]
+pub(crate) struct ArtifactLink {
+    /// The URL.
+    pub(crate) url: String,
+}
+
 /// An attempt that a node holds.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]

@@ -69,6 +69,7 @@ pub(crate) fn args(join: String, state_dir: PathBuf) -> AgentArgs {
         concurrency: None,
         min_free_mib: 256,
         input_cache_mib: 2048,
+        artifacts_mib: 4096,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::failure::{Failure, Report};
 
 /// Back a controller up into one file, while it works.
 ///
-/// Run it on the controller's host, as its user. The file holds the database as it is at one moment, the logs and inputs
+/// Run it on the controller's host, as its user. The file holds the database as it is at one moment, the logs, artifacts and inputs
 /// of jobs, and, unless `--without-secrets` says otherwise, the certificate authority's key and the admin token: keep it
 /// as safe as these. Only its owner can read it. `windlass restore` takes it back, also into another kind of database.
 #[derive(clap::Args, Debug)]
@@ -36,7 +36,7 @@ pub(crate) async fn perform(context: &Context, args: &Args) -> Result<Exit, Fail
     context.console.line(format!("{} written: {}", file.display(), summary(&header, &manifest)))?;
     if manifest.missing_bodies > 0 {
         context.console.warn(format!(
-            "{} logs or inputs were gone when they were read: of jobs that were deleted meanwhile, or from the folder `bodies`",
+            "{} logs, artifacts or inputs were gone when they were read: of jobs that were deleted meanwhile, or from the folder `bodies`",
             manifest.missing_bodies
         ));
     }

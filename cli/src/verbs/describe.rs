@@ -7,8 +7,10 @@ use jiff::Timestamp;
 use windlass_crds::JobPhase;
 
 use super::Context;
+use crate::artifacts::of_last_attempt;
 use crate::client::model::{
-    AttemptItem, EventItem, EventPage, HistoryItem, Items, Job, Node, Placement, Queue, Template,
+    ArtifactItem, AttemptItem, EventItem, EventPage, HistoryItem, Items, Job, Node, Placement, Queue,
+    Template,
 };
 use crate::client::{Client, Error, Filter};
 use crate::clock;
@@ -92,6 +94,7 @@ impl Describer<'_> {
         let job: Job = self.client.get(Kind::Job, self.namespace, name).await?;
         let attempts: Items<AttemptItem> =
             self.client.job_detail(self.namespace, name, "attempts", &[]).await?;
+        let artifacts = self.artifacts(name).await?;
         let Happened { last, refused } = self.events(Some(name), &[]).await?;
         let placement: Option<Placement> = match job.status.phase {
             JobPhase::Queued => Some(self.client.job_detail(self.namespace, name, "placement", &[]).await?),
@@ -110,10 +113,20 @@ impl Describer<'_> {
             text.placement(&placement);
         }
         text.attempts(&attempts.items);
+        text.artifacts(name, &of_last_attempt(artifacts));
         text.conditions(&job.status.conditions);
         text.refused(&refused);
         text.events(&last);
         Ok(text.finish())
+    }
+
+    /// What a job has left; nothing where the server is one of before.
+    async fn artifacts(&self, name: &str) -> Result<Vec<ArtifactItem>, Error> {
+        match self.client.job_detail::<Items<_>>(self.namespace, name, "artifacts", &[]).await {
+            Ok(artifacts) => Ok(artifacts.items),
+            Err(error) if error.problem_code() == Some("not_found") => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn node(&self, name: &str) -> Result<String, Error> {

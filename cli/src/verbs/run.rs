@@ -3,12 +3,13 @@
 mod job;
 mod local;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use windlass_crds::SandboxJob;
 use windlass_crds::manifest::Object;
 
 use super::Context;
+use crate::artifacts::Artifacts;
 use crate::client::Client;
 use crate::clock;
 use crate::exit::Exit;
@@ -61,6 +62,10 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "detach")]
     local: bool,
 
+    /// When the job has ended, save what it has left as artifacts below this folder.
+    #[arg(long, value_name = "DIR", conflicts_with = "detach")]
+    artifacts: Option<PathBuf>,
+
     /// Log the controller and the node of `--local` like this, such as `info`.
     #[arg(
         long,
@@ -83,7 +88,17 @@ struct Inputs<'a> {
 }
 
 pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let Args { command, filename, detach, follow: _, cancel_on_interrupt, local, log, job: job_args } = args;
+    let Args {
+        command,
+        filename,
+        detach,
+        follow: _,
+        cancel_on_interrupt,
+        local,
+        artifacts,
+        log,
+        job: job_args,
+    } = args;
     let on_interrupt = if cancel_on_interrupt { OnInterrupt::Cancel } else { OnInterrupt::Leave };
     let settings = context.settings()?;
     let mut job = match filename {
@@ -95,7 +110,7 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
     let selection = job_args.selection();
     let inputs = Inputs { paths: &job_args.input, selection: &selection };
     if local {
-        return local::run_local(context, settings.namespace, log, job, inputs).await;
+        return local::run_local(context, settings.namespace, log, job, inputs, artifacts.as_deref()).await;
     }
     let (_, client) = context.connect()?;
     let job = create(context, &client, job, inputs).await?;
@@ -113,7 +128,24 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
         on_interrupt,
         fleet_is_closed: false,
     };
-    follower.follow(&mut Interrupts::catch()?).await
+    let exit = follower.follow(&mut Interrupts::catch()?).await?;
+    let left = Artifacts { client: &client, console: context.console, namespace, job: name };
+    end(exit, left, artifacts.as_deref(), true).await
+}
+
+/// The end of a job that was followed to its end: its artifacts are told of or saved.
+async fn end(exit: Exit, left: Artifacts<'_>, folder: Option<&Path>, is_kept: bool) -> Result<Exit, Failure> {
+    let told = left.after_the_end(folder, is_kept).await;
+    match (exit, told) {
+        // How the job ended counts more.
+        (Exit::Success, told) => told,
+        (exit, Ok(_)) => Ok(exit),
+        (exit, Err(Failure::Report(report))) => {
+            left.console.report(&report);
+            Ok(exit)
+        }
+        (exit, Err(Failure::OutputClosed)) => Ok(exit),
+    }
 }
 
 /// Uploads what the job is given and creates it; yields its namespace and name.

@@ -53,7 +53,7 @@ async fn a_drain_stops_what_is_left_at_its_deadline_and_the_job_goes_on_elsewher
         world.cli(&["wait", "job/hello", "--for", "phase=Running", "--timeout", "30s"]).await.ok();
         world.cli(&["drain", "n1", "--deadline", "1s", "--wait"]).await
     };
-    let ((), drained) = tokio::join!(work, drain);
+    let (_, drained) = tokio::join!(work, drain);
     let drained = drained.ok();
     assert_eq!(drained.stdout, "node/n1 draining: 1 job runs on it\nnode/n1 drained\n");
     assert!(drained.stderr.contains("default/hello runs for"), "{}", drained.stderr);
@@ -86,7 +86,7 @@ async fn an_interrupted_drain_goes_on_and_says_so() {
             world.cli(&["drain", "n1", "--deadline", "1s", "--at-deadline", "cancel", "--wait"]).await.ok();
         assert!(cancelled.stdout.ends_with("node/n1 drained\n"), "{cancelled:?}");
     };
-    let ((), ()) = tokio::join!(work, drain);
+    let (_, ()) = tokio::join!(work, drain);
     let job = world.cli(&["get", "job", "hello"]).await.ok().stdout;
     assert!(job.contains("Cancelled"), "{job}");
     let nonsense = world.cli(&["drain", "n1", "--at-deadline", "cancel"]).await.failed(2);

@@ -170,6 +170,21 @@ async fn dev_is_found_by_other_invocations_while_it_runs_and_drains_at_its_end()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_local_job_tells_of_its_artifacts_and_saves_them() {
+    let home = Home::ordinary();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/artifacts.yaml");
+    std::fs::copy(example, home.path("artifacts.yaml")).unwrap();
+    let run = home.cli(&["run", "--local", "-f", "artifacts.yaml"]).await.ok();
+    assert!(run.stderr.contains("3 artifacts: `--artifacts DIR` saves them"), "{run:?}");
+    let run = home.cli(&["run", "--local", "-f", "artifacts.yaml", "--artifacts", "tmp/out"]).await.ok();
+    assert!(run.stderr.contains("3 artifacts saved in tmp/out"), "{run:?}");
+    let read = |name: &str| std::fs::read_to_string(home.path("tmp/out").join(name)).unwrap();
+    assert_eq!(read("report.md"), "# Squares\n\n10 rows are in `data/squares.csv`.\n");
+    assert_eq!(read("data/squares.csv").lines().count(), 11);
+    assert_eq!(read("summary.json"), "{\"rows\": 10}\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dev_says_what_is_wrong_with_its_port_and_its_folder() {
     let home = Home::ordinary();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,6 +1,7 @@
 //! The command as people use it: the built binary against a real controller, with a node that is played by hand, and
 //! against servers that misbehave.
 
+mod artifacts;
 mod errors;
 mod fake;
 mod fleet;

@@ -86,6 +86,12 @@ impl World {
         path.display().to_string()
     }
 
+    /// What anybody gets there without a token.
+    pub(crate) async fn get_anonymously(&self, url: &str) -> (u16, Vec<u8>) {
+        let answer = self.http.get(url).send().await.expect("the controller answers");
+        (answer.status().as_u16(), answer.bytes().await.expect("the answer is whole").to_vec())
+    }
+
     /// A node that has joined and applied its configuration.
     pub(crate) async fn node(&self, name: &str) -> Node<'_> {
         let created = self.cli(&["join-token", "create", "-o", "json"]).await.ok();
@@ -125,6 +131,8 @@ pub(crate) enum Act {
     Stderr(Vec<u8>),
     /// Tells something to people.
     Event(&'static str),
+    /// Tells of this.
+    Leave(Value),
     /// Exits and so ends the job.
     Exit(i32),
     /// Exits with 0 after it has written this many bytes, of which few were kept.
@@ -186,8 +194,8 @@ impl Node<'_> {
         claimed.await.expect("there is a job")
     }
 
-    /// Takes the next job and does all of this, as its only step.
-    pub(crate) async fn perform(&mut self, acts: &[Act]) {
+    /// Takes the next job and does all of this, as its only step. Yields the attempt.
+    pub(crate) async fn perform(&mut self, acts: &[Act]) -> Value {
         let assignment = self.take().await;
         let attempt = &assignment["attempt"];
         let mut sequence = 0;
@@ -198,6 +206,7 @@ impl Node<'_> {
             match act {
                 Act::Stdout(bytes) => bodies.push(log("stdout", &mut offsets[0], bytes)),
                 Act::Stderr(bytes) => bodies.push(log("stderr", &mut offsets[1], bytes)),
+                Act::Leave(manifest) => bodies.push(manifest.clone()),
                 Act::Event(message) => bodies.push(json!({
                     "kind": "event", "level": "warn", "reason": "Told", "message": message,
                 })),
@@ -238,6 +247,16 @@ impl Node<'_> {
             }
         }
         self.report(attempt, &mut sequence, bodies).await;
+        attempt.clone()
+    }
+
+    /// Sends the body of an artifact.
+    pub(crate) async fn send_artifact(&self, attempt: &Value, number: u32, content: &[u8]) {
+        let job = attempt["job"].as_str().expect("a uid is text");
+        let place = format!("v1/nodes/artifacts/{job}/{}/{number}", attempt["epoch"]);
+        let request = self.world.http.put(format!("{}/{place}", self.world.url));
+        let sent = request.bearer_auth(&self.token).body(content.to_vec()).send().await;
+        assert!(sent.expect("the controller answers").status().is_success(), "{place}");
     }
 
     async fn claim(&mut self, max: u32, held: &[&Value]) -> Value {

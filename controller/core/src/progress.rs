@@ -62,7 +62,10 @@ impl Progress {
                 let succeeded = terminal.phase == TerminalPhase::Succeeded;
                 self.end.get_or_insert_with(|| End { at, succeeded, reason: terminal.reason.clone() });
             }
-            RecordBody::Log { .. } | RecordBody::Event { .. } | RecordBody::Facts(_) => {}
+            RecordBody::Log { .. }
+            | RecordBody::Event { .. }
+            | RecordBody::Artifacts { .. }
+            | RecordBody::Facts(_) => {}
         }
         self.close_steps();
     }

@@ -140,6 +140,7 @@ impl Dispatch {
                     heartbeat_url: url("heartbeat"),
                     report_url: url("report"),
                     inputs_url: url("inputs"),
+                    artifacts_url: Some(url("artifacts")),
                 },
                 base_url,
             },

@@ -551,6 +551,7 @@ fn problem(record: &Record) -> Option<String> {
         | RecordBody::StepStarted { .. }
         | RecordBody::Log { .. }
         | RecordBody::StepEnded(_)
+        | RecordBody::Artifacts { .. }
         | RecordBody::Event { .. } => None,
         RecordBody::Facts(_) => {
             Some(format!("body: facts are of no job; attempt.job must be `{NODE_RECORDS}`"))
@@ -565,7 +566,10 @@ const fn tells(body: &RecordBody) -> bool {
         | RecordBody::StepStarted { .. }
         | RecordBody::StepEnded(_)
         | RecordBody::Terminal(_) => true,
-        RecordBody::Log { .. } | RecordBody::Event { .. } | RecordBody::Facts(_) => false,
+        RecordBody::Log { .. }
+        | RecordBody::Event { .. }
+        | RecordBody::Artifacts { .. }
+        | RecordBody::Facts(_) => false,
     }
 }
 
@@ -588,6 +592,7 @@ const fn kind(body: &RecordBody) -> RecordKind {
         RecordBody::StepEnded(_) => RecordKind::StepEnded,
         // Facts never come here: they are no records of a job.
         RecordBody::Event { .. } | RecordBody::Facts(_) => RecordKind::Event,
+        RecordBody::Artifacts { .. } => RecordKind::Artifacts,
         RecordBody::Terminal(_) => RecordKind::Terminal,
     }
 }

@@ -1,7 +1,7 @@
 //! Removes bodies that no row names: what a crash between the writing of a body and of its row has left behind.
 //!
 //! *Guarantees.* A body is removed only when it is [`AGE`] old, no row named it after it was listed, and it was not
-//! written again since. Inputs have a key of their own for each upload, so an upload that is under way is never touched.
+//! written again since. Inputs and artifacts have a key of their own for each upload, so an upload that is under way is never touched.
 //! A report that is repeated writes the same key again and then its row: it would have to come a day late, and between
 //! the last look and the removal.
 //!
@@ -105,6 +105,14 @@ fn body_of(key: &str) -> BodyOf {
             }
             (Ok(_) | Err(_), Ok(_) | Err(_)) => BodyOf::Nothing,
         },
+        ["artifacts", job, epoch, name] => {
+            match (epoch.parse(), name.split('.').next().unwrap_or(name).parse()) {
+                (Ok(epoch), Ok(number)) => {
+                    BodyOf::Artifact { attempt: AttemptId { job: (*job).to_owned(), epoch }, number }
+                }
+                (Ok(_) | Err(_), Ok(_) | Err(_)) => BodyOf::Nothing,
+            }
+        }
         ["inputs", _, name] => {
             let hash = name.split('.').next().unwrap_or(name);
             BodyOf::Input { digest: format!("sha256:{hash}") }
@@ -128,10 +136,20 @@ mod tests {
     fn a_key_says_whose_body_it_is() {
         let record = BodyOf::Record { attempt: AttemptId { job: "j".into(), epoch: 2 }, sequence: 7 };
         assert_eq!(body_of("logs/j/2/7"), record);
+        let artifact = BodyOf::Artifact { attempt: AttemptId { job: "j".into(), epoch: 2 }, number: 7 };
+        assert_eq!(body_of("artifacts/j/2/7.0190"), artifact);
         let input = BodyOf::Input { digest: "sha256:abcd".into() };
         assert_eq!(body_of("inputs/ab/abcd.0190"), input);
         assert_eq!(body_of("inputs/ab/abcd"), input, "as keys were before");
-        for stray in ["", "logs/j/2", "logs/j/2/x", "damaged/abcd.0190", "inputs/abcd", "lost+found/x"] {
+        for stray in [
+            "",
+            "logs/j/2",
+            "logs/j/2/x",
+            "artifacts/j/2/x.1",
+            "damaged/abcd.0190",
+            "inputs/abcd",
+            "lost+found/x",
+        ] {
             assert_eq!(body_of(stray), BodyOf::Nothing, "{stray}");
         }
     }

@@ -9,13 +9,13 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt as _;
 use serde::Deserialize;
 use windlass_crds::protocol::{
-    CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck, HeartbeatRequest, HeartbeatResponse,
-    RegisterRequest, ReportRequest, ReportResponse,
+    ArtifactsLost, AttemptId, CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck, HeartbeatRequest,
+    HeartbeatResponse, RegisterRequest, ReportRequest, ReportResponse,
 };
 use windlass_store::InputRow;
 
 use super::extract::{Message, Node, Path, Query, Raw, not_taken};
-use super::{App, inputs};
+use super::{App, artifacts, inputs};
 use crate::bodies;
 use crate::error::{ApiError, chain};
 
@@ -136,4 +136,26 @@ pub(super) async fn input(
         }
     });
     Ok(([("content-length", size.to_string())], Body::from_stream(watched)).into_response())
+}
+
+/// The body of an artifact of an attempt that the node has or had.
+pub(super) async fn artifact(
+    State(app): State<App>,
+    Node(node): Node,
+    Path((job, epoch, number)): Path<(String, u64, u32)>,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
+    let attempt = AttemptId { job, epoch };
+    let content = body.into_data_stream().boxed();
+    let is_new = artifacts::take(&app, &node, &attempt, number, content).await?;
+    Ok(if is_new { StatusCode::CREATED } else { StatusCode::OK })
+}
+
+pub(super) async fn artifacts_lost(
+    State(app): State<App>,
+    Node(node): Node,
+    Message(lost): Message<ArtifactsLost>,
+) -> Result<StatusCode, ApiError> {
+    artifacts::lose(&app, &node, lost).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

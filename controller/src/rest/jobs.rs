@@ -1,6 +1,7 @@
 //! Jobs: create, read, apply, act, and what became of them.
 
 mod act;
+mod artifacts;
 mod batch;
 mod create;
 mod logs;
@@ -9,6 +10,7 @@ mod read;
 mod result;
 
 pub(super) use act::{cancel, remove, retry};
+pub(super) use artifacts::{ArtifactLink, ArtifactList, LinkRequest, artifact, artifacts, link, linked};
 pub(super) use batch::{BatchResult, create_many};
 pub(super) use create::{apply, create};
 pub(super) use logs::{events, logs};

@@ -4,13 +4,13 @@ use axum::Json;
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 use windlass_crds::protocol::{
-    Bootstrap, CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck, Configuration, HeartbeatRequest,
-    HeartbeatResponse, Problem, RegisterRequest, ReportRequest, ReportResponse,
+    ArtifactsLost, Bootstrap, CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck, Configuration,
+    HeartbeatRequest, HeartbeatResponse, Problem, RegisterRequest, ReportRequest, ReportResponse,
 };
 use windlass_crds::rollout::{NewRollout, Rollout};
 use windlass_crds::{JobTemplate, NodeConfig, SandboxJob};
 
-use super::jobs::BatchResult;
+use super::jobs::{ArtifactLink, ArtifactList, BatchResult, LinkRequest};
 use super::nodes::DrainRequest;
 use super::queues::QueueRequest;
 use super::secrets::{Secret, SecretRequest};
@@ -61,6 +61,9 @@ const LOGS: &[(&str, &str)] = &[
     ("cursor", "Go on after this record."),
     ("limit", "How many records at most: 1 to 1000."),
 ];
+const ARTIFACTS: &[(&str, &str)] = &[("epoch", "Only of this attempt; else of the last that has it.")];
+const ALL_ARTIFACTS: &[(&str, &str)] = &[("epoch", "Only of this attempt.")];
+const LINKED: &[(&str, &str)] = &[("expires", "As in the link."), ("signature", "As in the link.")];
 const EVENTS: &[(&str, &str)] = &[
     ("node", "Only events of this node."),
     ("cursor", "Go on after this event."),
@@ -216,6 +219,46 @@ const OPERATIONS: &[Operation] = &[
         NO_QUERY,
         None,
         &[(200, None)],
+    ),
+    op(
+        "get",
+        "/v1/namespaces/{namespace}/jobs/{name}/artifacts",
+        "jobs",
+        "List what a job's attempts have left in their folders of artifacts, also what was refused.",
+        Operator,
+        ALL_ARTIFACTS,
+        None,
+        &[(200, Some("ArtifactList"))],
+    ),
+    op(
+        "get",
+        "/v1/namespaces/{namespace}/jobs/{name}/artifacts/{artifact}",
+        "jobs",
+        "Download an artifact, or a range of its bytes; a slash in its name is written `%2F`.",
+        Operator,
+        ARTIFACTS,
+        None,
+        &[(200, None), (206, None)],
+    ),
+    op(
+        "post",
+        "/v1/namespaces/{namespace}/jobs/{name}/artifacts/{artifact}/link",
+        "jobs",
+        "Make a link to an artifact that works for a while without a token.",
+        Operator,
+        ARTIFACTS,
+        Some("LinkRequest"),
+        &[(200, Some("ArtifactLink"))],
+    ),
+    op(
+        "get",
+        "/v1/artifacts/{job}/{epoch}/{number}",
+        "jobs",
+        "Download the artifact of a link.",
+        Anyone,
+        LINKED,
+        None,
+        &[(200, None), (206, None)],
     ),
     op("get", "/v1/nodes", "nodes", "List nodes.", Operator, WATCH, None, &[(200, Some("NodeConfigList"))]),
     op(
@@ -641,6 +684,26 @@ const OPERATIONS: &[Operation] = &[
         &[(200, None)],
     ),
     op(
+        "put",
+        "/v1/nodes/artifacts/{job}/{epoch}/{number}",
+        "agent protocol",
+        "Send the body of an artifact that the attempt's manifest names. It may be sent again.",
+        Node,
+        NO_QUERY,
+        None,
+        &[(201, None), (200, None)],
+    ),
+    op(
+        "post",
+        "/v1/nodes/artifacts",
+        "agent protocol",
+        "Tell which bodies of artifacts will never come.",
+        Node,
+        NO_QUERY,
+        Some("ArtifactsLost"),
+        &[(204, None)],
+    ),
+    op(
         "get",
         "/v1/version",
         "controller",
@@ -722,6 +785,10 @@ pub fn build() -> Value {
         add::<SecretRequest>,
         add::<NewRollout>,
         add::<Rollout>,
+        add::<ArtifactsLost>,
+        add::<ArtifactList>,
+        add::<ArtifactLink>,
+        add::<LinkRequest>,
         add::<BatchResult>,
     ] {
         add(generator);

@@ -1,5 +1,6 @@
 //! What goes into the store and what comes out of it: plain data without behaviour beyond conversions.
 
+mod artifact;
 mod change;
 mod claim;
 mod event;
@@ -22,6 +23,7 @@ mod stats;
 mod template;
 mod token;
 
+pub use artifact::{ArtifactOutcome, ArtifactRow};
 pub use change::Change;
 pub use claim::{AttemptPhase, AttemptRow, Beat, BeatOutcome, ClaimSpec, ClaimedJob, ClassRow};
 pub use event::{EventLevel, EventRow, NewEvent};

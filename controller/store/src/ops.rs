@@ -1,6 +1,7 @@
 //! The operations, one file per kind. Each is a single named method of [`crate::Store`].
 
 mod apply;
+mod artifacts;
 mod change;
 mod claim;
 mod create;

@@ -23,8 +23,8 @@ use windlass_test_postgres::{Database, Server};
 mod fixtures;
 
 use fixtures::{
-    LEASE, LONG_LEASE, at, attempt, claim, claimed, facts, finish, is_lost, job, log, redeemed, register,
-    registration, report, reread, terminal, transit,
+    LEASE, LONG_LEASE, artifact, artifacts, at, attempt, claim, claimed, facts, finish, is_lost, job, log,
+    redeemed, refused, register, registration, report, reread, terminal, transit,
 };
 
 /// A place for a database.
@@ -147,7 +147,9 @@ async fn fill(store: &Store) {
     let mut body = log(&attempt(&held), 1, b"");
     body.body = RecordStore::Object { key: "logs/held/1/1".into(), len: 7 };
     body.stream = Some(Stream::Stderr);
-    report(store, "n1", vec![body]).await;
+    report(store, "n1", vec![body, artifacts(&attempt(&held), 2, &[artifact(1, "a/b.md"), refused(2, "c")])])
+        .await;
+    store.store_artifact(at(2), "n1", &attempt(&held), 1, "artifacts/held/1/1.x").await.unwrap();
     let input = InputRow { digest: "sha256:aa".into(), size: 5, object_key: "inputs/aa".into() };
     store.put_input(at(2), input).await.unwrap();
     let queued =
@@ -190,8 +192,9 @@ async fn fill(store: &Store) {
 }
 
 /// What a restore leaves as it was, of what [`fill`] has made.
-const AS_IT_WAS: [&str; 25] = [
+const AS_IT_WAS: [&str; 26] = [
     "api_tokens",
+    "artifacts",
     "body_removals",
     "capability_snapshots",
     "classes",

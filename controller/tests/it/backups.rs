@@ -175,12 +175,18 @@ async fn what_was_uploaded_and_what_jobs_have_written_is_in_it_under_its_long_ke
     let node = world.node("n1").await;
     let attempt = node.claim("r1", 1).await[0]["attempt"].clone();
     let written = "o".repeat(20_000);
-    node.report(&attempt, &[(1, started()), (2, log(&written, 0))]).await;
+    let sha256 = hex::encode(Sha256::digest(b"left"));
+    let left = json!({"number": 1, "name": "a", "kind": "file", "size": 4, "sha256": sha256});
+    let manifest = json!({"kind": "artifacts", "items": [left]});
+    node.report(&attempt, &[(1, started()), (2, log(&written, 0)), (3, manifest)]).await;
+    let place = format!("/v1/nodes/artifacts/{}/1/1", attempt["job"].as_str().unwrap());
+    let send = Request::put(place).header("authorization", format!("Bearer {}", node.token));
+    assert_eq!(world.raw(send.body(Body::from("left")).unwrap()).await.status(), 201);
     world.store.close().await.unwrap();
 
     let file = folder.path().with_extension("backup");
     let manifest = take(folder.path(), &file).await.unwrap();
-    assert_eq!((manifest.bodies, manifest.missing_bodies), (2, 0));
+    assert_eq!((manifest.bodies, manifest.missing_bodies), (3, 0));
     let other = tempfile::tempdir().unwrap();
     let target = other.path().join("state");
     put_back(&file, &target, false).await.unwrap();
@@ -190,6 +196,7 @@ async fn what_was_uploaded_and_what_jobs_have_written_is_in_it_under_its_long_ke
     assert!(key("inputs/").len() > 100, "{found:?}");
     assert_eq!(bodies.get(&key("inputs/")).await.unwrap(), "data");
     assert_eq!(bodies.get(&key("logs/")).await.unwrap(), written);
+    assert_eq!(bodies.get(&key("artifacts/")).await.unwrap(), "left");
     run(&args(&target)).await.unwrap();
     fs::remove_file(file).unwrap();
 }

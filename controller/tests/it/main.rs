@@ -7,6 +7,7 @@
 )]
 
 mod agents;
+mod artifacts;
 mod backups;
 mod batches;
 mod cluster_values;

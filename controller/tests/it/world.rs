@@ -16,6 +16,7 @@ use windlass_controller::bodies::Bodies;
 use windlass_controller::clock::{Clock, ManualClock, RandomIds};
 use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings, WorkerTokens};
 use windlass_controller::kube::ClusterValues;
+use windlass_controller::links::ArtifactLinks;
 use windlass_controller::metrics::Metrics;
 use windlass_controller::reconcile::{Nodes, Orphans, Reservations, Rollouts, Sweeper};
 use windlass_controller::rest::{AppParts, router};
@@ -144,6 +145,7 @@ impl World {
             clock: clock.clone(),
             ids,
             metrics,
+            links: ArtifactLinks::new(b"test"),
             base_url: "https://controller.test".into(),
             ca_fingerprint: "00".repeat(32),
             stopping: stopping.clone(),

@@ -347,7 +347,7 @@ fn names_are_those_of_kubernetes() {
             &node(&format!("{{name: {reserved}}}")),
             &format!(
                 "f.yaml:3:18: metadata.name: `{reserved}` cannot name a node: reserved are register, config, \
-                 capability, claim, heartbeat, report, inputs"
+                 capability, claim, heartbeat, report, inputs, artifacts"
             ),
         );
     }

@@ -94,6 +94,10 @@ pub struct Endpoints {
     pub report_url: String,
     /// `GET` with the digest appended after a slash.
     pub inputs_url: String,
+    /// `PUT` of a body with job, epoch and number appended, each after a slash; `POST` [`super::ArtifactsLost`]. A controller
+    /// of before takes no artifacts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifacts_url: Option<String>,
 }
 
 /// The node's token.

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    CapabilityReport, ClaimRequest, ConfigAck, FieldError, HeartbeatRequest, NodeIdentity, Record,
-    RecordBody, RegisterRequest,
+    Artifact, ArtifactsLost, CapabilityReport, ClaimRequest, ConfigAck, FieldError, HeartbeatRequest,
+    NodeIdentity, Record, RecordBody, RegisterRequest,
 };
 use crate::names::{self, Quoted};
 
@@ -348,6 +348,12 @@ impl Bounded for Record {
                     findings.refuse("body.data", message);
                 }
             }
+            RecordBody::Artifacts { items } => {
+                findings.count("body.items", items.len(), super::MAX_ARTIFACTS_IN_RECORD);
+                for (index, artifact) in items.iter_mut().enumerate().take(super::MAX_ARTIFACTS_IN_RECORD) {
+                    check_artifact(artifact, &format!("body.items[{index}]"), &mut findings);
+                }
+            }
             RecordBody::Terminal(terminal) => {
                 findings.word("body.reason", &terminal.reason);
                 terminal.message.iter_mut().for_each(cut);
@@ -361,6 +367,43 @@ impl Bounded for Record {
                 }
             }
         }
+        findings.errors
+    }
+}
+
+/// Checks an entry of a manifest. Its name becomes one of a file, so that nothing may lead out of a folder.
+fn check_artifact(artifact: &mut Artifact, at: &str, findings: &mut Findings<'_>) {
+    let Artifact { number, name, kind: _, size, sha256, refused } = artifact;
+    if !(1..=super::MAX_ARTIFACT_ENTRIES).contains(number) {
+        let message = format!("{number} is not between 1 and {}", super::MAX_ARTIFACT_ENTRIES);
+        findings.refuse(&format!("{at}.number"), message);
+    }
+    findings.limited(&format!("{at}.name"), name, super::MAX_ARTIFACT_NAME);
+    if let Some(reason) = refused {
+        cut(reason);
+        return;
+    }
+    if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        let message = format!("{} is not a path below a folder", Quoted(name));
+        findings.refuse(&format!("{at}.name"), message);
+    }
+    if *size > super::MAX_ARTIFACT_BYTES {
+        let message = format!("{size} is more than {}", super::MAX_ARTIFACT_BYTES);
+        findings.refuse(&format!("{at}.size"), message);
+    }
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if !sha256.as_ref().is_some_and(|text| text.len() == 64 && text.bytes().all(is_digit)) {
+        findings.refuse(&format!("{at}.sha256"), "must be 64 lower-case hexadecimal digits".to_owned());
+    }
+}
+
+impl Bounded for ArtifactsLost {
+    fn bound(&mut self, at: &str) -> Vec<FieldError> {
+        let Self { version: _, attempt, lost } = self;
+        let mut findings = Findings::new(at);
+        findings.word("attempt.job", &attempt.job);
+        findings.count("lost", lost.len(), super::MAX_ARTIFACT_ENTRIES as usize);
+        lost.iter_mut().for_each(|lost| cut(&mut lost.reason));
         findings.errors
     }
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AttemptId, read_lenient};
+use super::{Artifact, AttemptId, read_lenient};
 use crate::facts::Facts;
 use crate::sandbox_job::{Limit, StepUsage};
 
@@ -110,6 +110,12 @@ pub enum RecordBody {
         /// More, for programs. For `EgressAllowed`, `EgressDenied` and `EgressFailed`: [`EgressAttempts`].
         #[serde(default, skip_serializing_if = "Option::is_none")]
         data: Option<serde_json::Value>,
+    },
+    /// What the attempt has left in its folder of artifacts, or a part of it: the manifest. It comes before the terminal record,
+    /// the bodies come apart from it and later.
+    Artifacts {
+        /// The entries; their numbers go on where those of the record before have ended.
+        items: Vec<Artifact>,
     },
     /// The attempt has ended. Nothing of it runs any more.
     Terminal(Terminal),

@@ -57,6 +57,10 @@ pub struct Settings {
     pub inputs: PathBuf,
     /// How many bytes of inputs are kept beyond what is in use.
     pub input_cache_bytes: u64,
+    /// Where artifacts wait for the controller.
+    pub artifacts: PathBuf,
+    /// How many bytes of artifacts may wait.
+    pub artifact_bytes: u64,
     /// Where models of the node's server are kept that has no folder of its own.
     pub models: PathBuf,
     /// Where the lease keeper runs.
@@ -129,6 +133,9 @@ pub enum Error {
     /// The results of the Worker API cannot be read.
     #[error("cannot read the results of the Worker API")]
     Results(#[source] std::io::Error),
+    /// What waits of artifacts cannot be read.
+    #[error("cannot read the artifacts that wait for the controller")]
+    Artifacts(#[source] std::io::Error),
     /// The lease keeper's thread cannot be made.
     #[error("the lease keeper's thread cannot be made")]
     KeeperThread(#[source] std::io::Error),
@@ -151,6 +158,7 @@ impl Error {
             Self::Configuration(error) => error.kind(),
             Self::Inventory(_) => "inventory",
             Self::Results(_) => "results",
+            Self::Artifacts(_) => "artifacts",
             Self::KeeperThread(_) => "keeper_thread",
             Self::KeeperPanicked => "keeper_panicked",
             Self::Panicked(_) => "panicked",

@@ -32,6 +32,7 @@ use crate::testing::{
 use crate::vault::NodeKey;
 use crate::workspaces::Workspaces as _;
 
+mod artifacts;
 mod engines;
 mod secrets;
 
@@ -45,6 +46,8 @@ struct World {
     controller: FakeController,
     ids: Arc<SeededIds>,
     inputs: tempfile::TempDir,
+    artifacts: tempfile::TempDir,
+    artifact_bytes: u64,
     concurrency: u32,
     join: Option<(&'static str, bool)>,
     /// What serves the Worker API.
@@ -72,6 +75,8 @@ impl World {
             controller: FakeController::new(NODE),
             ids: Arc::new(SeededIds::new(7)),
             inputs: tempfile::tempdir().unwrap(),
+            artifacts: tempfile::tempdir().unwrap(),
+            artifact_bytes: 1 << 30,
             concurrency: 4,
             join: Some(("secret", false)),
             api: None,
@@ -111,6 +116,8 @@ impl World {
                 concurrency: self.concurrency,
                 least_free_bytes: 256 << 20,
                 inputs: self.inputs.path().to_owned(),
+                artifacts: self.artifacts.path().join("artifacts"),
+                artifact_bytes: self.artifact_bytes,
                 input_cache_bytes: 1 << 30,
                 models: "/nonexistent/models".into(),
                 keeper: KeeperHost::AgentRuntime,

@@ -11,12 +11,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 use windlass_crds::protocol::{
-    Bootstrap, CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck, HeartbeatRequest, HeartbeatResponse,
-    Problem, RegisterRequest, ReportRequest, ReportResponse,
+    ArtifactsLost, AttemptId, Bootstrap, CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck,
+    HeartbeatRequest, HeartbeatResponse, Problem, RegisterRequest, ReportRequest, ReportResponse,
 };
 
 use super::tls::Tls;
-use super::{Authority, ControllerClient, Error, InputStream, TlsError, check_version};
+use super::{ArtifactBody, Authority, ControllerClient, Error, InputStream, TlsError, check_version};
 use crate::session::Session;
 
 /// A connection is made within it or not at all.
@@ -25,6 +25,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// An input makes some progress within it.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// An artifact that is sent makes some progress within it, and is answered for within it once all of it was sent.
+const STALL: Duration = Duration::from_secs(60);
 /// A dead peer is noticed within two of these, so that a long poll does not hang on a connection that is gone.
 const PING: Duration = Duration::from_secs(10);
 /// Of an answer that is an error no more than this is read.
@@ -34,6 +36,8 @@ const MAX_PROBLEM: usize = 64 << 10;
 #[derive(Clone)]
 pub struct HttpClient {
     client: reqwest::Client,
+    /// For bodies that take their time: on connections of their own, so that they hold up nothing else.
+    uploads: reqwest::Client,
     register_url: Url,
     found: Arc<Mutex<Option<Vec<u8>>>>,
 }
@@ -62,23 +66,25 @@ impl HttpClient {
     /// When the authority or the URL cannot be used.
     pub fn new(url: &Url, authority: &Authority) -> Result<Self, BuildError> {
         let Tls { config, found } = Tls::new(authority)?;
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(config)
-            .https_only(true)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT + CALL_TIMEOUT)
-            .http2_keep_alive_interval(PING)
-            .http2_keep_alive_timeout(PING)
-            .http2_keep_alive_while_idle(false)
-            .tcp_nodelay(true)
-            .user_agent(concat!("windlass-agent/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(BuildError::Http)?;
+        let builder = || {
+            reqwest::Client::builder()
+                .tls_backend_preconfigured(config.clone())
+                .https_only(true)
+                .redirect(reqwest::redirect::Policy::none())
+                .no_proxy()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .http2_keep_alive_interval(PING)
+                .http2_keep_alive_timeout(PING)
+                .http2_keep_alive_while_idle(false)
+                .tcp_nodelay(true)
+                .user_agent(concat!("windlass-agent/", env!("CARGO_PKG_VERSION")))
+        };
+        let client = builder().read_timeout(READ_TIMEOUT + CALL_TIMEOUT).build().map_err(BuildError::Http)?;
+        // Silence counts from the beginning of a request: an upload has a time of its own.
+        let uploads = builder().build().map_err(BuildError::Http)?;
         let register_url =
             url.join("v1/nodes/register").map_err(|_| BuildError::Url { url: url.to_string() })?;
-        Ok(Self { client, register_url, found })
+        Ok(Self { client, uploads, register_url, found })
     }
 
     /// The authority's certificate in DER, once a handshake has found the one with the pinned hash.
@@ -206,5 +212,85 @@ impl ControllerClient for HttpClient {
         let bytes =
             response.bytes_stream().map(move |chunk| chunk.map_err(|source| unreachable(&url, source)));
         Ok(Box::pin(bytes))
+    }
+
+    async fn artifact(
+        &self,
+        session: &Session,
+        attempt: &AttemptId,
+        number: u32,
+        body: ArtifactBody,
+    ) -> Result<(), Error> {
+        let AttemptId { job, epoch } = attempt;
+        let url = format!("{}/{job}/{epoch}/{number}", artifacts_url(session)?.trim_end_matches('/'));
+        let ArtifactBody { size, content } = body;
+        let (progress, taken) = tokio::sync::watch::channel(());
+        let content = content.inspect(move |_| {
+            // Whoever watches may have given up.
+            progress.send(()).ok();
+        });
+        let request = self
+            .uploads
+            .put(&url)
+            .bearer_auth(&session.token)
+            .header(http::header::CONTENT_LENGTH, size)
+            .header(http::header::CONTENT_TYPE, "application/octet-stream")
+            .body(reqwest::Body::wrap_stream(content));
+        // Both may be dropped: a body that breaks off is sent again.
+        tokio::select! {
+            biased;
+            sent = send(&url, request) => sent.map(drop),
+            () = stalled(taken) => {
+                let source = format!("nothing was taken for {} s", STALL.as_secs());
+                Err(Error::Unreachable { url: url.clone(), source: source.into() })
+            }
+        }
+    }
+
+    async fn artifacts_lost(&self, session: &Session, lost: &ArtifactsLost) -> Result<(), Error> {
+        self.post(session, artifacts_url(session)?, lost, CALL_TIMEOUT).await.map(drop)
+    }
+}
+
+/// Returns when nothing was taken of an upload for [`STALL`], or no answer came for as long after all of it was.
+async fn stalled(mut taken: tokio::sync::watch::Receiver<()>) {
+    loop {
+        match tokio::time::timeout(STALL, taken.changed()).await {
+            Ok(Ok(())) => {}
+            // Who takes is gone: that was all.
+            Ok(Err(_)) => return tokio::time::sleep(STALL).await,
+            Err(_) => return,
+        }
+    }
+}
+
+/// Where artifacts go.
+fn artifacts_url(session: &Session) -> Result<&str, Error> {
+    session.endpoints.artifacts_url.as_deref().ok_or(Error::Incomplete { what: "register (artifacts_url)" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_is_given_up_when_it_gets_no_further() {
+        let (progress, taken) = tokio::sync::watch::channel(());
+        let began = tokio::time::Instant::now();
+        let sends = async {
+            for _ in 0..10 {
+                tokio::time::sleep(STALL / 2).await;
+                progress.send(()).unwrap();
+            }
+            progress
+        };
+        let (_progress, ()) = tokio::join!(sends, stalled(taken));
+        assert_eq!(began.elapsed(), STALL * 6, "as long as it gets on, and a while more");
+
+        let (progress, taken) = tokio::sync::watch::channel(());
+        drop(progress);
+        let began = tokio::time::Instant::now();
+        stalled(taken).await;
+        assert_eq!(began.elapsed(), STALL, "the answer has its time");
     }
 }

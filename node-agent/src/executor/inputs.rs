@@ -249,6 +249,7 @@ mod tests {
                 heartbeat_url: url(),
                 report_url: url(),
                 inputs_url: url(),
+                artifacts_url: Some(url()),
             },
         }
     }

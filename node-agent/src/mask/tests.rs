@@ -172,6 +172,22 @@ fn records_are_masked_in_every_text() {
     }
 }
 
+#[test]
+fn a_file_in_utf_16_is_looked_through_too() {
+    let value = "šwordfish-1";
+    let of_files = Mask::of_files([value.as_bytes()]);
+    for bytes in [u16::to_le_bytes, u16::to_be_bytes] {
+        let text: Vec<u8> = format!("the {value} is").encode_utf16().flat_map(bytes).collect();
+        let (one, two) = text.split_at(13);
+        let mut finder = Finder::new(of_files.clone());
+        assert!(!finder.finds(one) && finder.finds(two));
+        let other: Vec<u8> = "the šwordfish-2 is".encode_utf16().flat_map(bytes).collect();
+        assert!(!Finder::new(of_files.clone()).finds(&other));
+    }
+    assert!(Finder::new(of_files).finds(value.as_bytes()));
+    assert!(!Finder::new(Mask::of_files([])).finds(value.as_bytes()));
+}
+
 /// As `base64` prints it.
 fn broken_base64(content: &[u8]) -> Vec<u8> {
     STANDARD.encode(content).as_bytes().chunks(76).flat_map(|line| [line, b"\n"].concat()).collect()
@@ -217,6 +233,32 @@ proptest! {
         prop_assert_eq!(&out, &streamed(&mask, &[&text]), "the cuts make no difference");
         let bytes: Vec<&[u8]> = text.chunks(1).collect();
         prop_assert_eq!(&out, &streamed(&mask, &bytes));
+    }
+
+    #[test]
+    fn a_finder_finds_what_would_be_masked_however_the_stream_is_cut(
+        secrets in prop::collection::vec(secret(), 1..4),
+        text in prop::collection::vec(prop::sample::select(b"abc\n".to_vec()), 0..60),
+        place in prop::option::of((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<bool>())),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut text = text;
+        if let Some((which, place, in_base64)) = place {
+            let (at, secret) = (place.index(text.len() + 1), &secrets[which.index(secrets.len())]);
+            let before = b"a before it".repeat(5);
+            let form = if in_base64 { broken_base64(&[&*before, secret].concat()) } else { secret.clone() };
+            text.splice(at..at, form);
+        }
+        let mask = Mask::new(secrets.iter().map(Vec::as_slice));
+        let is_masked = streamed(&mask, &[&text]) != text;
+        let found = |pieces: &[&[u8]]| {
+            let mut finder = Finder::new(mask.clone());
+            pieces.iter().any(|piece| finder.finds(piece))
+        };
+        prop_assert_eq!(found(&[&text]), is_masked);
+        let (one, two) = text.split_at(cut.index(text.len() + 1));
+        prop_assert_eq!(found(&[one, two]), is_masked);
+        prop_assert_eq!(found(&text.chunks(1).collect::<Vec<_>>()), is_masked);
     }
 
     #[test]

@@ -55,6 +55,12 @@ impl Frame {
                 }
                 RecordBody::StepEnded(ended) => ended.message.as_ref().map_or(0, String::len),
                 RecordBody::Terminal(terminal) => terminal.message.as_ref().map_or(0, String::len),
+                RecordBody::Artifacts { items } => {
+                    let text = |artifact: &windlass_crds::protocol::Artifact| {
+                        artifact.name.len() + artifact.refused.as_ref().map_or(0, String::len) + ENVELOPE
+                    };
+                    items.iter().map(text).sum()
+                }
                 RecordBody::Facts(facts) => serde_json::to_vec(facts).map_or(0, |json| json.len()),
                 RecordBody::Started { .. } | RecordBody::StepStarted { .. } => 0,
             },

@@ -80,6 +80,7 @@ fn session() -> crate::session::SessionHandle {
             heartbeat_url: url(),
             report_url: url(),
             inputs_url: url(),
+            artifacts_url: Some(url()),
         },
     });
     handle

@@ -9,13 +9,13 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use windlass_crds::protocol::{
-    Assignment, AttemptId, Bootstrap, BootstrapAuth, CapabilityReport, ClaimRequest, ClaimResponse,
-    ConfigAck, Configuration, Endpoints, HeartbeatRequest, HeartbeatResponse, LogBody, Orchestrator, Order,
-    Outcome, Record, RecordBody, RecordOutcome, RegisterRequest, Renewal, ReportRequest, ReportResponse,
-    Stream, Terminal, Unreadable, VERSION,
+    ArtifactsLost, Assignment, AttemptId, Bootstrap, BootstrapAuth, CapabilityReport, ClaimRequest,
+    ClaimResponse, ConfigAck, Configuration, Endpoints, HeartbeatRequest, HeartbeatResponse, LogBody,
+    Orchestrator, Order, Outcome, Record, RecordBody, RecordOutcome, RegisterRequest, Renewal, ReportRequest,
+    ReportResponse, Stream, Terminal, Unreadable, VERSION,
 };
 
-use crate::client::{ControllerClient, Error, InputStream};
+use crate::client::{ArtifactBody, ControllerClient, Error, InputStream};
 use crate::session::Session;
 
 /// A controller. Clones are the same.
@@ -65,6 +65,13 @@ pub(crate) struct State {
     pub(crate) received: Vec<(AttemptId, u64)>,
     pub(crate) largest_batch: usize,
     pub(crate) inputs: BTreeMap<String, Vec<u8>>,
+    /// Bodies of artifacts, by attempt and number.
+    pub(crate) artifacts: BTreeMap<(AttemptId, u32), Vec<u8>>,
+    /// Every body that came, with repetitions.
+    pub(crate) sent: Vec<(AttemptId, u32)>,
+    pub(crate) lost: Vec<ArtifactsLost>,
+    /// What the next bodies are refused with, by turns; 0 stands for an answer that is lost.
+    pub(crate) refuse_artifacts: VecDeque<u16>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -176,6 +183,10 @@ impl State {
                 RecordBody::StepEnded(ended) => format!("step {} {}", ended.step, ended.reason),
                 RecordBody::Event { reason, .. } => format!("event {reason}"),
                 RecordBody::Terminal(terminal) => format!("{} {}", terminal.phase, terminal.reason),
+                RecordBody::Artifacts { items } => {
+                    let names: Vec<&str> = items.iter().map(|item| item.name.as_str()).collect();
+                    format!("artifacts {}", names.join(" "))
+                }
                 RecordBody::Facts(facts) => format!("facts {:?}", facts.counts),
             })
             .collect()
@@ -271,6 +282,7 @@ impl ControllerClient for FakeController {
                     heartbeat_url: url("heartbeat"),
                     report_url: url("report"),
                     inputs_url: url("inputs"),
+                    artifacts_url: Some(url("artifacts")),
                 },
             },
             auth: BootstrapAuth {
@@ -413,5 +425,47 @@ impl ControllerClient for FakeController {
         let chunks: Vec<_> =
             content.chunks(1000).map(|chunk| Ok(bytes::Bytes::copy_from_slice(chunk))).collect();
         Ok(futures::stream::iter(chunks).boxed())
+    }
+
+    async fn artifact(
+        &self,
+        session: &Session,
+        attempt: &AttemptId,
+        number: u32,
+        body: ArtifactBody,
+    ) -> Result<(), Error> {
+        self.called(Some(session)).await?;
+        let mut content = Vec::new();
+        let mut pieces = body.content;
+        while let Some(piece) = pieces.next().await {
+            content.extend_from_slice(&piece.map_err(|_| unreachable())?);
+        }
+        assert_eq!(content.len() as u64, body.size);
+        self.change(|state| {
+            state.sent.push((attempt.clone(), number));
+            let told = state.records.values().filter(|record| record.attempt == *attempt);
+            let mut told = told.filter_map(|record| match &record.body {
+                RecordBody::Artifacts { items } => Some(items),
+                _ => None,
+            });
+            if !told.any(|items| items.iter().any(|item| item.number == number)) {
+                return Err(refused(404, "not_found"));
+            }
+            match state.refuse_artifacts.pop_front() {
+                None => drop(state.artifacts.insert((attempt.clone(), number), content)),
+                Some(0) => {
+                    state.artifacts.insert((attempt.clone(), number), content);
+                    return Err(unreachable());
+                }
+                Some(status) => return Err(refused(status, "refused")),
+            }
+            Ok(())
+        })
+    }
+
+    async fn artifacts_lost(&self, session: &Session, lost: &ArtifactsLost) -> Result<(), Error> {
+        self.called(Some(session)).await?;
+        self.change(|state| state.lost.push(lost.clone()));
+        Ok(())
     }
 }

@@ -16,11 +16,11 @@ use windlass_sandbox::driver::{KillProof, StreamEnd, Unenforced, UnitPhase, Unit
 use windlass_sandbox::spec::LimitSource;
 use windlass_sandbox::{
     DiskQuota, Driver, EndReason, Error, Exit, Handed, Identity, LimitName, OutputChunk, OutputReader,
-    OutputSource, Prepared, Stop, StopReason, Stream, UnitId, UnitSpec,
+    OutputSource, Prepared, Stop, StopReason, Stream, UnitId, UnitSpec, Visited,
 };
 
 use crate::clock::Clock;
-use crate::workspaces::{Home, LeaseWriter, Placement, StepSecrets, Workspaces};
+use crate::workspaces::{Home, LeaseWriter, Left, Placement, StepSecrets, Workspaces};
 
 /// Units, homes and leases of one host. Clones are the same host.
 #[derive(Clone)]
@@ -49,6 +49,8 @@ struct State {
     starts: Vec<(UnitId, Duration)>,
     /// Limits that this host cannot enforce.
     cannot_enforce: BTreeSet<LimitName>,
+    /// What attempts leave as artifacts, by the names of their homes.
+    artifacts: BTreeMap<String, Vec<(String, Vec<u8>)>>,
 }
 
 #[derive(Default)]
@@ -122,6 +124,12 @@ impl FakeSandbox {
     /// The secrets of a step that runs.
     pub fn handed(&self, home: &str, step: u32) -> Option<StepSecrets> {
         self.world.state().homes.get(home)?.secrets.get(&step).cloned()
+    }
+
+    /// What an attempt leaves as artifacts, by the name of its home: names and contents. What has no content is refused.
+    pub fn leave(&self, home: &str, artifacts: &[(&str, &[u8])]) {
+        let artifacts = artifacts.iter().map(|(name, content)| ((*name).to_owned(), content.to_vec()));
+        self.world.state().artifacts.insert(home.to_owned(), artifacts.collect());
     }
 
     /// The homes that exist, with what was placed in them.
@@ -539,6 +547,13 @@ impl Workspaces for FakeSandbox {
         Ok(())
     }
 
+    async fn artifacts(&self, home: &Home) -> Result<Option<Left>, Error> {
+        let state = self.world.state();
+        // They go with the home.
+        let left = state.artifacts.get(&home.name).filter(|_| state.homes.contains_key(&home.name));
+        Ok(left.cloned().map(|left| Box::new(left.into_iter().map(visited)) as Left))
+    }
+
     async fn remove(&self, name: &str) -> Result<(), Error> {
         let mut state = self.world.now_state();
         state.homes.remove(name);
@@ -549,4 +564,17 @@ impl Workspaces for FakeSandbox {
     async fn list(&self) -> Result<Vec<String>, Error> {
         Ok(self.world.state().homes.keys().cloned().collect())
     }
+}
+
+/// A file in memory, as one of a workspace is found.
+fn visited((path, content): (String, Vec<u8>)) -> Visited {
+    use std::io::{Seek as _, Write as _};
+    if content.is_empty() {
+        return Visited::Refused { path, size: 0, problem: "it is a named pipe".to_owned() };
+    }
+    let memory = rustix::fs::memfd_create("artifact", rustix::fs::MemfdFlags::CLOEXEC);
+    let mut file = std::fs::File::from(memory.expect("the kernel has files in memory"));
+    let written = file.write_all(&content).and_then(|()| file.rewind());
+    written.expect("a file in memory takes what it is given");
+    Visited::File { path, file, size: content.len() as u64 }
 }

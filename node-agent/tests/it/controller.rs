@@ -245,6 +245,7 @@ async fn register(AxumState(this): AxumState<Controller>, Json(request): Json<Re
                 heartbeat_url: this.endpoint("heartbeat"),
                 report_url: this.endpoint("report"),
                 inputs_url: this.endpoint("inputs"),
+                artifacts_url: None,
             },
         },
         auth: BootstrapAuth {

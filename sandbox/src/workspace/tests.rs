@@ -224,3 +224,136 @@ fn removal_leaves_nothing_of_a_hostile_tree() {
     assert_eq!(left, ["victim"]);
     assert!(Workspace::remove(dir.path(), "../x").is_err());
 }
+
+const FEW: FileLimits = FileLimits { entries: 50, depth: 3, path_bytes: 40 };
+
+/// What is found in the folder `out`, a line each.
+fn found(workspace: &Workspace, limits: FileLimits) -> Vec<String> {
+    let Some(files) = workspace.files("out", limits).unwrap() else { return vec!["nothing".into()] };
+    files
+        .map(|found| match found {
+            Visited::File { path, mut file, size } => {
+                let mut content = String::new();
+                file.read_to_string(&mut content).unwrap();
+                assert_eq!(content.len() as u64, size);
+                format!("{path} = {content}")
+            }
+            Visited::Refused { path, size: _, problem } => format!("{path}: {problem}"),
+        })
+        .collect()
+}
+
+#[test]
+fn only_regular_files_with_one_name_are_found_and_whatever_else_is_there_is_told() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let (_dir, workspace) = workspace();
+    assert_eq!(found(&workspace, FEW), ["nothing"]);
+    workspace.make_dir("out/sub").unwrap();
+    assert_eq!(found(&workspace, FEW), Vec::<String>::new(), "an empty folder is nothing");
+    let out = workspace.path().join("out");
+    workspace.write_file("out/sub/b", b"two", 0o600).unwrap();
+    workspace.write_file("out/a", b"one", 0o000).unwrap();
+    workspace.write_file("out/suid", b"x", 0o755).unwrap();
+    fs::set_permissions(out.join("suid"), fs::Permissions::from_mode(0o4755)).unwrap();
+    workspace.write_file("secret", b"x", 0o600).unwrap();
+    fs::hard_link(workspace.path().join("secret"), out.join("hard")).unwrap();
+    symlink("/etc/passwd", out.join("link")).unwrap();
+    symlink("..", out.join("up")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, out.join("pipe"), Mode::RWXU).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(out.join("socket")).unwrap());
+    fs::write(out.join(std::ffi::OsStr::from_bytes(b"bad\xff")), "x").unwrap();
+    fs::write(out.join("esc\u{1b}[31m\nx"), "x").unwrap();
+    fs::write(out.join("n".repeat(41)), "x").unwrap();
+    workspace.make_dir("out/1/2/3/4").unwrap();
+    workspace.write_file("out/1/2/3/deep", b"kept", 0o600).unwrap();
+    let readable = rustix::process::geteuid().is_root();
+    let a = if readable { "a = one" } else { "a: it cannot be opened: Permission denied (os error 13)" };
+    assert_eq!(
+        found(&workspace, FEW),
+        [
+            "1/2/3/4: it is deeper than 3 folders",
+            "1/2/3/deep = kept",
+            a,
+            "bad\u{fffd}: its name is not UTF-8",
+            "esc\u{fffd}[31m\u{fffd}x: its name has control characters",
+            "hard: it is a file with 2 names (hard links); leave a copy",
+            "link: it is a symbolic link",
+            "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn: its path has more than 40 bytes",
+            "pipe: it is a named pipe",
+            "socket: it is a socket",
+            "sub/b = two",
+            "suid: it is a program that runs as somebody else (set-user-id or set-group-id)",
+            "up: it is a symbolic link",
+        ]
+    );
+}
+
+#[test]
+fn a_device_is_not_opened() {
+    let (_dir, workspace) = workspace();
+    workspace.make_dir("out").unwrap();
+    let tty = workspace.path().join("out/tty");
+    let device = rustix::fs::makedev(5, 0);
+    match rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &tty,
+        rustix::fs::FileType::CharacterDevice,
+        Mode::RWXU,
+        device,
+    ) {
+        Ok(()) => assert_eq!(found(&workspace, FEW), ["tty: it is a device"]),
+        // Only root makes devices, and programs in the sandbox are not root.
+        Err(errno) => assert_eq!(errno, Errno::PERM),
+    }
+}
+
+#[test]
+fn a_folder_that_was_replaced_leads_nowhere() {
+    let (dir, workspace) = workspace();
+    fs::create_dir(dir.path().join("elsewhere")).unwrap();
+    fs::write(dir.path().join("elsewhere/x"), "x").unwrap();
+    symlink(dir.path().join("elsewhere"), workspace.path().join("out")).unwrap();
+    assert_eq!(found(&workspace, FEW), [": it is not a folder"]);
+    fs::remove_file(workspace.path().join("out")).unwrap();
+    fs::write(workspace.path().join("out"), "").unwrap();
+    assert_eq!(found(&workspace, FEW), [": it is not a folder"]);
+    assert!(workspace.files("../elsewhere", FEW).is_err());
+}
+
+#[test]
+fn endless_trees_are_looked_at_within_a_bound_and_that_is_told() {
+    let (_dir, workspace) = workspace();
+    for number in 0..60 {
+        workspace.write_file(&format!("out/{number:02}"), b"x", 0o600).unwrap();
+    }
+    let files = found(&workspace, FEW);
+    assert_eq!(files.len(), 51);
+    assert_eq!(files[50], ": there are more than 50 entries; what comes after these was not looked at");
+    for number in 0..60 {
+        fs::remove_file(workspace.path().join(format!("out/{number:02}"))).unwrap();
+        workspace.write_file(&format!("out/{}/{}", number % 20, number), b"x", 0o600).unwrap();
+    }
+    let files = found(&workspace, FEW);
+    assert!(files.len() <= 51, "folders count too: {files:?}");
+    assert!(files.last().unwrap().contains("there are more than 50 entries"), "{files:?}");
+}
+
+#[test]
+fn a_file_that_was_put_in_the_place_of_another_is_not_taken() {
+    let (_dir, workspace) = workspace();
+    workspace.write_file("out/a", b"one", 0o600).unwrap();
+    workspace.write_file("out/b", b"two", 0o600).unwrap();
+    let mut files = workspace.files("out", FEW).unwrap().unwrap();
+    let Some(Visited::File { mut file, .. }) = files.next() else { panic!("the first is found") };
+    // What is open stays what it was, whatever gets its name.
+    fs::remove_file(workspace.path().join("out/a")).unwrap();
+    symlink("/etc/passwd", workspace.path().join("out/a")).unwrap();
+    let mut content = String::new();
+    file.read_to_string(&mut content).unwrap();
+    assert_eq!(content, "one");
+    // The names are known already; one that is gone or another thing by now is told.
+    fs::remove_file(workspace.path().join("out/b")).unwrap();
+    let gone = files.next().unwrap();
+    assert!(matches!(&gone, Visited::Refused { problem, .. } if problem.contains("removed")), "{gone:?}");
+    assert!(files.next().is_none());
+}

@@ -1,5 +1,6 @@
 //! Real processes: the `windlass` program as controller, agents and command line, killed and started again.
 
+mod artifacts;
 mod backups;
 pub(crate) mod clocks;
 mod containers;

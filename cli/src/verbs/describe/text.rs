@@ -9,13 +9,18 @@ use windlass_crds::inference::InferenceStatus;
 use windlass_crds::sandbox_job::StepStatus;
 
 use super::refused::Refused;
-use crate::client::model::{AttemptItem, EventItem, HistoryItem, Job, Node, Placement, Queue, Template};
+use crate::artifacts;
+use crate::client::model::{
+    ArtifactItem, AttemptItem, EventItem, HistoryItem, Job, Node, Placement, Queue, Template,
+};
 use crate::follow::why_queued;
 use crate::output::human::{self, printable};
 use crate::output::table::{self, Cell, Column, column, flexible};
 use crate::output::yaml;
 use crate::view;
 
+/// How many artifacts are shown.
+const ARTIFACTS: usize = 20;
 /// How many entries of a node's history are shown; the API has more.
 const HISTORY: usize = 20;
 
@@ -171,6 +176,16 @@ impl Text {
             .collect();
         let columns = ["NAME", "CPU", "MEMORY-PEAK", "PIDS-PEAK", "DISK-READ", "DISK-WRITTEN"].map(column);
         self.table("Usage", &columns, &rows);
+    }
+
+    /// What a job's last attempt has left.
+    pub(super) fn artifacts(&mut self, job: &str, items: &[ArtifactItem]) {
+        let rows: Vec<Vec<Cell>> = items.iter().take(ARTIFACTS).map(artifacts::row).collect();
+        self.table("Artifacts", &artifacts::COLUMNS, &rows);
+        if items.len() > ARTIFACTS {
+            let more = items.len() - ARTIFACTS;
+            self.text.push_str(&indented(&format!("and {more} more: windlass artifacts {job}")));
+        }
     }
 
     /// A job's attempts.

@@ -7,7 +7,8 @@ use windlass_agent::Stop;
 use windlass_controller::telemetry::TelemetryArgs;
 use windlass_crds::SandboxJob;
 
-use super::{Inputs, create};
+use super::{Inputs, create, end};
+use crate::artifacts::Artifacts;
 use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::{Failure, Report};
@@ -24,6 +25,7 @@ pub(super) async fn run_local(
     log: String,
     job: SandboxJob,
     inputs: Inputs<'_>,
+    artifacts: Option<&Path>,
 ) -> Result<Exit, Failure> {
     let telemetry = TelemetryArgs { log, log_format: None };
     telemetry.init().map_err(|error| Report::new(Exit::Usage, error.to_string()).causes(&error))?;
@@ -39,7 +41,7 @@ pub(super) async fn run_local(
                 .detail(error.to_string())
                 .hint("name another folder for temporary files by TMPDIR")
         })?;
-    let result = run_in(context, &mut interrupts, folder.path(), namespace, job, inputs).await;
+    let result = run_in(context, &mut interrupts, folder.path(), namespace, job, inputs, artifacts).await;
     if let Err(error) = folder.close() {
         context.console.warn(format!("the temporary folder cannot be removed: {error}"));
     }
@@ -54,6 +56,7 @@ async fn run_in(
     namespace: Resolved<String>,
     job: SandboxJob,
     inputs: Inputs<'_>,
+    artifacts: Option<&Path>,
 ) -> Result<Exit, Failure> {
     let settings = FleetSettings {
         state_dir: folder.to_owned(),
@@ -64,7 +67,7 @@ async fn run_in(
         concurrency: None,
     };
     let fleet = Fleet::start(settings).await?;
-    let result = run_on(context, interrupts, &fleet, namespace, job, inputs).await;
+    let result = run_on(context, interrupts, &fleet, namespace, job, inputs, artifacts).await;
     // The job has ended, or nobody waits for it any more.
     fleet.stop_agent(Stop::Cancel);
     let ended = fleet.end().await;
@@ -79,6 +82,7 @@ async fn run_on(
     namespace: Resolved<String>,
     job: SandboxJob,
     inputs: Inputs<'_>,
+    artifacts: Option<&Path>,
 ) -> Result<Exit, Failure> {
     let client = Client::new(&fleet.client_settings(namespace)?)?;
     // Both are cancel-safe in that nothing is used of them after an interrupt.
@@ -94,5 +98,7 @@ async fn run_on(
         on_interrupt: OnInterrupt::Cancel,
         fleet_is_closed: true,
     };
-    follower.follow(interrupts).await
+    let exit = follower.follow(interrupts).await?;
+    let left = Artifacts { client: &client, console: context.console, namespace: &namespace, job: &name };
+    end(exit, left, artifacts, false).await
 }

@@ -29,6 +29,8 @@ pub enum RecordKind {
     /// A message for people. Its body is JSON with `level`, `reason` and `message`; when it is accepted it also
     /// becomes an event of the job.
     Event,
+    /// What the attempt has left as artifacts. Its body is JSON with `items`; when it is stored each becomes a row of its own.
+    Artifacts,
     /// The attempt ended.
     Terminal,
 }

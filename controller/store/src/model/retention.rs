@@ -9,7 +9,7 @@ use windlass_crds::protocol::AttemptId;
 pub struct RetentionPolicy {
     /// Events that are about no job, or whose job is gone; a job's events go with the job.
     pub events: Duration,
-    /// Records of fenced attempts.
+    /// Records and artifacts of fenced attempts.
     pub superseded: Duration,
     /// Join tokens that are revoked, expired or used up.
     pub join_tokens: Duration,
@@ -22,6 +22,8 @@ pub struct Pruned {
     pub idempotency_keys: u64,
     /// Superseded records.
     pub records: u64,
+    /// Artifacts of fenced attempts.
+    pub artifacts: u64,
     /// Events.
     pub events: u64,
     /// Join tokens.
@@ -50,6 +52,13 @@ pub enum BodyOf {
         attempt: AttemptId,
         /// The record's number.
         sequence: u64,
+    },
+    /// An artifact of an attempt.
+    Artifact {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Its place in the manifest.
+        number: u32,
     },
     /// An uploaded input.
     Input {

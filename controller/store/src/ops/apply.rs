@@ -15,7 +15,7 @@ use serde_json::Value as Json;
 use windlass_crds::JobPhase;
 use windlass_crds::protocol::Outcome;
 
-use super::{events, job_rows};
+use super::{artifacts, events, job_rows};
 use crate::engine::dialect::{Batch, Sql, packed};
 use crate::engine::value::{Value, args, clean, clean_opt, int, json, last_ms, later, ms, truncated, word};
 use crate::engine::writer::{Answers, BoxFuture, Merge, Tx};
@@ -342,7 +342,7 @@ async fn store<'r>(
     let mut new = 0;
     let mut rows = Vec::with_capacity(candidates.len() * INSERT_RECORDS.columns.len());
     let mut arrived = Arrived::new();
-    let mut told = Vec::new();
+    let (mut told, mut left) = (Vec::new(), Vec::new());
     for position in candidates {
         let (node, record) = records[position];
         let id = (record.attempt.job.as_str(), record.attempt.epoch);
@@ -354,6 +354,9 @@ async fn store<'r>(
         if record.kind == RecordKind::Event && !attempt.is_fenced() {
             told.push(event(node, record));
         }
+        if record.kind == RecordKind::Artifacts {
+            left.extend(artifacts::told(attempt.job_id, attempt.is_fenced(), record)?);
+        }
     }
     if rows.is_empty() {
         return Ok((outcomes, arrived));
@@ -363,6 +366,7 @@ async fn store<'r>(
         return Err(Error::Unavailable { operation: "apply", source: None });
     }
     events::append(tx, now, told).await?;
+    artifacts::note(tx, now, &left).await?;
     let uids: HashSet<&str> = arrived.keys().map(|(uid, _)| *uid).collect();
     for uid in uids {
         tx.changed(Change::Records { uid: uid.to_owned() });

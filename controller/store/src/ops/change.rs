@@ -240,15 +240,19 @@ async fn delete(
         | JobPhase::Cancelled
         | JobPhase::TimedOut => {}
     }
-    let sql = "SELECT object_key FROM records WHERE job_id = $1 AND object_key IS NOT NULL";
     let mut bodies = Vec::new();
-    for row in tx.conn.rows(sql, args![id]).await? {
-        bodies.push(row.cells("records").text("object_key")?);
+    for (table, sql) in [
+        ("records", "SELECT object_key FROM records WHERE job_id = $1 AND object_key IS NOT NULL"),
+        ("artifacts", "SELECT object_key FROM artifacts WHERE job_id = $1 AND object_key IS NOT NULL"),
+    ] {
+        for row in tx.conn.rows(sql, args![id]).await? {
+            bodies.push(row.cells(table).text("object_key")?);
+        }
     }
     remember_bodies(tx, now, &bodies).await?;
     unlabel(tx, id, &job.labels).await?;
     tx.conn.execute("DELETE FROM events WHERE job_uid = $1", args![uid]).await?;
-    // Attempts, records, bodies and the use of inputs go with the row.
+    // Attempts, records, artifacts, bodies and the use of inputs go with the row.
     let sql = "DELETE FROM jobs WHERE id = $1 AND phase NOT IN ('Claimed', 'Running', 'Waiting')";
     if tx.conn.execute(sql, args![id]).await? != 1 {
         return Ok(DeleteOutcome::StillHeld(job));

@@ -42,22 +42,30 @@ impl Store {
             Box::pin(async move {
                 let asked = bodies.iter().map(|StoredBody { key, of }| match of {
                     BodyOf::Record { attempt, sequence } => {
-                        (key, Some(&attempt.job), int(attempt.epoch), int(*sequence), None)
+                        (key, Some(&attempt.job), int(attempt.epoch), int(*sequence), None, 0)
                     }
-                    BodyOf::Input { digest } => (key, None, 0, 0, Some(digest)),
-                    BodyOf::Nothing => (key, None, 0, 0, None),
+                    BodyOf::Artifact { attempt, number } => {
+                        (key, Some(&attempt.job), int(attempt.epoch), 0, None, i64::from(*number))
+                    }
+                    BodyOf::Input { digest } => (key, None, 0, 0, Some(digest), 0),
+                    BodyOf::Nothing => (key, None, 0, 0, None, 0),
                 });
                 // Rows are found by their own keys: no table has an index of bodies.
                 let sql = "
                     WITH e AS MATERIALIZED (
                         SELECT value->>0 AS key, value->>1 AS job, CAST(value->>2 AS BIGINT) AS epoch,
-                            CAST(value->>3 AS BIGINT) AS sequence, value->>4 AS digest
+                            CAST(value->>3 AS BIGINT) AS sequence, value->>4 AS digest,
+                            CAST(value->>5 AS BIGINT) AS number
                         FROM json_each($1))
                     SELECT e.key FROM e
                     WHERE NOT EXISTS (
                             SELECT 1 FROM jobs AS j JOIN records AS r
                                 ON r.job_id = j.id AND r.epoch = e.epoch AND r.sequence = e.sequence
                             WHERE j.uid = e.job AND r.object_key = e.key)
+                        AND NOT EXISTS (
+                            SELECT 1 FROM jobs AS j JOIN artifacts AS a
+                                ON a.job_id = j.id AND a.epoch = e.epoch AND a.number = e.number
+                            WHERE j.uid = e.job AND a.object_key = e.key)
                         AND NOT EXISTS (
                             SELECT 1 FROM inputs AS i WHERE i.digest = e.digest AND i.object_key = e.key)";
                 let rows = conn.rows(sql, args![json(&asked.collect::<Vec<_>>())]).await?;
@@ -120,6 +128,18 @@ async fn prune(tx: &mut Tx, now: Timestamp, policy: RetentionPolicy, limit: u32)
         cells.int("job_id")?;
         pruned.bodies.extend(cells.opt_text("object_key")?);
     }
+    let sql = "
+        DELETE FROM artifacts WHERE (job_id, epoch, number) IN (
+            SELECT job_id, epoch, number FROM artifacts
+            WHERE superseded = 1 AND received_at < $1 ORDER BY received_at LIMIT $2)
+        RETURNING job_id, object_key";
+    let rows = tx.conn.rows(sql, args![before(superseded), at_most]).await?;
+    pruned.artifacts = rows.len() as u64;
+    for row in &rows {
+        let mut cells = row.cells("artifacts");
+        cells.int("job_id")?;
+        pruned.bodies.extend(cells.opt_text("object_key")?);
+    }
     remember_bodies(tx, now, &pruned.bodies).await?;
     let sql = "
         DELETE FROM events WHERE id IN (
@@ -131,7 +151,9 @@ async fn prune(tx: &mut Tx, now: Timestamp, policy: RetentionPolicy, limit: u32)
             WHERE created_at < $1 AND (revoked_at < $1 OR expires_at < $1 OR uses >= max_uses)
             LIMIT $2)";
     pruned.join_tokens = tx.conn.execute(sql, args![before(join_tokens), at_most]).await?;
-    let most = [pruned.idempotency_keys, pruned.records, pruned.events, pruned.join_tokens].into_iter().max();
+    let counts =
+        [pruned.idempotency_keys, pruned.records, pruned.artifacts, pruned.events, pruned.join_tokens];
+    let most = counts.into_iter().max();
     pruned.more = most.is_some_and(|most| most >= u64::from(limit));
     Ok(pruned)
 }

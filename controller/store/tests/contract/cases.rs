@@ -1,5 +1,6 @@
 //! The cases, by what they are about.
 
+pub(crate) mod artifacts;
 pub(crate) mod changing;
 pub(crate) mod claiming;
 pub(crate) mod creating;

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use serde_json::json;
 use windlass_crds::facts::Facts;
 use windlass_crds::protocol::{
-    AttemptId, CapabilityReport, Compute, NodeIdentity, Outcome, Platform, Stream, VERSION,
+    Artifact, ArtifactKind, AttemptId, CapabilityReport, Compute, NodeIdentity, Outcome, Platform, Stream,
+    VERSION,
 };
 use windlass_crds::sandbox_job::OfflinePolicy;
 use windlass_crds::{JobPhase, SandboxJobSpec};
@@ -387,6 +388,32 @@ pub(crate) fn terminal(attempt: &AttemptId, sequence: u64) -> NewRecord {
         offset: None,
         body: RecordStore::Json(json!({ "phase": "succeeded", "last_sequence": sequence })),
         ..log(attempt, sequence, b"")
+    }
+}
+
+/// An artifact of this number and name.
+pub(crate) fn artifact(number: u32, name: &str) -> Artifact {
+    Artifact {
+        number,
+        name: name.to_owned(),
+        kind: ArtifactKind::File,
+        size: 7,
+        sha256: Some("ab".repeat(32)),
+        refused: None,
+    }
+}
+
+/// A file that was refused.
+pub(crate) fn refused(number: u32, name: &str) -> Artifact {
+    Artifact { sha256: None, refused: Some("it is a socket".to_owned()), ..artifact(number, name) }
+}
+
+/// A manifest of artifacts.
+pub(crate) fn artifacts(attempt: &AttemptId, sequence: u64, items: &[Artifact]) -> NewRecord {
+    NewRecord {
+        kind: RecordKind::Artifacts,
+        body: RecordStore::Json(json!({ "kind": "artifacts", "items": items })),
+        ..terminal(attempt, sequence)
     }
 }
 

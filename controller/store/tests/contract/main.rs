@@ -186,6 +186,15 @@ contract! {
         a_picture_is_completed_only_of_an_ended_job_as_it_was_decided_on
         what_is_learned_of_a_fenced_attempt_changes_nothing
     }
+    artifacts {
+        a_manifest_becomes_rows_once_and_only_the_first_of_a_name_counts
+        an_artifact_gets_one_body_and_keeps_it
+        bodies_are_taken_of_the_node_that_has_the_attempt_alone
+        a_body_that_will_never_come_is_a_gap_until_it_comes_all_the_same
+        artifacts_and_their_bodies_go_with_their_job
+        artifacts_of_a_fenced_attempt_are_kept_for_a_while
+        a_body_of_an_artifact_is_unnamed_unless_its_own_row_names_it
+    }
     facts {
         the_last_facts_of_a_node_are_kept_once_and_go_with_it
     }

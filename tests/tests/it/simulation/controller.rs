@@ -20,6 +20,7 @@ use windlass_controller::auth::{NodeTokens, secret_hash};
 use windlass_controller::bodies::Bodies;
 use windlass_controller::clock::{Clock as _, ManualClock, RandomIds};
 use windlass_controller::dispatch::{Dispatch, DispatchParts, LeaseSettings, WorkerTokens};
+use windlass_controller::links::ArtifactLinks;
 use windlass_controller::metrics::Metrics;
 use windlass_controller::reconcile::{Reservations, Sweeper};
 use windlass_controller::rest::{AppParts, router};
@@ -116,6 +117,7 @@ impl Controller {
                 clock,
                 ids,
                 metrics,
+                links: ArtifactLinks::new(b"simulation"),
                 base_url: "https://controller".into(),
                 ca_fingerprint: String::new(),
                 stopping: stopping.clone(),

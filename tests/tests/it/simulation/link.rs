@@ -10,12 +10,12 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use windlass_agent::{ClientError, ControllerClient, InputStream, Session};
+use windlass_agent::{ArtifactBody, ClientError, ControllerClient, InputStream, Session};
 use windlass_controller::dispatch::Dispatch;
 use windlass_controller::error::{ApiError, Code};
 use windlass_crds::protocol::{
-    Bootstrap, CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck, HeartbeatRequest, HeartbeatResponse,
-    RegisterRequest, ReportRequest, ReportResponse,
+    ArtifactsLost, AttemptId, Bootstrap, CapabilityReport, ClaimRequest, ClaimResponse, ConfigAck,
+    HeartbeatRequest, HeartbeatResponse, RegisterRequest, ReportRequest, ReportResponse,
 };
 use windlass_store::NodeRow;
 
@@ -279,5 +279,13 @@ impl ControllerClient for Link {
 
     async fn input(&self, _: &Session, _: &str) -> Result<InputStream, ClientError> {
         Err(unreachable("no job of the simulation has inputs"))
+    }
+
+    async fn artifact(&self, _: &Session, _: &AttemptId, _: u32, _: ArtifactBody) -> Result<(), ClientError> {
+        Err(unreachable("no job of the simulation leaves artifacts"))
+    }
+
+    async fn artifacts_lost(&self, _: &Session, _: &ArtifactsLost) -> Result<(), ClientError> {
+        Err(unreachable("no job of the simulation leaves artifacts"))
     }
 }

@@ -101,6 +101,8 @@ impl Node {
                 concurrency: self.plan.slots,
                 least_free_bytes: 0,
                 inputs: "/nowhere".into(),
+                artifacts: "/nowhere".into(),
+                artifact_bytes: 1 << 30,
                 input_cache_bytes: 0,
                 models: "/nonexistent/models".into(),
                 keeper: KeeperHost::AgentRuntime,
