@@ -153,6 +153,11 @@ impl Dispatch {
         self.service.note(answers, self.now());
     }
 
+    /// Notes that the clock was put forward: what ended since would have ended later.
+    pub(crate) fn clock_was_moved(&self) {
+        self.service.begin_anew(self.now());
+    }
+
     /// How long an attempt lives without a heartbeat.
     pub(crate) fn lease(&self) -> Duration {
         self.parts.leases.lease
@@ -173,7 +178,7 @@ struct Service {
 
 #[derive(Clone, Copy, Debug)]
 struct Served {
-    /// When the controller came up, or when the database last came back.
+    /// When the controller came up, the database last came back, or the clock was last put forward.
     since: Timestamp,
     /// The database has not answered since it was last asked.
     interrupted: bool,
@@ -189,6 +194,10 @@ impl Served {
 impl Service {
     const fn begin(now: Timestamp) -> Self {
         Self { served: Mutex::new(Served { since: now, interrupted: false }) }
+    }
+
+    fn begin_anew(&self, now: Timestamp) {
+        self.served().since = now;
     }
 
     fn note(&self, answers: bool, now: Timestamp) {
@@ -247,5 +256,7 @@ mod tests {
         service.note(false, at(250));
         service.note(true, at(300));
         assert!(!served(200) && !served(325) && served(326), "it begins anew");
+        service.begin_anew(at(1000));
+        assert!(!served(1025) && served(1026), "the clock was put forward");
     }
 }

@@ -41,9 +41,7 @@ pub struct AgentArgs {
     #[arg(long, env = "WINDLASS_AGENT_DOCKER_SOCKET", value_name = "PATH")]
     pub docker_socket: Option<PathBuf>,
 
-    /// A folder in memory (tmpfs) for the secrets of jobs that run and the records of their steps; it must not be emptied while one
-    /// runs. Without it `/run` for root, else `$XDG_RUNTIME_DIR`, else `/dev/shm`, and the records are in the state folder for others
-    /// than root.
+    /// A folder in memory (tmpfs) for the secrets of jobs that run. Without it `/run` for root, else `$XDG_RUNTIME_DIR`, else `/dev/shm`.
     #[arg(long, env = "WINDLASS_AGENT_RUNTIME_DIR", value_name = "PATH")]
     pub runtime_dir: Option<PathBuf>,
 

@@ -195,7 +195,6 @@ impl Agent {
 
         let mut config = SandboxConfig::new(state.join("sandbox"));
         config.cgroup_parent.clone_from(&args.cgroup_parent);
-        config.runtime_dir = args.runtime_dir.clone().or(config.runtime_dir);
         let native = Native::open(config).await.map_err(Error::Sandbox)?;
         let mut sandbox = sandbox_capability(&native).await;
         let sockets = [

@@ -5,6 +5,7 @@ mod discovery;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use cgroups_rs::fs::blkio::BlkIoController;
@@ -282,11 +283,11 @@ impl CgroupHost {
     }
 }
 
-/// A word that tells state folders apart, and is the same in each run.
+/// A word that tells state folders apart, and stays the same when one is moved.
 fn tag(state: &Path) -> String {
-    // Where the real path cannot be told, the given one has to do.
-    let path = state.canonicalize().unwrap_or_else(|_| state.to_owned());
-    hex::encode(&Sha256::digest(path.as_os_str().as_encoded_bytes())[..4])
+    // Without the folder nothing works at all, which others tell.
+    let (device, inode) = fs::metadata(state).map_or((0, 0), |meta| (meta.dev(), meta.ino()));
+    hex::encode(&Sha256::digest([device.to_le_bytes(), inode.to_le_bytes()].concat())[..4])
 }
 
 /// Sets the limits.

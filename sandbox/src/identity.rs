@@ -4,9 +4,11 @@
 //! The allocation lives on disk, one link per uid, so that it outlives the caller and the host's run: files of an attempt do
 //! too. A link appears with its content, and never replaces another one.
 
+use std::ffi::OsString;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::ops::RangeInclusive;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -129,8 +131,8 @@ impl Identities {
             let Some(uid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
                 continue;
             };
-            match fs::read_link(entry.path()) {
-                Ok(of) if of.as_os_str() == owner => return Ok(Some(uid)),
+            match owner_of(&entry.path()) {
+                Ok(of) if of == owner => return Ok(Some(uid)),
                 Ok(_) => {}
                 // Released between listing and reading.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -144,6 +146,14 @@ impl Identities {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+}
+
+/// Whose record this is. Earlier versions kept files.
+fn owner_of(record: &Path) -> io::Result<OsString> {
+    match fs::read_link(record) {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(OsString::from_vec(fs::read(record)?)),
+        link => Ok(link?.into_os_string()),
     }
 }
 
@@ -167,6 +177,21 @@ mod tests {
         identities.release("one").unwrap();
         identities.release("one").unwrap();
         assert_eq!(identities.acquire("three").unwrap(), one);
+    }
+
+    #[test]
+    fn records_of_earlier_versions_are_understood() {
+        if Identity::caller().uid != 0 {
+            // See above.
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("70000"), "old").unwrap();
+        let identities = Identities::open(dir.path(), 70_000..=70_001).unwrap();
+        assert_eq!(identities.acquire("old").unwrap().uid, 70_000);
+        assert_eq!(identities.acquire("new").unwrap().uid, 70_001);
+        identities.release("old").unwrap();
+        assert_eq!(identities.acquire("newer").unwrap().uid, 70_000);
     }
 
     #[test]

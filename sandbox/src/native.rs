@@ -761,7 +761,12 @@ impl Inner {
             Ok(Phase::Lost) => {
                 self.bury(id)?;
             }
-            Ok(Phase::Prepared | Phase::Ended(_)) | Err(Error::NotFound { .. }) => {}
+            Ok(Phase::Prepared | Phase::Ended(_)) => {}
+            // Its records may have been removed while it runs.
+            Err(Error::NotFound { .. }) if self.cgroups.exists(id) && !self.empty_cgroups(id) => {
+                return Err(Error::StillRunning { id: id.clone() });
+            }
+            Err(Error::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
         self.remove(id)

@@ -606,6 +606,14 @@ pub const CONDITIONAL: &[Conditional] = &[
         },
     },
     Conditional {
+        reason: "children that take longer turns on a processor than other units do",
+        call: libc::SYS_sched_setscheduler,
+        tests: || {
+            let reset = libc::SCHED_RESET_ON_FORK.unsigned_abs();
+            vec![vec![(1, Op::MaskedEq(reset), reset)]]
+        },
+    },
+    Conditional {
         reason: "typing into or pasting on a terminal from inside",
         call: libc::SYS_ioctl,
         tests: || vec![vec![(1, Op::Eq, libc::TIOCSTI as u32)], vec![(1, Op::Eq, libc::TIOCLINUX as u32)]],

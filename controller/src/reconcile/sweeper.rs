@@ -84,10 +84,14 @@ impl Sweeper {
     /// Leases are durations, and the store keeps when they end. When somebody has put the clock forward, they end so
     /// much later; else nodes would lose what they hold, and it would run twice. When it was put back, leases end late
     /// by so much until the next heartbeat: what was granted since must not become shorter. Only the clock of the
-    /// controller that ends leases matters.
+    /// controller that ends leases matters. Where none led at the time, nobody has moved leases; so whoever comes to lead
+    /// waits one lease first, in which nodes that live renew theirs.
     async fn follow_clock(&self, leading: Option<&Store>) -> Result<(), ApiError> {
         let ahead = ahead(&*self.clock);
         let jump = ahead - *self.ahead();
+        if jump >= JUMP {
+            self.dispatch.clock_was_moved();
+        }
         if jump >= JUMP
             && let Some(store) = leading
         {
@@ -106,8 +110,8 @@ impl Sweeper {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes back attempts whose lease has ended. A controller that has just come up, or whose database has just come back,
-    /// waits one lease first, so that nodes that could not reach it have time to show that they live. Yields what cannot
+    /// Takes back attempts whose lease has ended. A controller that has just come up, or whose database has just come back, or whose
+    /// clock was just put forward, waits one lease first, so that nodes that could not reach it have time to show that they live. Yields what cannot
     /// be read.
     async fn expire(&self, store: &Store, now: Timestamp) -> Result<Vec<String>, ApiError> {
         let expired = store.expired_leases(now, BATCH).await;

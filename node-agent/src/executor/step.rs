@@ -142,6 +142,7 @@ impl<'a> StepRun<'a> {
             }
             // It may have run, and it may be running.
             None if self.before.started_at.is_some() => {
+                self.end_unrecorded().await;
                 let message = "the node's records of the step were removed while the agent was away";
                 return Err(Verdict::lost("SupervisorLost", message));
             }
@@ -382,6 +383,9 @@ impl<'a> StepRun<'a> {
             tracing::warn!(unit = %self.unit, error = message, "output of a step cannot be read");
             self.task.event("error", "OutputLost", format!("output of step `{}`: {message}", self.step.name));
         }
+        if let Err(SandboxError::NotFound { .. }) = &exit {
+            self.end_unrecorded().await;
+        }
         exit.map_err(|error| match error {
             // It was prepared and its start was not seen, so it is not known whether it ran.
             SandboxError::NotStarted { .. } | SandboxError::NotFound { .. } => {
@@ -389,6 +393,14 @@ impl<'a> StepRun<'a> {
             }
             error => sandbox_verdict(&error, true),
         })
+    }
+
+    /// Ends what may still run of a unit whose records were removed, before the attempt is called lost and begins elsewhere. What is in
+    /// no cgroup cannot be found any more, and ends with its lease.
+    async fn end_unrecorded(&self) {
+        if let Err(error) = self.task.parts.driver.cleanup(&self.unit).await {
+            tracing::error!(unit = %self.unit, error = crate::error_chain(&error), "a step without records may still run");
+        }
     }
 
     /// Keeps what the unit has written, up to what a response of the Worker API carries.

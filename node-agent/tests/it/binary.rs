@@ -168,6 +168,37 @@ async fn a_job_survives_kill_9_of_the_agent_and_ends_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_whose_records_were_removed_while_the_agent_was_away_is_ended_before_it_is_called_lost() {
+    let controller = Controller::start().await;
+    let state = tempfile::tempdir().unwrap();
+    let script = "echo begun; for i in $(seq 600); do echo $i > alive; sleep 0.1; done";
+    controller.change(|state| state.queue.push_back(job("a", &[("bash", script)])));
+    let agent = Agent::start(state.path(), &["--join", &controller.token()]);
+    controller
+        .until("output", |state| state.output("a", Stream::Stdout).contains("begun").then_some(()))
+        .await;
+    agent.signal(rustix::process::Signal::KILL);
+    agent.ended().await;
+    let unit = std::fs::read_dir(state.path().join("sandbox/units")).unwrap().next().unwrap().unwrap().path();
+    let supervisor: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(unit.join("supervisor.json")).unwrap()).unwrap();
+    let pid = supervisor["init"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).unwrap();
+    let init = rustix::process::pidfd_open(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::PidfdFlags::empty(),
+    )
+    .unwrap();
+    std::fs::remove_dir_all(std::fs::canonicalize(unit).unwrap()).unwrap();
+    let agent = Agent::start(state.path(), &[]);
+    let terminal = controller.terminal("a").await;
+    assert_eq!((terminal.phase, terminal.reason.as_str()), (TerminalPhase::Lost, "SupervisorLost"));
+    let mut ended = [rustix::event::PollFd::new(&init, rustix::event::PollFlags::IN)];
+    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut ended, Some(&now)), Ok(1), "it has ended by then");
+    agent.drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_term_cancels_what_runs() {
     let controller = Controller::start().await;
     let state = tempfile::tempdir().unwrap();

@@ -201,6 +201,10 @@ fn move_out(root: &Path) -> std::io::Result<()> {
             return Ok(());
         }
         for process in processes.lines() {
+            // So the kernel calls one of another pid namespace; written, it would mean this process.
+            if process == "0" {
+                return Err(std::io::Error::other("a process of another pid namespace is in it"));
+            }
             match fs::write(leaf.join("cgroup.procs"), process) {
                 Err(error) if error.raw_os_error() != Some(ESRCH) => return Err(error),
                 // It may have ended.

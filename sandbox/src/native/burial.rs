@@ -93,7 +93,7 @@ impl Inner {
     }
 
     /// Kills whatever is in a unit's cgroups until nothing is; gives whether they are empty.
-    fn empty_cgroups(&self, id: &UnitId) -> bool {
+    pub(super) fn empty_cgroups(&self, id: &UnitId) -> bool {
         let bound = boottime_ns() + u64::try_from(BOUND.as_nanos()).expect("seconds");
         loop {
             let pids = self.cgroups.processes(id);

@@ -10,13 +10,17 @@
 //!                                              state ─► STATE
 //! ```
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
+use rustix::fs::FlockOperation;
 use windlass_launcher::record;
 
+use super::is_locked;
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::spec::UnitId;
@@ -40,11 +44,14 @@ const TMPFS: u64 = 0x0102_1994;
 const ROOM: u64 = 64 << 20;
 
 /// The folders of this driver's units.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Units {
+    state: PathBuf,
     root: PathBuf,
-    /// Where what they print is, if not with the rest.
-    output: Option<PathBuf>,
+    /// Where new folders in memory are made.
+    memory: Option<PathBuf>,
+    /// Guards the lock on the folder in memory, which keeps others from sweeping it away; `None` if all is on the disk.
+    in_memory: Mutex<Option<File>>,
 }
 
 /// The best folder of this host for what is in memory; `None` if the caller is not root or there is none.
@@ -67,35 +74,55 @@ impl Units {
     /// wherever they are.
     pub(crate) fn open(state: &Path, memory: Option<&Path>) -> Result<Self, Error> {
         let root = state.join(UNITS);
-        let made = match fs::symlink_metadata(&root) {
-            Ok(meta) if meta.is_symlink() => is_own(&root),
+        let found = match fs::symlink_metadata(&root) {
+            Ok(meta) if meta.is_symlink() => own_folder(&root).map(Some).ok(),
             // Those of a run without memory stay, until none is left.
             Ok(_) if memory.is_some() => match fs::remove_dir(&root) {
-                Ok(()) => false,
-                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => true,
+                Ok(()) => None,
+                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Some(None),
                 Err(error) => return Err(Error::io("remove", root)(error)),
             },
-            Ok(_) => true,
-            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Ok(_) => Some(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(Error::io("inspect", root)(error)),
         };
-        if !made {
-            if let Some(memory) = memory {
-                sweep(memory);
-            }
-            make(state, &root, memory).map_err(Error::io("create", &root))?;
-        }
-        let output = match fs::symlink_metadata(&root).map_err(Error::io("inspect", &root))?.is_symlink() {
-            true => Some(state.join(OUTPUT)),
-            false => None,
+        let in_memory = match found {
+            Some(Some(folder)) => Some(take(&folder, state).map_err(Error::io("take", folder))?),
+            Some(None) => None,
+            None => make(state, &root, memory).map_err(Error::io("create", &root))?,
         };
-        if let Some(output) = &output {
-            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(output);
-            made.map_err(Error::io("create", output))?;
-        }
-        let units = Self { root, output };
+        let memory = memory.map(Path::to_owned);
+        let units = Self { state: state.to_owned(), root, memory, in_memory: Mutex::new(in_memory) };
         units.remove_orphans()?;
         Ok(units)
+    }
+
+    /// Where what units print is, if not with the rest. The folder is there.
+    fn output(&self) -> Result<Option<PathBuf>, Error> {
+        if self.in_memory().is_none() {
+            return Ok(None);
+        }
+        let output = self.state.join(OUTPUT);
+        match fs::DirBuilder::new().mode(0o700).create(&output) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(Error::io("create", output)(error)),
+            Ok(()) | Err(_) => Ok(Some(output)),
+        }
+    }
+
+    fn in_memory(&self) -> MutexGuard<'_, Option<File>> {
+        self.in_memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the folder anew that somebody has removed, if it is gone.
+    fn make_again(&self) -> Result<(), Error> {
+        let mut in_memory = self.in_memory();
+        if self.root.is_dir() {
+            return Ok(());
+        }
+        tracing::error!(path = %self.root.display(), "the records of all steps were removed; their folder is made again");
+        *in_memory =
+            make(&self.state, &self.root, self.memory.as_deref()).map_err(Error::io("create", &self.root))?;
+        Ok(())
     }
 
     /// Their folder.
@@ -111,13 +138,19 @@ impl Units {
     /// Makes a unit's folder. One that is there already was left in the middle of this: without a plan it is nothing yet.
     pub(crate) fn create(&self, id: &UnitId) -> Result<PathBuf, Error> {
         let dir = self.dir(id);
-        match fs::DirBuilder::new().mode(0o700).create(&dir) {
+        let create = || fs::DirBuilder::new().mode(0o700).create(&dir);
+        let mut made = create();
+        if matches!(&made, Err(error) if error.kind() == ErrorKind::NotFound) {
+            self.make_again()?;
+            made = create();
+        }
+        match made {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                 return Err(Error::io("create", dir)(error));
             }
             Ok(()) | Err(_) => {}
         }
-        if let Some(output) = &self.output {
+        if let Some(output) = self.output()? {
             let (file, link) = (output.join(id.as_str()), dir.join(record::OUTPUT));
             // An end of the agent in the middle of a removal may have left it.
             absent(fs::remove_file(&file)).map_err(Error::io("remove", &file))?;
@@ -138,7 +171,7 @@ impl Units {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("remove", dir)(error)),
         }
-        let Some(output) = &self.output else { return Ok(()) };
+        let Some(output) = self.output()? else { return Ok(()) };
         let output = output.join(id.as_str());
         absent(fs::remove_file(&output)).map_err(Error::io("remove", output))
     }
@@ -160,9 +193,9 @@ impl Units {
 
     /// Removes what units have printed that are no more.
     fn remove_orphans(&self) -> Result<(), Error> {
-        let Some(output) = &self.output else { return Ok(()) };
-        for entry in fs::read_dir(output).map_err(Error::io("list", output))? {
-            let entry = entry.map_err(Error::io("list", output))?;
+        let Some(output) = self.output()? else { return Ok(()) };
+        for entry in fs::read_dir(&output).map_err(Error::io("list", &output))? {
+            let entry = entry.map_err(Error::io("list", &output))?;
             if !self.root.join(entry.file_name()).exists() {
                 absent(fs::remove_file(entry.path())).map_err(Error::io("remove", entry.path()))?;
             }
@@ -172,7 +205,7 @@ impl Units {
 
     /// Gives the memory back, if no unit is left.
     pub(crate) fn close(&self) {
-        if self.output.is_some()
+        if self.in_memory().is_some()
             && let Ok(units) = fs::read_link(&self.root)
             && let Some(folder) = units.parent()
             && fs::remove_dir(&units).is_ok()
@@ -183,44 +216,99 @@ impl Units {
     }
 }
 
-/// Removes what is in memory of state folders that are no more. What cannot be removed is only room.
+/// Removes what is in memory of state folders that are no more, or have another one now. What cannot be removed is only room.
+///
+/// A folder whose driver or any of whose units runs is left: its state folder may be one that only they can see.
 fn sweep(memory: &Path) {
     for entry in fs::read_dir(memory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX) && is_own(&path);
-        if ours && fs::read_link(path.join(STATE)).is_ok_and(|state| !state.exists()) {
-            let _left = fs::remove_dir_all(&path);
+        let folder = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) || check_own(&folder).is_err() {
+            continue;
+        }
+        let leads_back = match fs::read_link(folder.join(STATE)) {
+            Ok(state) => fs::read_link(state.join(UNITS)).is_ok_and(|units| units == folder.join(UNITS)),
+            // It is being made, or whoever made it was killed.
+            Err(_) => entry.metadata().and_then(|meta| meta.modified()).is_ok_and(is_young),
+        };
+        if leads_back || has_running_unit(&folder) {
+            continue;
+        }
+        if let Ok(_lock) = lock(&folder) {
+            let _left = fs::remove_dir_all(&folder);
         }
     }
 }
 
-/// Makes the folder of all units, or a link to one in memory. The link appears when its folder is there.
-fn make(state: &Path, root: &Path, memory: Option<&Path>) -> io::Result<()> {
-    let Some(memory) = memory else {
-        absent(fs::remove_file(root))?;
-        return fs::DirBuilder::new().mode(0o700).create(root);
+/// Whether something was made so lately that it may not be finished.
+fn is_young(made: SystemTime) -> bool {
+    made.elapsed().map_or(true, |age| age < Duration::from_secs(3600))
+}
+
+/// Whether a unit below a folder in memory has a supervisor; one that cannot be looked at counts as running.
+fn has_running_unit(folder: &Path) -> bool {
+    let units = match fs::read_dir(folder.join(UNITS)) {
+        Ok(units) => units,
+        Err(error) => return error.kind() != ErrorKind::NotFound,
     };
+    let runs = |entry: fs::DirEntry| match is_locked(&entry.path().join(record::SUPERVISOR)) {
+        Ok(locked) => locked,
+        Err(error) => error.kind() != ErrorKind::NotFound,
+    };
+    units.flatten().any(runs)
+}
+
+/// Makes the folder of all units, or a link to one in memory, whose lock it gives. The link appears when its folder is there.
+fn make(state: &Path, root: &Path, memory: Option<&Path>) -> io::Result<Option<File>> {
+    absent(fs::remove_file(root))?;
+    let Some(memory) = memory else {
+        fs::DirBuilder::new().mode(0o700).create(root)?;
+        return Ok(None);
+    };
+    sweep(memory);
     fs::DirBuilder::new().recursive(true).mode(0o711).create(memory)?;
     let folder = tempfile::Builder::new()
         .prefix(PREFIX)
         .permissions(fs::Permissions::from_mode(0o700))
         .tempdir_in(memory)?;
-    symlink(fs::canonicalize(state)?, folder.path().join(STATE))?;
-    let beside = root.with_extension("new");
-    absent(fs::remove_file(&beside))?;
     let units = folder.path().join(UNITS);
     fs::DirBuilder::new().mode(0o700).create(&units)?;
-    symlink(units, &beside)?;
-    fs::rename(&beside, root)?;
+    let lock = take(folder.path(), state)?;
+    symlink(units, root)?;
     let _kept = folder.keep();
-    Ok(())
+    Ok(Some(lock))
 }
 
-/// Whether a link leads to a folder that is the caller's and nobody else's: the memory may be everybody's.
-fn is_own(link: &Path) -> bool {
-    fs::metadata(link).is_ok_and(|meta| {
-        meta.is_dir() && meta.uid() == Identity::caller().uid && meta.mode().trailing_zeros() >= 6
-    })
+/// Locks a folder in memory for this driver, and has it lead to the state folder, wherever that was moved.
+fn take(folder: &Path, state: &Path) -> io::Result<File> {
+    let lock = lock(folder)?;
+    let (link, state) = (folder.join(STATE), fs::canonicalize(state)?);
+    if fs::read_link(&link).ok().as_ref() != Some(&state) {
+        absent(fs::remove_file(&link))?;
+        symlink(state, link)?;
+    }
+    Ok(lock)
+}
+
+fn lock(folder: &Path) -> io::Result<File> {
+    let lock = File::open(folder)?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(lock)
+}
+
+/// The folder in memory that the link `root` leads to, if it is the caller's and nobody else's. The memory may be everybody's, so no
+/// other link is followed: whoever knows the name of a folder that is gone could make one in its place.
+fn own_folder(root: &Path) -> io::Result<PathBuf> {
+    let units = fs::read_link(root)?;
+    let folder = units.parent().ok_or(ErrorKind::InvalidInput)?;
+    check_own(folder)?;
+    check_own(&units)?;
+    Ok(folder.to_owned())
+}
+
+fn check_own(folder: &Path) -> io::Result<()> {
+    let meta = fs::symlink_metadata(folder)?;
+    let own = meta.is_dir() && meta.uid() == Identity::caller().uid && meta.mode() & 0o077 == 0;
+    if own { Ok(()) } else { Err(io::Error::other("it belongs to somebody else")) }
 }
 
 /// Takes it that there is nothing for success.
@@ -253,6 +341,7 @@ mod tests {
         fs::write(dir.join(record::OUTPUT), "hello").unwrap();
         assert_eq!(fs::read(state.path().join("output/a-1")).unwrap(), b"hello");
         assert!(fs::canonicalize(&dir).unwrap().starts_with(fs::canonicalize(memory.path()).unwrap()));
+        drop(units);
         let again = Units::open(state.path(), Some(memory.path())).unwrap();
         assert_eq!(again.list().unwrap(), [id("a-1")]);
         assert_eq!(fs::read(dir.join(record::OUTPUT)).unwrap(), b"hello");
@@ -298,6 +387,7 @@ mod tests {
         units.remove(&id("a-1")).unwrap();
         let units = Units::open(state.path(), Some(memory.path())).unwrap();
         units.create(&id("a-2")).unwrap();
+        drop(units);
         assert_eq!(fs::read_dir(memory.path()).unwrap().count(), 1);
         // And the other way round.
         let units = Units::open(state.path(), None).unwrap();
@@ -309,12 +399,83 @@ mod tests {
         let (state, memory) = folders();
         let units = Units::open(state.path(), Some(memory.path())).unwrap();
         units.create(&id("a-1")).unwrap();
+        drop(units);
         state.close().unwrap();
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         for state in [&one, &other] {
             Units::open(state.path(), Some(memory.path())).unwrap();
         }
         assert_eq!(fs::read_dir(memory.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_is_in_memory_stays_while_its_driver_or_a_unit_runs_wherever_the_state_folder_is() {
+        let (state, memory) = folders();
+        let units = Units::open(state.path(), Some(memory.path())).unwrap();
+        let dir = fs::canonicalize(units.create(&id("a-1")).unwrap()).unwrap();
+        let supervisor = File::create(dir.join(record::SUPERVISOR)).unwrap();
+        let other = || Units::open(tempfile::tempdir().unwrap().path(), Some(memory.path())).unwrap();
+        state.close().unwrap();
+        other();
+        assert!(dir.exists(), "the driver runs");
+        rustix::fs::flock(&supervisor, FlockOperation::NonBlockingLockExclusive).unwrap();
+        drop(units);
+        other();
+        assert!(dir.exists(), "the unit runs");
+        drop(supervisor);
+        other();
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_state_folder_that_was_moved_keeps_what_is_in_memory() {
+        let (state, memory) = folders();
+        let units = Units::open(state.path(), Some(memory.path())).unwrap();
+        units.create(&id("a-1")).unwrap();
+        drop(units);
+        let moved = state.path().with_extension("moved");
+        fs::rename(state.path(), &moved).unwrap();
+        drop(Units::open(&moved, Some(memory.path())).unwrap());
+        let other = tempfile::tempdir().unwrap();
+        Units::open(other.path(), Some(memory.path())).unwrap();
+        assert_eq!(Units::open(&moved, Some(memory.path())).unwrap().list().unwrap(), [id("a-1")]);
+        fs::remove_dir_all(moved).unwrap();
+    }
+
+    #[test]
+    fn what_is_removed_from_memory_is_made_again() {
+        let (state, memory) = folders();
+        let units = Units::open(state.path(), Some(memory.path())).unwrap();
+        units.create(&id("a-1")).unwrap();
+        for entry in fs::read_dir(memory.path()).unwrap() {
+            fs::remove_dir_all(entry.unwrap().path()).unwrap();
+        }
+        units.create(&id("a-2")).unwrap();
+        assert_eq!(units.list().unwrap(), [id("a-2")]);
+        assert!(lock(fs::read_link(units.root()).unwrap().parent().unwrap()).is_err(), "it is locked");
+    }
+
+    #[test]
+    fn no_link_is_followed_but_the_one_to_a_folder_of_ones_own() {
+        let (state, memory) = folders();
+        let precious = tempfile::tempdir().unwrap();
+        let victim = precious.path().join("units");
+        fs::DirBuilder::new().mode(0o700).create(&victim).unwrap();
+        fs::write(victim.join("kept"), "").unwrap();
+        // Somebody has made a link where the folder was.
+        let gone = memory.path().join("windlass-units-gone");
+        symlink(gone.join("units"), state.path().join("units")).unwrap();
+        for (link, target) in [(gone.clone(), precious.path()), (gone.join("units"), &*victim)] {
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            symlink(target, &link).unwrap();
+            let units = Units::open(state.path(), Some(memory.path())).unwrap();
+            units.create(&id("a-1")).unwrap();
+            assert_eq!(fs::read_dir(&victim).unwrap().count(), 1);
+            units.remove(&id("a-1")).unwrap();
+            fs::remove_file(link).unwrap();
+            fs::remove_file(state.path().join("units")).unwrap();
+            symlink(gone.join("units"), state.path().join("units")).unwrap();
+        }
     }
 
     #[test]
