@@ -187,7 +187,7 @@ impl CgroupHost {
         let v2 = self.version == CgroupVersion::V2;
         let names = controllers.iter().map(|controller| controller.name(v2).to_owned()).collect();
         let made =
-            Cgroup::load_with_specified_controllers(self.hierarchy(&controllers), &self.name(id), names)
+            Cgroup::load_with_specified_controllers(self.hierarchy(&controllers), self.name(id), names)
                 .create()
                 .map_err(failed("make"))
                 .and_then(|()| limit(&cgroup, wanted, self.device.as_ref().ok()).map_err(failed("limit")))
@@ -261,7 +261,7 @@ impl CgroupHost {
 
     /// The library's handle on a unit's cgroups with these controllers.
     fn handle(&self, id: &UnitId, controllers: &[Controller]) -> Cgroup {
-        Cgroup::load(self.hierarchy(controllers), &self.name(id))
+        Cgroup::load(self.hierarchy(controllers), self.name(id))
     }
 
     fn hierarchy(&self, controllers: &[Controller]) -> Box<UnitHierarchy> {

@@ -23,6 +23,7 @@ mod kube;
 mod notify;
 mod placement;
 mod postgres;
+mod proxy;
 mod restart;
 mod rounds;
 mod sandbox;
@@ -78,6 +79,8 @@ enum Row {
     P1,
     P2,
     P3,
+    /// What the proxy of a restricted network takes.
+    P3p,
     P4,
     P5,
     P6,
@@ -102,11 +105,12 @@ type Measure = fn(&Bench, &mut Table);
 
 impl Row {
     /// All of them, and how each is measured.
-    const ALL: [(Self, Measure); 17] = [
+    const ALL: [(Self, Measure); 18] = [
         (Self::P1, sandbox::start),
         (Self::P1c, features::measure),
         (Self::P2, sandbox::rate),
         (Self::P3, container::measure),
+        (Self::P3p, proxy::measure),
         (Self::P4, drain_pg::measure),
         (Self::P5, drain::measure),
         (Self::P6, submit::measure),

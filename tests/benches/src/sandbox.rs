@@ -6,10 +6,12 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
+use windlass_sandbox::egress::Proxy;
 use windlass_sandbox::{
     Deadline, Driver, Lease, Limit, Native, SandboxConfig, Stream, UnitId, UnitSpec, Workspace,
 };
@@ -302,11 +304,20 @@ impl<'b> Ours<'b> {
 
     /// What a program prints.
     pub(crate) fn output(&self, command: &[&str]) -> anyhow::Result<String> {
+        self.printed(&self.unit(command)?, None)
+    }
+
+    /// What a unit prints, whose network this proxy serves.
+    pub(crate) fn printed(&self, unit: &UnitSpec, proxy: Option<Arc<Proxy>>) -> anyhow::Result<String> {
         self.bench.runtime.block_on(async {
-            let unit = self.unit(command)?;
-            self.native.prepare(&unit).await?;
+            self.native.prepare(unit).await?;
             self.native.start(&unit.id).await?;
+            let (end, ended) = tokio::sync::oneshot::channel::<()>();
+            if let (Some(proxy), Some(listener)) = (proxy, self.native.egress(&unit.id).await?) {
+                tokio::spawn(proxy.serve(listener, async { drop(ended.await) }));
+            }
             let exit = self.native.wait(&unit.id).await?;
+            drop(end);
             let (mut printed, mut complaints) = (Vec::new(), Vec::new());
             let mut reader = self.native.output(&unit.id, 0);
             while let Some(chunk) = reader.next().await? {

@@ -10,6 +10,7 @@ pub(crate) enum Unit {
     PerSecond,
     Milliseconds,
     MiB,
+    MiBPerSecond,
     /// Of one core.
     Percent,
     /// One figure ÷ another of the same subject.
@@ -122,6 +123,7 @@ fn shown(value: f64, unit: Unit) -> String {
         Unit::PerSecond => 0,
         Unit::Milliseconds | Unit::Times | Unit::Count => 2,
         Unit::MiB => 1,
+        Unit::MiBPerSecond => 0,
         Unit::Percent => 3,
     };
     format!("{value:.decimals$} {unit}").trim_end().to_owned()
@@ -163,6 +165,7 @@ impl Display for Unit {
             Self::PerSecond => "/s",
             Self::Milliseconds => "ms",
             Self::MiB => "MiB",
+            Self::MiBPerSecond => "MiB/s",
             Self::Percent => "%",
             Self::Times => "×",
             Self::Count => "",
