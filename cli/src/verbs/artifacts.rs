@@ -6,7 +6,7 @@ use serde_json::Value;
 use windlass_crds::Span;
 
 use super::Context;
-use crate::artifacts::{Artifacts, COLUMNS, of_last_attempt, row};
+use crate::artifacts::{Artifacts, COLUMNS, Existing, Saving, rank, row};
 use crate::client::model::{ArtifactItem, ArtifactState};
 use crate::exit::Exit;
 use crate::failure::{Failure, Report};
@@ -17,7 +17,8 @@ use crate::output::{json, yaml};
 
 /// List what a job has left in its folder of artifacts, or fetch it.
 ///
-/// What was refused is listed with the reason. Without `--attempt`, what is fetched is that of the last attempt.
+/// What was refused is listed with the reason. Without `--attempt`, what is fetched is that of the last attempt. What `--all`
+/// cannot fetch, because it is lost or has not come, is a failure; what was refused is not.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// The job's name.
@@ -37,6 +38,14 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "name", requires = "output")]
     all: bool,
 
+    /// Let `--all` replace files that are in the folder already.
+    #[arg(long, requires = "all")]
+    force: bool,
+
+    /// How long `--all` waits for artifacts that the node still has to send.
+    #[arg(long, value_name = "DURATION", requires = "all", default_value = "1m")]
+    wait: Span,
+
     /// Only artifacts of this attempt; they are numbered from 1.
     #[arg(long, value_name = "NUMBER")]
     attempt: Option<u32>,
@@ -51,23 +60,20 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn perform(context: &Context, args: &Args) -> Result<Exit, Failure> {
-    let Args { job, name, output, all, attempt, link, expires } = args;
+    let Args { job, name, output, all, force, wait, attempt, link, expires } = args;
     let job = kind::job_name(job)?;
     let (settings, client) = context.connect()?;
     let namespace = settings.namespace.value.as_str();
     let artifacts = Artifacts { client: &client, console: context.console, namespace, job };
-    let of_attempt = |items: Vec<ArtifactItem>| {
-        items.into_iter().filter(|item| attempt.is_none_or(|number| item.attempt == number))
-    };
     let output = output.as_deref();
     if let Some(name) = link {
-        let item = named(of_attempt(artifacts.list().await?).collect(), job, name)?;
+        let item = named(&artifacts, *attempt, name).await?;
         let link = client.link_artifact(namespace, job, &item.name, item.epoch, *expires).await?;
         context.console.line(&link.url)?;
         return Ok(Exit::Success);
     }
     if let (Some(name), Some(file)) = (name, output) {
-        let item = named(of_attempt(artifacts.list().await?).collect(), job, name)?;
+        let item = named(&artifacts, *attempt, name).await?;
         if file == "-" {
             artifacts.write(&item, |piece| context.console.raw_stdout(piece)).await?;
         } else {
@@ -79,20 +85,32 @@ pub(crate) async fn perform(context: &Context, args: &Args) -> Result<Exit, Fail
         if folder == "-" {
             return Err(Report::new(Exit::Usage, "--all writes files: name a folder by -o").into());
         }
-        let items = of_last_attempt(of_attempt(artifacts.list().await?).collect());
-        return artifacts.save_all(&items, Path::new(folder)).await;
+        let existing = if *force { Existing::Goes } else { Existing::Stays };
+        let folder = Path::new(folder);
+        let saving = Saving { folder, existing, attempt: *attempt, patience: wait.get() };
+        return artifacts.save_attempt(saving).await;
     }
     list(context, &artifacts, *attempt, output.unwrap_or("table")).await
 }
 
-/// The artifact of this name, of the last attempt that has it.
-fn named(items: Vec<ArtifactItem>, job: &str, name: &str) -> Result<ArtifactItem, Failure> {
-    let mut found: Vec<ArtifactItem> = items.into_iter().filter(|item| item.name == name).collect();
-    found.sort_by_key(|item| (!item.superseded, item.epoch, item.state != ArtifactState::Refused));
+/// The artifact of this name, of the last attempt that has it. Tells where that is not the job's last one.
+async fn named(artifacts: &Artifacts<'_>, attempt: Option<u32>, name: &str) -> Result<ArtifactItem, Failure> {
+    let job = artifacts.job;
+    let last = artifacts.last_epoch().await?;
+    let mut found = artifacts.list().await?;
+    found.retain(|item| item.name == name && attempt.is_none_or(|number| item.attempt == number));
+    found.sort_by_key(|item| (rank(item, last), item.state != ArtifactState::Refused));
     let item = found.pop().ok_or_else(|| {
         Report::new(Exit::Failed, format!("the job {job} has no artifact {}", printable(name)))
             .hint(format!("`windlass artifacts {job}` lists what there is"))
     })?;
+    if attempt.is_none() && item.epoch != last {
+        artifacts.console.warn(format!(
+            "{} is of attempt {}; the last attempt has left nothing of that name",
+            printable(name),
+            item.attempt
+        ));
+    }
     Ok(item)
 }
 

@@ -113,7 +113,7 @@ impl Describer<'_> {
             text.placement(&placement);
         }
         text.attempts(&attempts.items);
-        text.artifacts(name, &of_last_attempt(artifacts));
+        text.artifacts(&job, &of_last_attempt(artifacts, job.status.epoch));
         text.conditions(&job.status.conditions);
         text.refused(&refused);
         text.events(&last);

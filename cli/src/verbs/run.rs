@@ -3,13 +3,13 @@
 mod job;
 mod local;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use windlass_crds::SandboxJob;
 use windlass_crds::manifest::Object;
 
 use super::Context;
-use crate::artifacts::Artifacts;
+use crate::artifacts::{Artifacts, Existing, Saving};
 use crate::client::Client;
 use crate::clock;
 use crate::exit::Exit;
@@ -66,6 +66,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", conflicts_with = "detach")]
     artifacts: Option<PathBuf>,
 
+    /// Let `--artifacts` replace files that are in the folder already.
+    #[arg(long, requires = "artifacts")]
+    replace_artifacts: bool,
+
     /// Log the controller and the node of `--local` like this, such as `info`.
     #[arg(
         long,
@@ -96,9 +100,12 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
         cancel_on_interrupt,
         local,
         artifacts,
+        replace_artifacts,
         log,
         job: job_args,
     } = args;
+    let existing = if replace_artifacts { Existing::Goes } else { Existing::Stays };
+    let saving = artifacts.as_deref().map(|folder| Saving::at_the_end(folder, existing));
     let on_interrupt = if cancel_on_interrupt { OnInterrupt::Cancel } else { OnInterrupt::Leave };
     let settings = context.settings()?;
     let mut job = match filename {
@@ -110,7 +117,7 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
     let selection = job_args.selection();
     let inputs = Inputs { paths: &job_args.input, selection: &selection };
     if local {
-        return local::run_local(context, settings.namespace, log, job, inputs, artifacts.as_deref()).await;
+        return local::run_local(context, settings.namespace, log, job, inputs, saving).await;
     }
     let (_, client) = context.connect()?;
     let job = create(context, &client, job, inputs).await?;
@@ -130,12 +137,17 @@ pub(crate) async fn perform(context: &Context, args: Args) -> Result<Exit, Failu
     };
     let exit = follower.follow(&mut Interrupts::catch()?).await?;
     let left = Artifacts { client: &client, console: context.console, namespace, job: name };
-    end(exit, left, artifacts.as_deref(), true).await
+    end(exit, left, saving, true).await
 }
 
 /// The end of a job that was followed to its end: its artifacts are told of or saved.
-async fn end(exit: Exit, left: Artifacts<'_>, folder: Option<&Path>, is_kept: bool) -> Result<Exit, Failure> {
-    let told = left.after_the_end(folder, is_kept).await;
+async fn end(
+    exit: Exit,
+    left: Artifacts<'_>,
+    saving: Option<Saving<'_>>,
+    is_kept: bool,
+) -> Result<Exit, Failure> {
+    let told = left.after_the_end(saving, is_kept).await;
     match (exit, told) {
         // How the job ended counts more.
         (Exit::Success, told) => told,

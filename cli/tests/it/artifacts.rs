@@ -10,6 +10,13 @@ const CONTENTS: [(&str, &str, &[u8]); 3] = [
     ("report.md", "markdown", b"# Report\n"),
 ];
 
+const MAKE: &str = "\
+apiVersion: windlass.dev/v1alpha1
+kind: SandboxJob
+metadata: {name: make}
+spec: {command: [make], retry: {failures: 1, backoff: {initial: 1ms}}}
+";
+
 fn manifest() -> Value {
     use sha2::Digest as _;
     let entry = |(number, (name, kind, content)): (usize, &(&str, &str, &[u8]))| {
@@ -24,8 +31,7 @@ fn manifest() -> Value {
 
 /// A job `make` whose attempt has left artifacts, of which the first `sent` have come.
 async fn made(world: &World, sent: usize) -> Node<'_> {
-    let job = "apiVersion: windlass.dev/v1alpha1\nkind: SandboxJob\nmetadata: {name: make}\nspec: {command: [make]}\n";
-    let file = world.file("make.yaml", job);
+    let file = world.file("make.yaml", MAKE);
     world.cli(&["apply", "-f", &file]).await.ok();
     let mut node = world.node("n1").await;
     let attempt = node.perform(&[Act::Leave(manifest()), Act::Exit(0)]).await;
@@ -93,6 +99,15 @@ async fn all_artifacts_are_saved_below_one_folder() {
     for (name, _, content) in CONTENTS {
         assert_eq!(std::fs::read(world.folder.path().join("out").join(name)).unwrap(), content);
     }
+    // What is there is replaced only if that is asked for.
+    let mine = world.folder.path().join("out/report.md");
+    std::fs::write(&mine, "mine").unwrap();
+    let refused = world.cli(&["artifacts", "make", "--all", "-o", "out"]).await.failed(1);
+    assert!(refused.contains("report.md cannot be saved") && refused.contains("not replaced"), "{refused}");
+    assert!(refused.contains("0 artifacts saved in out"), "{refused}");
+    assert_eq!(std::fs::read_to_string(&mine).unwrap(), "mine");
+    world.cli(&["artifacts", "make", "--all", "-o", "out", "--force"]).await.ok();
+    assert_eq!(std::fs::read(&mine).unwrap(), CONTENTS[2].2);
     // A link that leads out is in the way.
     std::fs::create_dir(world.folder.path().join("trap")).unwrap();
     std::os::unix::fs::symlink("/tmp", world.folder.path().join("trap/data")).unwrap();
@@ -101,6 +116,70 @@ async fn all_artifacts_are_saved_below_one_folder() {
     assert!(trapped.stderr.contains("data/numbers.csv cannot be saved"), "{trapped:?}");
     assert!(trapped.stderr.contains("2 artifacts saved in trap"), "{trapped:?}");
     assert!(!std::path::Path::new("/tmp/numbers.csv").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_come_is_waited_for_and_is_a_failure_in_the_end() {
+    let world = World::new().await;
+    let mut node = world.node("n1").await;
+    let file = world.file("make.yaml", MAKE);
+    world.cli(&["apply", "-f", &file]).await.ok();
+    let attempt = node.perform(&[Act::Leave(manifest()), Act::Exit(0)]).await;
+    node.send_artifact(&attempt, 1, CONTENTS[0].2).await;
+    let pending = world.cli(&["artifacts", "make", "--all", "-o", "out", "--wait", "0s"]).await.failed(124);
+    assert!(pending.contains("report.md is not there: its node has not sent it yet"), "{pending}");
+    assert!(pending.contains("1 artifact saved in out"), "{pending}");
+    let mut waiting = world.start(&["artifacts", "make", "--all", "-o", "all"]);
+    waiting.stderr_has("waiting for 2 artifacts").await;
+    node.send_artifact(&attempt, 2, CONTENTS[1].2).await;
+    node.lose_artifact(&attempt, 3, "its disk was full").await;
+    let lost = waiting.end().await.failed(1);
+    assert!(lost.contains("report.md is not there: its disk was full"), "{lost}");
+    assert!(lost.contains("2 artifacts saved in all"), "{lost}");
+
+    // So it is at the end of a job that is followed.
+    let mut run = world.start(&["run", "--name", "other", "--artifacts", "saved", "--", "make"]);
+    let attempt = node.perform(&[Act::Leave(manifest()), Act::Exit(0)]).await;
+    run.stderr_has("waiting for 3 artifacts").await;
+    for number in 1..=3 {
+        node.lose_artifact(&attempt, number, "its disk was full").await;
+    }
+    let lost = run.end().await.failed(1);
+    assert!(lost.contains("0 artifacts saved in saved"), "{lost}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_attempt_has_left_is_not_taken_for_that_of_the_last() {
+    let world = World::new().await;
+    let mut node = world.node("n1").await;
+    let file = world.file("make.yaml", MAKE);
+    world.cli(&["apply", "-f", &file]).await.ok();
+    let first = node.perform(&[Act::Leave(manifest()), Act::Exit(1)]).await;
+    for (number, (_, _, content)) in (1..).zip(CONTENTS) {
+        node.send_artifact(&first, number, content).await;
+    }
+    node.perform(&[Act::Exit(0)]).await;
+    let none = world.cli(&["artifacts", "make", "--all", "-o", "out"]).await.ok().stderr;
+    let told = "the last attempt has left no artifacts; attempt 1 has: windlass artifacts make --attempt 1";
+    assert!(none.contains(told), "{none}");
+    assert!(!world.folder.path().join("out").exists(), "nothing is saved");
+    let asked = world.cli(&["artifacts", "make", "--all", "-o", "out", "--attempt", "1"]).await.ok().stderr;
+    assert!(asked.contains("3 artifacts saved in out"), "{asked}");
+    let one = world.cli(&["artifacts", "make", "report.md", "-o", "-"]).await.ok();
+    assert_eq!(one.stdout_bytes, CONTENTS[2].2);
+    assert!(one.stderr.contains("report.md is of attempt 1; the last attempt has left nothing"), "{one:?}");
+    let one = world.cli(&["artifacts", "make", "report.md", "-o", "-", "--attempt", "1"]).await.ok();
+    assert_eq!(one.stderr, "");
+    let described = world.cli(&["describe", "job", "make"]).await.ok().stdout;
+    assert!(described.contains("Artifacts of attempt 1 (the last has left none)\n"), "{described}");
+
+    let manifest_file = world.file("again.yaml", &MAKE.replace("name: make", "name: again"));
+    let run = world.start(&["run", "-f", &manifest_file, "--artifacts", "saved"]);
+    node.perform(&[Act::Leave(manifest()), Act::Exit(1)]).await;
+    node.perform(&[Act::Exit(0)]).await;
+    let run = run.end().await.ok();
+    assert!(run.stderr.contains("the last attempt has left no artifacts; attempt 1 has"), "{run:?}");
+    assert!(!world.folder.path().join("saved").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

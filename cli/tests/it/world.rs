@@ -259,6 +259,13 @@ impl Node<'_> {
         assert!(sent.expect("the controller answers").status().is_success(), "{place}");
     }
 
+    /// Tells that the body of an artifact will never come.
+    pub(crate) async fn lose_artifact(&self, attempt: &Value, number: u32, reason: &str) {
+        let lost = json!([{"number": number, "reason": reason}]);
+        let body = json!({"version": 1, "attempt": attempt, "lost": lost});
+        self.call(reqwest::Method::POST, "artifacts", Some(body)).await;
+    }
+
     async fn claim(&mut self, max: u32, held: &[&Value]) -> Value {
         self.requests += 1;
         let body = json!({

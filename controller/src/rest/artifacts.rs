@@ -9,7 +9,7 @@ use std::ops::Range;
 use axum::body::{Body, Bytes};
 use axum::http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE,
-    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, RANGE, X_CONTENT_TYPE_OPTIONS,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_RANGE, RANGE, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
@@ -43,12 +43,12 @@ pub(super) async fn take(
     let sha256 = sha256.ok_or_else(unknown)?;
     if object_key.is_some() {
         // Read to its end, so that the answer is heard.
-        content.try_for_each(|_| async { Ok(()) }).await.map_err(|error| broken_off(&error))?;
+        pass_over(content, attempt, number, size).await?;
         return Ok(false);
     }
+    // Asked before anything is written; what decides is asked again with the row.
     if stored.saturating_add(size) > MAX_ARTIFACTS_BYTES {
-        let detail = format!("the artifacts of attempt {attempt} have more than {MAX_ARTIFACTS_BYTES} bytes");
-        return Err(ApiError::new(Code::TooLarge, detail));
+        return Err(full(attempt));
     }
     // Each upload has a key of its own, so that of two at the same time neither writes over the other.
     let now = app.clock.now();
@@ -62,12 +62,39 @@ pub(super) async fn take(
             forget(app, &key).await;
             Ok(false)
         }
+        // Others of the attempt have come meanwhile.
+        ArtifactOutcome::Full => {
+            forget(app, &key).await;
+            Err(full(attempt))
+        }
         // Its job was deleted while the body came.
         ArtifactOutcome::Gone => {
             forget(app, &key).await;
             Err(unknown())
         }
     }
+}
+
+/// Reads a body that nobody needs, and no more than it may have.
+async fn pass_over(
+    mut content: Content,
+    attempt: &AttemptId,
+    number: u32,
+    size: u64,
+) -> Result<(), ApiError> {
+    let mut left = size;
+    while let Some(piece) = content.try_next().await.map_err(|error| broken_off(&error))? {
+        left = left.checked_sub(piece.len() as u64).ok_or_else(|| {
+            let detail = format!("the body of artifact {attempt}/{number} has more than its {size} bytes");
+            ApiError::new(Code::TooLarge, detail)
+        })?;
+    }
+    Ok(())
+}
+
+fn full(attempt: &AttemptId) -> ApiError {
+    let detail = format!("the artifacts of attempt {attempt} have more than {MAX_ARTIFACTS_BYTES} bytes");
+    ApiError::new(Code::TooLarge, detail)
 }
 
 /// Notes which bodies will never come.
@@ -109,7 +136,8 @@ pub(super) async fn give(app: &App, row: &ArtifactRow, headers: &HeaderMap) -> R
     let ArtifactRow { artifact, object_key, .. } = row;
     let Artifact { name, kind, size, sha256, .. } = artifact;
     let (Some(key), Some(sha256)) = (object_key, sha256) else { return Err(not_there(row)) };
-    let mut answer = match range(headers, *size) {
+    let tag = format!("\"{sha256}\"");
+    let mut answer = match range(headers, *size, &tag) {
         Ranged::All => {
             // A body that is damaged breaks off before its end.
             let content = app.bodies.verified(key, &format!("sha256:{sha256}")).await;
@@ -135,7 +163,7 @@ pub(super) async fn give(app: &App, row: &ArtifactRow, headers: &HeaderMap) -> R
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    if let Ok(tag) = HeaderValue::from_str(&format!("\"{sha256}\"")) {
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
         headers.insert(ETAG, tag);
     }
     Ok(answer)
@@ -176,8 +204,12 @@ enum Ranged {
     Nothing,
 }
 
-/// The one range of bytes that is asked for. Several, and what cannot be read, count as if nothing was asked (RFC 9110, 14.2).
-fn range(headers: &HeaderMap, size: u64) -> Ranged {
+/// The one range of bytes that is asked for. Several, and what cannot be read, count as if nothing was asked (RFC 9110, 14.2);
+/// so does a range of something else than what has this tag (13.1.5).
+fn range(headers: &HeaderMap, size: u64, tag: &str) -> Ranged {
+    if headers.get(IF_RANGE).is_some_and(|wanted| wanted.as_bytes() != tag.as_bytes()) {
+        return Ranged::All;
+    }
     let text = headers.get(RANGE).and_then(|value| value.to_str().ok());
     let Some((from, to)) = text.and_then(|text| text.strip_prefix("bytes=")?.split_once('-')) else {
         return Ranged::All;
@@ -246,7 +278,7 @@ mod tests {
         let asked = |text: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(RANGE, HeaderValue::from_str(text).unwrap());
-            range(&headers, 100)
+            range(&headers, 100, "\"tag\"")
         };
         for (text, part) in [
             ("bytes=0-0", 0..1),
@@ -264,7 +296,23 @@ mod tests {
         for text in ["bytes=", "bytes=a-b", "lines=1-2", "bytes=5-4", "bytes=0-1,5-6", "bytes=-"] {
             assert_eq!(asked(text), Ranged::All, "{text}");
         }
-        assert_eq!(range(&HeaderMap::new(), 100), Ranged::All);
+        assert_eq!(range(&HeaderMap::new(), 100, "\"tag\""), Ranged::All);
+    }
+
+    #[test]
+    fn a_range_counts_only_of_what_was_meant() {
+        for (wanted, part) in [
+            ("\"tag\"", Ranged::Part(1..3)),
+            ("\"other\"", Ranged::All),
+            ("W/\"tag\"", Ranged::All),
+            ("tag", Ranged::All),
+            ("Wed, 21 Oct 2015 07:28:00 GMT", Ranged::All),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(RANGE, HeaderValue::from_static("bytes=1-2"));
+            headers.insert(IF_RANGE, HeaderValue::from_static(wanted));
+            assert_eq!(range(&headers, 100, "\"tag\""), part, "{wanted}");
+        }
     }
 
     #[test]

@@ -61,7 +61,7 @@ const LOGS: &[(&str, &str)] = &[
     ("cursor", "Go on after this record."),
     ("limit", "How many records at most: 1 to 1000."),
 ];
-const ARTIFACTS: &[(&str, &str)] = &[("epoch", "Only of this attempt; else of the last that has it.")];
+const ARTIFACTS: &[(&str, &str)] = &[("epoch", "Only of this attempt; else of the last one.")];
 const ALL_ARTIFACTS: &[(&str, &str)] = &[("epoch", "Only of this attempt.")];
 const LINKED: &[(&str, &str)] = &[("expires", "As in the link."), ("signature", "As in the link.")];
 const EVENTS: &[(&str, &str)] = &[

@@ -113,7 +113,15 @@ async fn an_artifact_is_told_of_sent_listed_and_downloaded() {
     assert_eq!(content(answer).await, report);
     let part = download(&world, &path, Some("bytes=2-7")).await;
     assert_eq!((part.status().as_u16(), header(&part, "content-range")), (206, "bytes 2-7/35".to_owned()));
+    let tag = header(&part, "etag");
     assert_eq!(content(part).await, b"Report");
+    assert_eq!(tag, format!("\"{}\"", hex::encode(Sha256::digest(report))));
+    for (if_range, status) in [(tag.as_str(), 206), ("\"of before\"", 200)] {
+        let request = Request::get(&path).header("authorization", "Bearer operator");
+        let request = request.header("range", "bytes=2-7").header("if-range", if_range);
+        let answer = world.raw(request.body(Body::empty()).unwrap()).await;
+        assert_eq!(answer.status(), status, "{if_range}");
+    }
     let beyond = download(&world, &path, Some("bytes=35-")).await;
     assert_eq!((beyond.status().as_u16(), header(&beyond, "content-range")), (416, "bytes */35".to_owned()));
     let refused = world.get(&format!("{ARTIFACTS}/pipe")).await;
@@ -153,6 +161,9 @@ async fn a_body_is_taken_once_and_only_as_its_manifest_says() {
     assert_eq!(put(&agent, &attempt, 1, "data").await.status, 201);
     assert_eq!(put(&agent, &attempt, 1, "data").await.status, 200, "again, as after a lost answer");
     assert_eq!(put(&agent, &attempt, 1, "evil").await.status, 200, "what is there stays");
+    let longer = futures::stream::iter(["data", "and more"].map(Ok::<_, std::io::Error>));
+    let answer = put(&agent, &attempt, 1, Body::from_stream(longer)).await;
+    assert_eq!((answer.status, answer.body["code"].as_str()), (413, Some("too_large")), "{answer:?}");
     assert_eq!(put(&agent, &attempt, 2, "").await.status, 201, "an empty one");
     assert_eq!(bodies(&world).await, 2);
     let answer = download(&world, &format!("{ARTIFACTS}/a"), None).await;
@@ -208,6 +219,16 @@ async fn what_the_node_has_lost_is_a_gap_and_the_last_attempt_is_downloaded() {
     assert_eq!(content(older).await, b"one");
     let of_one = world.get(&format!("{ARTIFACTS}?epoch={}", second["epoch"])).await.body;
     assert_eq!(of_one["items"].as_array().unwrap().len(), 1);
+    // The last attempt has left no `b`, and that of an earlier one is not taken for it.
+    let earlier = world.get(&format!("{ARTIFACTS}/b")).await;
+    let detail = earlier.body["detail"].as_str().unwrap();
+    assert_eq!(earlier.status, 404);
+    assert!(detail.contains("last attempt") && detail.contains("attempt 1 has"), "{detail}");
+    assert!(detail.contains(&format!("`epoch={}`", first["epoch"])), "{detail}");
+    let link = world.post(&format!("{ARTIFACTS}/b/link"), json!({})).await;
+    assert_eq!(link.status, 404, "{link:?}");
+    let other = world.get(&format!("{ARTIFACTS}/b?epoch={}", second["epoch"])).await;
+    assert!(other.body["detail"].as_str().unwrap().contains("others have"), "{other:?}");
 }
 
 #[tokio::test]
@@ -221,6 +242,19 @@ async fn artifacts_of_an_attempt_that_was_given_away_are_superseded() {
     assert_eq!(put(&agent, &attempt, 1, "late").await.status, 201);
     let item = world.get(ARTIFACTS).await.body["items"][0].clone();
     assert_eq!((&item["superseded"], &item["state"]), (&json!(true), &json!("Stored")));
+}
+
+#[tokio::test]
+async fn artifacts_that_a_removed_node_has_not_sent_are_lost() {
+    let world = World::settled().await;
+    let (agent, attempt) = held(&world, "n1").await;
+    let items = [entry(1, "a", "file", b"data"), entry(2, "b", "file", b"late")];
+    agent.report(&attempt, &[(1, manifest(&items)), (2, terminal("succeeded", 2))]).await;
+    put(&agent, &attempt, 1, "data").await;
+    assert_eq!(world.delete("/v1/nodes/n1").await.status, 200);
+    assert_eq!(states(&world).await, ["a Stored -", "b Lost its node was removed"]);
+    let gone = world.get(&format!("{ARTIFACTS}/b")).await;
+    assert!(gone.body["detail"].as_str().unwrap().contains("its node was removed"), "{gone:?}");
 }
 
 #[tokio::test]

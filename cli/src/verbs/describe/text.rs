@@ -179,12 +179,18 @@ impl Text {
     }
 
     /// What a job's last attempt has left.
-    pub(super) fn artifacts(&mut self, job: &str, items: &[ArtifactItem]) {
+    pub(super) fn artifacts(&mut self, job: &Job, items: &[ArtifactItem]) {
         let rows: Vec<Vec<Cell>> = items.iter().take(ARTIFACTS).map(artifacts::row).collect();
-        self.table("Artifacts", &artifacts::COLUMNS, &rows);
+        let earlier = items.first().filter(|item| item.epoch != job.status.epoch);
+        let title = earlier.map_or_else(
+            || "Artifacts".to_owned(),
+            |item| format!("Artifacts of attempt {} (the last has left none)", item.attempt),
+        );
+        self.table(&title, &artifacts::COLUMNS, &rows);
         if items.len() > ARTIFACTS {
             let more = items.len() - ARTIFACTS;
-            self.text.push_str(&indented(&format!("and {more} more: windlass artifacts {job}")));
+            self.text
+                .push_str(&indented(&format!("and {more} more: windlass artifacts {}", job.metadata.name)));
         }
     }
 

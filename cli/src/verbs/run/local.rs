@@ -8,7 +8,7 @@ use windlass_controller::telemetry::TelemetryArgs;
 use windlass_crds::SandboxJob;
 
 use super::{Inputs, create, end};
-use crate::artifacts::Artifacts;
+use crate::artifacts::{Artifacts, Saving};
 use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::{Failure, Report};
@@ -25,7 +25,7 @@ pub(super) async fn run_local(
     log: String,
     job: SandboxJob,
     inputs: Inputs<'_>,
-    artifacts: Option<&Path>,
+    saving: Option<Saving<'_>>,
 ) -> Result<Exit, Failure> {
     let telemetry = TelemetryArgs { log, log_format: None };
     telemetry.init().map_err(|error| Report::new(Exit::Usage, error.to_string()).causes(&error))?;
@@ -41,7 +41,7 @@ pub(super) async fn run_local(
                 .detail(error.to_string())
                 .hint("name another folder for temporary files by TMPDIR")
         })?;
-    let result = run_in(context, &mut interrupts, folder.path(), namespace, job, inputs, artifacts).await;
+    let result = run_in(context, &mut interrupts, folder.path(), namespace, job, inputs, saving).await;
     if let Err(error) = folder.close() {
         context.console.warn(format!("the temporary folder cannot be removed: {error}"));
     }
@@ -56,7 +56,7 @@ async fn run_in(
     namespace: Resolved<String>,
     job: SandboxJob,
     inputs: Inputs<'_>,
-    artifacts: Option<&Path>,
+    saving: Option<Saving<'_>>,
 ) -> Result<Exit, Failure> {
     let settings = FleetSettings {
         state_dir: folder.to_owned(),
@@ -67,7 +67,7 @@ async fn run_in(
         concurrency: None,
     };
     let fleet = Fleet::start(settings).await?;
-    let result = run_on(context, interrupts, &fleet, namespace, job, inputs, artifacts).await;
+    let result = run_on(context, interrupts, &fleet, namespace, job, inputs, saving).await;
     // The job has ended, or nobody waits for it any more.
     fleet.stop_agent(Stop::Cancel);
     let ended = fleet.end().await;
@@ -82,7 +82,7 @@ async fn run_on(
     namespace: Resolved<String>,
     job: SandboxJob,
     inputs: Inputs<'_>,
-    artifacts: Option<&Path>,
+    saving: Option<Saving<'_>>,
 ) -> Result<Exit, Failure> {
     let client = Client::new(&fleet.client_settings(namespace)?)?;
     // Both are cancel-safe in that nothing is used of them after an interrupt.
@@ -100,5 +100,5 @@ async fn run_on(
     };
     let exit = follower.follow(interrupts).await?;
     let left = Artifacts { client: &client, console: context.console, namespace: &namespace, job: &name };
-    end(exit, left, artifacts, false).await
+    end(exit, left, saving, false).await
 }

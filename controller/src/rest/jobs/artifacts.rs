@@ -144,30 +144,33 @@ pub(in crate::rest) async fn artifact(
     give(&app, &row, &headers).await
 }
 
-/// The artifact of this name, of the attempt that is asked for, else of the last that tells of it; with its job's uid.
+/// The artifact of this name, of the attempt that is asked for, else of the job's last; with that attempt.
 async fn named(
     app: &App,
     namespace: &str,
     job: &str,
     name: &str,
     query: &ArtifactQuery,
-) -> Result<(String, ArtifactRow), ApiError> {
+) -> Result<(AttemptId, ArtifactRow), ApiError> {
     let job = find(app, namespace, job).await?;
-    let rows = app.store.artifacts(&job.uid).await?;
-    let ArtifactQuery { epoch } = query;
-    let row = rows
-        .into_iter()
-        .filter(|row| row.artifact.name == name && epoch.is_none_or(|epoch| row.epoch == epoch))
-        // One that was collected counts before one that was refused under the same readable name.
-        .max_by_key(|row| (!row.superseded, row.epoch, row.artifact.refused.is_none()));
-    let row = row.ok_or_else(|| {
-        let detail = format!(
-            "job `{namespace}/{}` has no artifact `{name}`; its list of artifacts names them",
-            job.name
-        );
-        ApiError::new(Code::NotFound, detail)
-    })?;
-    Ok((job.uid, row))
+    let attempt = AttemptId { epoch: query.epoch.unwrap_or(job.epoch), job: job.uid };
+    let rows = app.store.artifacts_named(&attempt, name).await?;
+    // One that was collected counts before one that was refused under the same readable name.
+    if let Some(row) = rows.into_iter().max_by_key(|row| row.artifact.refused.is_none()) {
+        return Ok((attempt, row));
+    }
+    let job = format!("job `{namespace}/{}`", job.name);
+    let others = app.store.attempts_with_artifact(&attempt.job, name).await?;
+    let detail = match (query.epoch, others.first()) {
+        (None, Some((epoch, number))) => format!(
+            "the last attempt of {job} has left no artifact `{name}`; attempt {number} has: ask for it by `epoch={epoch}`"
+        ),
+        (Some(epoch), Some(_)) => {
+            format!("the attempt of {job} with epoch {epoch} has left no artifact `{name}`; others have")
+        }
+        (_, None) => format!("{job} has no artifact `{name}`; its list of artifacts names them"),
+    };
+    Err(ApiError::new(Code::NotFound, detail))
 }
 
 /// Asks for a link.
@@ -200,8 +203,7 @@ pub(in crate::rest) async fn link(
         let detail = format!("expiresIn: {life} is not between 1s and {LONGEST_LINK}");
         return Err(ApiError::new(Code::BadRequest, detail));
     }
-    let (job, row) = named(&app, &namespace, &name, &artifact, &query).await?;
-    let attempt = AttemptId { job, epoch: row.epoch };
+    let (attempt, row) = named(&app, &namespace, &name, &artifact, &query).await?;
     let seconds = i64::try_from(life.get().as_secs()).unwrap_or(i64::MAX).max(1);
     let expires_at = app.clock.now().saturating_add(SignedDuration::from_secs(seconds));
     let expires_at = expires_at.unwrap_or(Timestamp::MAX);
@@ -233,8 +235,7 @@ pub(in crate::rest) async fn linked(
         let detail = "the link is not one of this controller's, or has expired; ask for another one";
         return Err(ApiError::new(Code::Forbidden, detail));
     }
-    let rows = app.store.artifacts(&attempt.job).await?;
-    let found = rows.into_iter().find(|row| row.epoch == epoch && row.artifact.number == number);
+    let found = app.store.artifact(&attempt, number).await?;
     let row = found.ok_or_else(|| ApiError::not_found("artifact", &format!("{attempt}/{number}")))?;
     give(&app, &row, &headers).await
 }

@@ -33,6 +33,8 @@ pub enum ArtifactOutcome {
     Stored,
     /// The artifact had one before, and keeps that.
     Known,
+    /// The attempt would have more bytes of artifacts with it than it may.
+    Full,
     /// There is no such artifact of this node, or none any more.
     Gone,
 }

@@ -3,12 +3,16 @@
 //! # Guarantees
 //! - An artifact has a row from when its manifest is stored: a body that does not come is a gap that shows.
 //! - It has one body at most. The first that comes stays.
+//! - The bodies of an attempt have [`MAX_ARTIFACTS_BYTES`] together at most, however many come at the same time.
+//! - A body whose node is gone is not waited for.
+
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use windlass_crds::protocol::{Artifact, ArtifactKind, AttemptId};
+use windlass_crds::protocol::{Artifact, ArtifactKind, AttemptId, MAX_ARTIFACTS_BYTES};
 
-use crate::engine::value::{Cells, args, clean, clean_opt, int, json, ms};
+use crate::engine::value::{Cells, Value, args, clean, clean_opt, int, json, ms};
 use crate::engine::writer::Tx;
 use crate::{ArtifactOutcome, ArtifactRow, Change, Error, NewRecord, RecordStore, Store};
 
@@ -17,6 +21,21 @@ macro_rules! columns {
     () => {
         "f.epoch, a.number AS attempt, a.node, f.number, f.name, f.kind, f.size, f.sha256, f.refused, f.collected_at,
             f.superseded, f.object_key, f.stored_at, f.lost"
+    };
+}
+
+/// The statement that reads the artifacts of which this holds, with `jobs AS j` too.
+macro_rules! where_artifacts {
+    ($condition:literal) => {
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM jobs AS j JOIN artifacts AS f ON f.job_id = j.id
+            JOIN attempts AS a ON a.job_id = f.job_id AND a.epoch = f.epoch
+            WHERE ",
+            $condition,
+            " ORDER BY f.epoch, f.number"
+        )
     };
 }
 
@@ -84,23 +103,69 @@ pub(super) async fn note(tx: &mut Tx, now: Timestamp, told: &[Told]) -> Result<(
     tx.conn.execute(sql, args![json(told), ms(now)]).await.map(drop)
 }
 
+/// Notes of everything that a node still had to send why it will never come. What comes all the same is taken.
+pub(super) async fn abandon(tx: &mut Tx, node: &str, reason: &str) -> Result<(), Error> {
+    let sql = "
+        UPDATE artifacts SET lost = $2
+        WHERE object_key IS NULL AND refused IS NULL AND lost IS NULL AND EXISTS (
+            SELECT 1 FROM attempts AS a
+            WHERE a.job_id = artifacts.job_id AND a.epoch = artifacts.epoch AND a.node = $1)
+        RETURNING (SELECT j.uid FROM jobs AS j WHERE j.id = artifacts.job_id) AS uid";
+    let mut jobs = BTreeSet::new();
+    for row in tx.conn.rows(sql, args![node, reason]).await? {
+        jobs.insert(row.cells("artifacts").text("uid")?);
+    }
+    for uid in jobs {
+        tx.changed(Change::Records { uid });
+    }
+    Ok(())
+}
+
 impl Store {
     /// The artifacts of a job, in the order of attempts and of their manifests.
     ///
     /// # Errors
     /// [`Error::Corrupt`] and what the engine reports.
     pub async fn artifacts(&self, uid: &str) -> Result<Vec<ArtifactRow>, Error> {
-        let uid = uid.to_owned();
+        self.select(where_artifacts!("j.uid = $1"), args![uid]).await
+    }
+
+    /// The artifacts of this name that an attempt of a job has left, in the order of its manifest: one at most that was not
+    /// refused.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and what the engine reports.
+    pub async fn artifacts_named(&self, attempt: &AttemptId, name: &str) -> Result<Vec<ArtifactRow>, Error> {
+        let args = args![attempt.job.as_str(), int(attempt.epoch), name];
+        self.select(where_artifacts!("j.uid = $1 AND f.epoch = $2 AND f.name = $3"), args).await
+    }
+
+    /// The epochs of a job's attempts, with their numbers, of which there is an artifact of this name, the last one first.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and what the engine reports.
+    pub async fn attempts_with_artifact(&self, uid: &str, name: &str) -> Result<Vec<(u64, u32)>, Error> {
+        let found = self.select(where_artifacts!("j.uid = $1 AND f.name = $2"), args![uid, name]).await?;
+        let mut attempts: Vec<_> = found.into_iter().map(|row| (row.epoch, row.attempt)).collect();
+        attempts.dedup();
+        attempts.reverse();
+        Ok(attempts)
+    }
+
+    /// The artifact that has this number in the manifest of an attempt.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and what the engine reports.
+    pub async fn artifact(&self, attempt: &AttemptId, number: u32) -> Result<Option<ArtifactRow>, Error> {
+        let args = args![attempt.job.as_str(), int(attempt.epoch), i64::from(number)];
+        let found = self.select(where_artifacts!("j.uid = $1 AND f.epoch = $2 AND f.number = $3"), args);
+        Ok(found.await?.pop())
+    }
+
+    async fn select(&self, sql: &'static str, args: Vec<Value>) -> Result<Vec<ArtifactRow>, Error> {
         self.read("artifacts", move |conn| {
             Box::pin(async move {
-                const SQL: &str = concat!(
-                    "SELECT ",
-                    columns!(),
-                    " FROM jobs AS j JOIN artifacts AS f ON f.job_id = j.id
-                    JOIN attempts AS a ON a.job_id = f.job_id AND a.epoch = f.epoch
-                    WHERE j.uid = $1 ORDER BY f.epoch, f.number"
-                );
-                let rows = conn.rows(SQL, args![uid]).await?;
+                let rows = conn.rows(sql, args).await?;
                 rows.iter().map(|row| read(&mut row.cells("artifacts"))).collect()
             })
         })
@@ -160,21 +225,25 @@ impl Store {
                     WHERE epoch = $2 AND number = $3 AND object_key IS NULL AND refused IS NULL
                         AND job_id = (
                             SELECT a.job_id FROM jobs AS j JOIN attempts AS a ON a.job_id = j.id
-                            WHERE j.uid = $1 AND a.epoch = $2 AND a.node = $4)";
+                            WHERE j.uid = $1 AND a.epoch = $2 AND a.node = $4)
+                        AND size + (
+                            SELECT coalesce(sum(o.size), 0) FROM artifacts AS o
+                            WHERE o.job_id = artifacts.job_id AND o.epoch = artifacts.epoch
+                                AND o.object_key IS NOT NULL) <= $7";
                 let id = args![attempt.job.as_str(), int(attempt.epoch), i64::from(number), node.as_str()];
                 let mut args = id.clone();
-                args.extend(args![key, ms(now)]);
+                args.extend(args![key, ms(now), int(MAX_ARTIFACTS_BYTES)]);
                 if tx.conn.execute(sql, args).await? == 1 {
                     tx.changed(Change::Records { uid: attempt.job });
                     return Ok(ArtifactOutcome::Stored);
                 }
                 let sql = "
-                    SELECT f.number FROM jobs AS j JOIN artifacts AS f ON f.job_id = j.id
+                    SELECT f.object_key FROM jobs AS j JOIN artifacts AS f ON f.job_id = j.id
                     JOIN attempts AS a ON a.job_id = f.job_id AND a.epoch = f.epoch
-                    WHERE j.uid = $1 AND f.epoch = $2 AND f.number = $3 AND a.node = $4
-                        AND f.object_key IS NOT NULL";
-                let known = tx.conn.row(sql, id).await?.is_some();
-                Ok(if known { ArtifactOutcome::Known } else { ArtifactOutcome::Gone })
+                    WHERE j.uid = $1 AND f.epoch = $2 AND f.number = $3 AND a.node = $4 AND f.refused IS NULL";
+                let Some(row) = tx.conn.row(sql, id).await? else { return Ok(ArtifactOutcome::Gone) };
+                let key = row.cells("artifacts").opt_text("object_key")?;
+                Ok(if key.is_some() { ArtifactOutcome::Known } else { ArtifactOutcome::Full })
             })
         })
         .await

@@ -5,6 +5,7 @@ use windlass_crds::NodeConfigSpec;
 use windlass_crds::conditions::Condition;
 use windlass_crds::protocol::AckStatus;
 
+use super::artifacts;
 use super::expect_version;
 use super::fleet::{self, hold_columns};
 use super::push::{self, push_columns};
@@ -288,6 +289,7 @@ async fn delete(
         return Err(Error::InUse { object: "node", key: name.to_owned(), by });
     }
     tx.conn.execute("DELETE FROM nodes WHERE name = $1", args![name]).await?;
+    artifacts::abandon(tx, name, "its node was removed").await?;
     tracing::debug!(node.name = %name, node.deleted_at = ms(now), "a node was deleted");
     tx.changed(Change::Node { name: name.to_owned() });
     Ok(Some(row))

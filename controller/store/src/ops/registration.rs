@@ -17,7 +17,7 @@
 use jiff::Timestamp;
 use windlass_crds::NodeConfigSpec;
 
-use super::{fleet, nodes};
+use super::{artifacts, fleet, nodes};
 use crate::engine::value::{args, json, ms, truncated};
 use crate::engine::writer::Tx;
 use crate::{Change, Error, NodeEventKind, NodeRegistration, NodeRow, RedeemedToken, RegisterOutcome, Store};
@@ -74,7 +74,9 @@ fn judge(known: Option<&NodeRow>, new: &NodeRegistration) -> Verdict {
 
 async fn register(tx: &mut Tx, now: Timestamp, new: NodeRegistration) -> Result<RegisterOutcome, Error> {
     let before = nodes::get(&mut tx.conn, &new.name).await?;
-    match judge(before.as_ref(), &new) {
+    let verdict = judge(before.as_ref(), &new);
+    let redeems = matches!(verdict, Verdict::Admit { redeem: Some(_) });
+    match verdict {
         Verdict::Refuse(outcome) => return Ok(*outcome),
         Verdict::Admit { redeem: Some(token) } => {
             if let Some(at) = departed(tx, &token, &new).await? {
@@ -85,6 +87,11 @@ async fn register(tx: &mut Tx, now: Timestamp, new: NodeRegistration) -> Result<
             }
         }
         Verdict::Admit { redeem: None } => {}
+    }
+    let known = before.as_ref().filter(|row| row.registered_at.is_some());
+    if redeems && known.is_some() {
+        // Who has lost its key has most likely lost what it was to send as well.
+        artifacts::abandon(tx, &new.name, "its node was replaced").await?;
     }
     let version = tx.draw_version();
     if before.is_none() {

@@ -189,6 +189,10 @@ contract! {
     artifacts {
         a_manifest_becomes_rows_once_and_only_the_first_of_a_name_counts
         an_artifact_gets_one_body_and_keeps_it
+        the_bodies_of_an_attempt_stay_within_their_bound_together
+        what_a_removed_node_has_not_sent_is_lost
+        what_a_replaced_node_has_not_sent_is_lost
+        one_artifact_is_found_by_its_number_or_its_name
         bodies_are_taken_of_the_node_that_has_the_attempt_alone
         a_body_that_will_never_come_is_a_gap_until_it_comes_all_the_same
         artifacts_and_their_bodies_go_with_their_job

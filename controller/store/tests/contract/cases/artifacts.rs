@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use windlass_crds::protocol::{AttemptId, Outcome};
+use windlass_crds::protocol::{Artifact, AttemptId, MAX_ARTIFACTS_BYTES, Outcome};
 use windlass_store::{
-    ArtifactOutcome, ArtifactRow, BodyOf, DeleteOutcome, Error, NewRecord, RecordStore, RetentionPolicy,
-    Store, StoredBody,
+    ArtifactOutcome, ArtifactRow, BodyOf, Change, DeleteOutcome, Error, LiveAttempts, NewRecord, RecordStore,
+    RedeemedToken, RegisterOutcome, RetentionPolicy, Store, StoredBody,
 };
 
 use crate::fixtures::{
-    artifact, artifacts, at, attempt, claimed, finish, is_lost, refused, register, report, transit,
+    artifact, artifacts, at, attempt, claim, claimed, finish, is_lost, join_token, refused, register,
+    registration, report, transit,
 };
 
 async fn rows(store: &Store, attempt: &AttemptId) -> Vec<ArtifactRow> {
@@ -73,6 +74,96 @@ pub(crate) async fn an_artifact_gets_one_body_and_keeps_it(store: Store) {
     assert_eq!((&found[1].object_key, &found[2].object_key), (&None, &None));
     let (row, stored) = store.artifact_of_node("n", &id, 2).await.unwrap().unwrap();
     assert_eq!((row.artifact.name.as_str(), stored), ("b", 7));
+}
+
+pub(crate) async fn the_bodies_of_an_attempt_stay_within_their_bound_together(store: Store) {
+    let id = attempt(&claimed(&store, "n", "a", at(0)).await);
+    let sized = |number, name: &str, size| Artifact { size, ..artifact(number, name) };
+    let half = MAX_ARTIFACTS_BYTES / 2;
+    let items = [sized(1, "a", half), sized(2, "b", half), sized(3, "c", 1), sized(4, "d", 0)];
+    report(&store, "n", vec![artifacts(&id, 1, &items)]).await;
+    assert_eq!(put(&store, &id, 3, "c").await, ArtifactOutcome::Stored);
+    let (one, two) = tokio::join!(put(&store, &id, 1, "a"), put(&store, &id, 2, "b"));
+    let outcomes = [one, two];
+    assert!(outcomes.contains(&ArtifactOutcome::Stored) && outcomes.contains(&ArtifactOutcome::Full));
+    assert_eq!(put(&store, &id, 4, "d").await, ArtifactOutcome::Stored, "it has no bytes");
+    assert_eq!(put(&store, &id, 3, "again").await, ArtifactOutcome::Known);
+    let other = attempt(&claimed(&store, "n", "b", at(0)).await);
+    report(&store, "n", vec![artifacts(&other, 1, &[sized(1, "a", MAX_ARTIFACTS_BYTES)])]).await;
+    assert_eq!(put(&store, &other, 1, "a").await, ArtifactOutcome::Stored, "each attempt has its own");
+}
+
+/// Two artifacts of a node of which one has come, and one of another node that is to come.
+async fn half_sent(store: &Store) -> (AttemptId, AttemptId) {
+    let got = claimed(store, "n", "a", at(0)).await;
+    let id = attempt(&got);
+    report(store, "n", vec![artifacts(&id, 2, &[artifact(1, "a"), artifact(2, "b"), refused(3, "c")])]).await;
+    put(store, &id, 1, "key").await;
+    finish(store, &got, at(3)).await;
+    let other = attempt(&claimed(store, "m", "b", at(0)).await);
+    report(store, "m", vec![artifacts(&other, 2, &[artifact(1, "a")])]).await;
+    (id, other)
+}
+
+async fn lost(store: &Store, attempt: &AttemptId) -> Vec<Option<String>> {
+    rows(store, attempt).await.into_iter().map(|row| row.lost).collect()
+}
+
+pub(crate) async fn what_a_removed_node_has_not_sent_is_lost(store: Store) {
+    let (id, other) = half_sent(&store).await;
+    let mut changes = store.changes();
+    store.delete_node(at(4), "n", LiveAttempts::Refuse, None).await.unwrap();
+    assert_eq!(lost(&store, &id).await, [None, Some("its node was removed".to_owned()), None]);
+    assert_eq!(lost(&store, &other).await, [None], "its node is there");
+    let told = Change::Records { uid: id.job.clone() };
+    while changes.recv().await.expect("whoever watches the job is woken") != told {}
+    let mut again = registration("n");
+    again.public_key = Some(b"made anew".to_vec());
+    assert!(matches!(store.register_node(at(5), again).await.unwrap(), RegisterOutcome::Created(_)));
+    assert_eq!(put(&store, &id, 2, "late").await, ArtifactOutcome::Stored, "it has it all the same");
+    assert_eq!(lost(&store, &id).await, [None, None, None]);
+}
+
+pub(crate) async fn what_a_replaced_node_has_not_sent_is_lost(store: Store) {
+    let (id, other) = half_sent(&store).await;
+    store.register_node(at(4), registration("n")).await.unwrap();
+    assert_eq!(lost(&store, &id).await, [None, None, None], "it has only been started again");
+    let mut token = join_token("r");
+    token.replaces = Some("n".to_owned());
+    store.create_join_token(at(0), token).await.unwrap();
+    let mut new = registration("n");
+    new.public_key = Some(b"new key".to_vec());
+    new.token = Some(RedeemedToken { id: "r".into(), allows_new: false, replaces: Some("n".into()) });
+    assert!(matches!(store.register_node(at(5), new).await.unwrap(), RegisterOutcome::Known(_)));
+    assert_eq!(lost(&store, &id).await, [None, Some("its node was replaced".to_owned()), None]);
+    assert_eq!(lost(&store, &other).await, [None], "it is another node's");
+}
+
+pub(crate) async fn one_artifact_is_found_by_its_number_or_its_name(store: Store) {
+    let got = claimed(&store, "n", "a", at(0)).await;
+    let first = attempt(&got);
+    let items = [refused(1, "a"), artifact(2, "a"), artifact(3, "b")];
+    report(&store, "n", vec![artifacts(&first, 1, &items)]).await;
+    transit(&store, at(1), is_lost(&got.job, None)).await;
+    let second = attempt(&claim("n").run(&store, at(2)).await[0]);
+    report(&store, "n", vec![artifacts(&second, 1, &[artifact(1, "a")])]).await;
+    let other = attempt(&claimed(&store, "m", "b", at(3)).await);
+    report(&store, "m", vec![artifacts(&other, 1, &[artifact(1, "a"), artifact(7, "c")])]).await;
+    let named = async |attempt: &AttemptId, name| {
+        let found = store.artifacts_named(attempt, name).await.unwrap();
+        found.into_iter().map(|row| (row.epoch, row.artifact.number)).collect::<Vec<_>>()
+    };
+    assert_eq!(named(&first, "a").await, [(first.epoch, 1), (first.epoch, 2)]);
+    assert_eq!(named(&second, "a").await, [(second.epoch, 1)]);
+    assert_eq!(named(&second, "b").await, []);
+    let with = async |name| store.attempts_with_artifact(&first.job, name).await.unwrap();
+    assert_eq!(with("a").await, [(second.epoch, 2), (first.epoch, 1)]);
+    assert_eq!((with("b").await, with("c").await), (vec![(first.epoch, 1)], vec![]));
+    let numbered = async |attempt: &AttemptId, number| {
+        store.artifact(attempt, number).await.unwrap().map(|row| row.artifact)
+    };
+    assert_eq!(numbered(&first, 3).await, Some(artifact(3, "b")));
+    assert_eq!((numbered(&second, 3).await, numbered(&other, 3).await), (None, None));
 }
 
 pub(crate) async fn bodies_are_taken_of_the_node_that_has_the_attempt_alone(store: Store) {
