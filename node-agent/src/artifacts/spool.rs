@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use windlass_crds::protocol::{Artifact, AttemptId, LostArtifact};
 
 use super::FileSecrets;
-use super::collect::Collector;
+use super::collect::{Collector, Halt};
 use crate::ids::IdSource;
 use crate::names::attempt_name;
 use crate::watch;
@@ -119,7 +119,7 @@ impl Spool {
     ///
     /// # Errors
     /// When the disk cannot be used.
-    pub(crate) async fn begin(&self, secrets: FileSecrets) -> io::Result<Collector> {
+    pub(crate) async fn begin(&self, secrets: FileSecrets, halt: Halt) -> io::Result<Collector> {
         let folder = self.folder.join(format!(".{}", self.ids.unique()));
         let (root, least) = (self.folder.clone(), self.least_free_bytes);
         blocking(move || {
@@ -127,7 +127,7 @@ impl Spool {
             make_folder(&folder)?;
             let stat = rustix::fs::statvfs(&root)?;
             let room = stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(least);
-            Ok(Collector::new(folder, secrets, room))
+            Ok(Collector::new(folder, secrets, room, halt))
         })
         .await
     }

@@ -570,7 +570,11 @@ impl Workspaces for FakeSandbox {
 fn visited((path, content): (String, Vec<u8>)) -> Visited {
     use std::io::{Seek as _, Write as _};
     if content.is_empty() {
-        return Visited::Refused { path, size: 0, problem: "it is a named pipe".to_owned() };
+        return Visited::Refused {
+            path: path.into_bytes(),
+            size: 0,
+            problem: "it is a named pipe".to_owned(),
+        };
     }
     let memory = rustix::fs::memfd_create("artifact", rustix::fs::MemfdFlags::CLOEXEC);
     let mut file = std::fs::File::from(memory.expect("the kernel has files in memory"));

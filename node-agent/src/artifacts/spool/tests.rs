@@ -4,6 +4,7 @@ use windlass_crds::protocol::ArtifactKind;
 use windlass_sandbox::Visited;
 
 use super::*;
+use crate::mask::Mask;
 use crate::testing::SeededIds;
 
 struct World {
@@ -46,6 +47,10 @@ impl World {
     }
 }
 
+async fn begin(spool: &Spool) -> io::Result<Collector> {
+    spool.begin(FileSecrets::new(Mask::default(), &[]), Halt::default()).await
+}
+
 /// Collects files of these contents; one without is refused.
 async fn collect(spool: &Spool, job: &str, at: Timestamp, contents: &[&str]) -> Vec<Artifact> {
     let files: Vec<Visited> = contents
@@ -53,7 +58,11 @@ async fn collect(spool: &Spool, job: &str, at: Timestamp, contents: &[&str]) -> 
         .map(|content| {
             let path = format!("file {content}");
             if content.is_empty() {
-                return Visited::Refused { path, size: 0, problem: "it is a socket".to_owned() };
+                return Visited::Refused {
+                    path: path.into_bytes(),
+                    size: 0,
+                    problem: "it is a socket".to_owned(),
+                };
             }
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(content.as_bytes()).unwrap();
@@ -61,7 +70,7 @@ async fn collect(spool: &Spool, job: &str, at: Timestamp, contents: &[&str]) -> 
             Visited::File { path, file, size: content.len() as u64 }
         })
         .collect();
-    let mut collector = spool.begin(FileSecrets::new(&[])).await.unwrap();
+    let mut collector = begin(spool).await.unwrap();
     collector.collect(files.into_iter());
     spool.commit(&id(job), at, collector).await.unwrap()
 }
@@ -114,7 +123,7 @@ async fn bodies_go_one_after_the_other_the_oldest_attempt_first_once_it_is_relea
 async fn after_each_step_the_next_run_goes_on_where_it_was() {
     let world = World::new();
     let spool = world.open();
-    let unfinished = spool.begin(FileSecrets::new(&[])).await.unwrap();
+    let unfinished = begin(&spool).await.unwrap();
     std::fs::write(unfinished.folder().join("1"), "half").unwrap();
     assert_eq!(world.paths().len(), 1);
     let spool = world.open();
