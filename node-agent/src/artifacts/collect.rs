@@ -19,6 +19,7 @@ use windlass_crds::protocol::{
 };
 use windlass_sandbox::{FileLimits, Visited};
 
+use super::spool::Room;
 use super::{FileSecrets, kind};
 
 /// How much is copied at once.
@@ -57,8 +58,7 @@ impl Halt {
 pub(crate) struct Collector {
     folder: PathBuf,
     secrets: FileSecrets,
-    /// Bytes that the disk has room for.
-    room: u64,
+    room: Room,
     halt: Halt,
     items: Vec<Artifact>,
     collected: u32,
@@ -75,8 +75,8 @@ struct Copied {
 }
 
 impl Collector {
-    /// Collects into an empty folder, at most `room` bytes, until it is told to end.
-    pub(super) const fn new(folder: PathBuf, secrets: FileSecrets, room: u64, halt: Halt) -> Self {
+    /// Collects into an empty folder, as far as there is room, until it is told to end.
+    pub(super) const fn new(folder: PathBuf, secrets: FileSecrets, room: Room, halt: Halt) -> Self {
         let items = Vec::new();
         Self { folder, secrets, room, halt, items, collected: 0, read: 0, refused: 0, unnamed: 0 }
     }
@@ -121,7 +121,7 @@ impl Collector {
         match self.copy(&path, &mut file, size, &place) {
             Ok(Copied { kind, sha256 }) => {
                 self.collected += 1;
-                self.room = self.room.saturating_sub(size);
+                self.room.use_up(size);
                 let sha256 = Some(sha256);
                 self.items.push(Artifact { number, name: path, kind, size, sha256, refused: None });
             }
@@ -151,7 +151,7 @@ impl Collector {
                 "with its {size} bytes more than {MAX_ARTIFACTS_BYTES} would be read of this attempt"
             ));
         }
-        (size > self.room).then(|| "the node's disk has no room for it".to_owned())
+        (size > self.room.bytes()).then(|| "the node's disk has no room for it".to_owned())
     }
 
     /// Copies a file. The error is why it is refused.

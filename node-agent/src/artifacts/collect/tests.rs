@@ -48,6 +48,7 @@ impl World {
     }
 
     fn collector_of(&self, secrets: FileSecrets, room: u64) -> Collector {
+        let room = Room::take(&Arc::default(), || Ok(room)).unwrap();
         Collector::new(self.folder.path().join("spool"), secrets, room, Halt::default())
     }
 
