@@ -225,8 +225,8 @@ async fn collecting_that_does_not_end_is_ended_when_the_job_is_cancelled() {
     }
     run.drain().await;
     let items = manifest(&world, "a");
-    let reason = items.last().unwrap().refused.as_deref();
-    assert_eq!(reason, Some("what comes after these was not collected: the job was cancelled meanwhile"));
+    let ended = "what comes after these was not collected: the job was cancelled meanwhile";
+    assert!(items.iter().any(|item| item.refused.as_deref() == Some(ended)), "{:?}", items.last());
     world.check();
 }
 
