@@ -23,5 +23,6 @@ mod secrets;
 pub(crate) mod sender;
 pub(crate) mod spool;
 
+pub(crate) use self::collect::Halt;
 pub(crate) use self::secrets::FileSecrets;
 pub(crate) use self::spool::Spool;

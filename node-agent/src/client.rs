@@ -157,6 +157,13 @@ impl Error {
         matches!(self, Self::Refused { status: 404 | 410, .. })
     }
 
+    /// Whether a controller that knows the call says that it does not have what the call is about. What answers for a controller that
+    /// is away has no such code, and a controller of before the call says that it has no such path.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Refused { status: 404 | 410, code, detail }
+            if code == "not_found" && !detail.starts_with("there is no path"))
+    }
+
     /// Whether the request's body will be refused however often it is sent.
     pub const fn is_about_the_body(&self) -> bool {
         matches!(self, Self::Refused { status: 400 | 413 | 422, .. })

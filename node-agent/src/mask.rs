@@ -3,7 +3,7 @@
 //! ```text
 //!  values ─► forms (as it is, lines, JSON) ──────────► Automaton ─┬─► Mask ─┬─► Masker: a stream, in pieces of any size
 //!         └► forms in base64, perhaps broken into lines ► Automaton ─┘         ├─► texts of records
-//!                                                                             └─► Finder: a file, in pieces of any size
+//!                                                                             └─► FileFinder: a file, in pieces of any size
 //! ```
 //!
 //! *Guarantees*: no form of a value passes, however the stream is cut. Whatever is covered by a form, overlapping ones included,
@@ -13,6 +13,7 @@
 
 mod automaton;
 mod broken;
+mod files;
 mod forms;
 
 use std::collections::VecDeque;
@@ -21,13 +22,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use windlass_crds::protocol::RecordBody;
 
-use self::automaton::Automaton;
+use self::automaton::{Automaton, Text};
 use self::broken::Broken;
+pub(crate) use self::files::{FileFinder, FileMask};
 
 /// What stands in place of a secret.
 const MASKED: &[u8] = b"***";
 
-/// The secrets of one attempt. Cheap to clone.
+/// The secrets of one attempt. Cheap to clone. A value is known by its place among those that were given, from 0.
 #[derive(Clone, Default)]
 pub(crate) struct Mask(Option<Arc<Finders>>);
 
@@ -37,16 +39,6 @@ struct Finders {
     whole: Automaton,
     /// Those in base64, which may be broken into lines.
     broken: Automaton,
-}
-
-/// The forms of these values: those that are written as they are, and those in base64.
-fn forms_of<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
-    let (mut whole, mut broken) = (Vec::new(), Vec::new());
-    for value in values {
-        whole.extend(forms::of(value));
-        broken.extend(forms::in_base64(value));
-    }
-    (whole, broken)
 }
 
 /// How far a stream was read.
@@ -70,6 +62,11 @@ impl Reading {
         let (begun, found) = self.broken.read(&finders.broken, byte, place);
         (begun.min(place + 1 - depth), found.min(place + 1 - longest))
     }
+
+    /// Which value's form has ended with the last byte, where one has.
+    fn owner(&self, finders: &Finders) -> Option<u32> {
+        finders.whole.owner(self.whole).or_else(|| self.broken.owner(&finders.broken))
+    }
 }
 
 impl std::fmt::Debug for Mask {
@@ -81,22 +78,30 @@ impl std::fmt::Debug for Mask {
 impl Mask {
     /// Masks these values.
     pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let (whole, broken) = forms_of(values);
-        Self::finding(&whole, &broken)
+        let (mut whole, mut broken) = (Vec::new(), Vec::new());
+        for (owner, value) in (0..).zip(values) {
+            whole.extend(forms::of(value).into_iter().map(|form| (form, owner)));
+            broken.extend(forms::in_base64(value).into_iter().map(|form| (form, owner)));
+        }
+        Self::finding(whole, broken)
     }
 
-    /// Finds these values in files too, which may be written in UTF-16.
-    pub(crate) fn of_files<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let (mut whole, broken) = forms_of(values);
-        let wide = [&whole, &broken].map(|forms| forms::in_utf_16(forms));
-        whole.extend(wide.into_iter().flatten());
-        Self::finding(&whole, &broken)
+    /// Masks these values in UTF-16 as far as they are text that needs more than ASCII: a [`FileFinder`] sees all other text in
+    /// UTF-16 by itself.
+    fn in_utf_16<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut wide = Vec::new();
+        for (owner, value) in (0..).zip(values) {
+            let forms = forms::of(value).into_iter().filter(|form| !form.is_ascii());
+            wide.extend(forms.flat_map(|form| forms::in_utf_16(&form)).map(|form| (form, owner)));
+        }
+        Self::finding(wide, Vec::new())
     }
 
-    fn finding(whole: &[Vec<u8>], broken: &[Vec<u8>]) -> Self {
-        let finders = || Arc::new(Finders { whole: Automaton::new(whole), broken: Automaton::new(broken) });
+    fn finding(whole: Vec<Text>, broken: Vec<Text>) -> Self {
         // A value that has a form in base64 has others as well.
-        Self((!whole.is_empty()).then(finders))
+        let is_something = !whole.is_empty();
+        let finders = || Arc::new(Finders { whole: Automaton::new(whole), broken: Automaton::new(broken) });
+        Self(is_something.then(finders))
     }
 
     /// Whether there is nothing to mask.
@@ -109,12 +114,17 @@ impl Mask {
         if self.is_nothing() {
             return text;
         }
-        let mut masker = Masker::new(self.clone());
-        let mut masked = masker.push(text.as_bytes());
-        masked.extend(masker.finish(false));
         // A form that is no text could take a part of a character away.
-        String::from_utf8(masked)
+        String::from_utf8(self.bytes(text.as_bytes()))
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    }
+
+    /// Bytes without secrets.
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut masker = Masker::new(self.clone());
+        let mut masked = masker.push(bytes);
+        masked.extend(masker.finish(false));
+        masked
     }
 
     /// A record without secrets. Output is masked before it is cut into records.
@@ -166,9 +176,9 @@ impl Mask {
     }
 }
 
-/// Looks for secrets in a stream, piece by piece, and changes nothing.
-#[derive(Clone, Debug)]
-pub(crate) struct Finder {
+/// Looks for secrets in a stream, byte by byte, and changes nothing.
+#[derive(Debug)]
+struct Finder {
     mask: Mask,
     reading: Reading,
     place: usize,
@@ -176,18 +186,16 @@ pub(crate) struct Finder {
 
 impl Finder {
     /// At the beginning of a stream.
-    pub(crate) fn new(mask: Mask) -> Self {
+    fn new(mask: Mask) -> Self {
         Self { mask, reading: Reading::after(0), place: 0 }
     }
 
-    /// Takes a piece. Tells whether a form has ended in it, wherever it has begun.
-    pub(crate) fn finds(&mut self, piece: &[u8]) -> bool {
-        let Some(finders) = &self.mask.0 else { return false };
-        piece.iter().any(|byte| {
-            let (_, found) = self.reading.read(finders, *byte, self.place);
-            self.place += 1;
-            found < self.place
-        })
+    /// Takes a byte. Tells of which value a form ends with it.
+    fn read(&mut self, byte: u8) -> Option<u32> {
+        let finders = self.mask.0.as_deref()?;
+        let (_, found) = self.reading.read(finders, byte, self.place);
+        self.place += 1;
+        (found < self.place).then(|| self.reading.owner(finders)).flatten()
     }
 }
 

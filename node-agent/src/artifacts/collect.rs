@@ -2,18 +2,24 @@
 //!
 //! Everything is copied, hashed and looked through in one pass, so that what is sent is what was looked at, whatever
 //! happens to the file meanwhile. All of it blocks.
+//!
+//! *Bounds*: of an attempt no more is read than may be collected of it, whatever becomes of what was read, and no file has to be
+//! read that has holes instead of bytes. A [`Halt`] ends it within one piece.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
+use rustix::fs::SeekFrom;
 use sha2::{Digest as _, Sha256};
 use windlass_crds::protocol::{
     Artifact, ArtifactKind, MAX_ARTIFACT_BYTES, MAX_ARTIFACT_NAME, MAX_ARTIFACTS, MAX_ARTIFACTS_BYTES,
 };
 use windlass_sandbox::{FileLimits, Visited};
 
+use super::spool::Room;
 use super::{FileSecrets, kind};
 
 /// How much is copied at once.
@@ -23,6 +29,9 @@ const PIECE: usize = 64 << 10;
 const ENTRIES: u64 = 10_000;
 /// Folders that a file may be in.
 const DEPTH: usize = 16;
+/// The most bytes of a file that are holes. A copy would fill them: a job could make the node keep more than its own disk limit
+/// lets it have. Programs that skip some blocks of what they write stay below this.
+const HOLES: u64 = 1 << 20;
 /// Refused files that are named; of more only their number is told.
 const NAMED: u32 = 200;
 
@@ -30,15 +39,31 @@ const NAMED: u32 = 200;
 pub(crate) const WALK: FileLimits =
     FileLimits { entries: ENTRIES, depth: DEPTH, path_bytes: MAX_ARTIFACT_NAME };
 
+/// Ends a collection from outside. Clones are the same one.
+#[derive(Clone, Default)]
+pub(crate) struct Halt(Arc<OnceLock<&'static str>>);
+
+impl Halt {
+    /// Ends it; the first reason counts.
+    pub(crate) fn end(&self, why: &'static str) {
+        self.0.get_or_init(|| why);
+    }
+
+    fn reason(&self) -> Option<&'static str> {
+        self.0.get().copied()
+    }
+}
+
 /// Collects the artifacts of one attempt into a folder, where a body has its number as its name.
 pub(crate) struct Collector {
     folder: PathBuf,
     secrets: FileSecrets,
-    /// Bytes that the disk has room for.
-    room: u64,
+    room: Room,
+    halt: Halt,
     items: Vec<Artifact>,
     collected: u32,
-    bytes: u64,
+    /// Bytes that were read, of what was refused too.
+    read: u64,
     refused: u32,
     unnamed: u64,
 }
@@ -50,21 +75,26 @@ struct Copied {
 }
 
 impl Collector {
-    /// Collects into an empty folder, at most `room` bytes.
-    pub(super) const fn new(folder: PathBuf, secrets: FileSecrets, room: u64) -> Self {
-        Self { folder, secrets, room, items: Vec::new(), collected: 0, bytes: 0, refused: 0, unnamed: 0 }
+    /// Collects into an empty folder, as far as there is room, until it is told to end.
+    pub(super) const fn new(folder: PathBuf, secrets: FileSecrets, room: Room, halt: Halt) -> Self {
+        let items = Vec::new();
+        Self { folder, secrets, room, halt, items, collected: 0, read: 0, refused: 0, unnamed: 0 }
     }
 
     pub(super) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Collects all that was found.
+    /// Collects all that was found, as far as it gets.
     pub(crate) fn collect(&mut self, found: impl Iterator<Item = Visited>) {
         for found in found {
+            if let Some(why) = self.halt.reason() {
+                let problem = format!("what comes after these was not collected: {why}");
+                return self.push_refused("…".to_owned(), 0, problem);
+            }
             match found {
                 Visited::File { path, file, size } => self.file(path, file, size),
-                Visited::Refused { path, size, problem } => self.refuse(path, size, problem),
+                Visited::Refused { path, size, problem } => self.refuse(&path, size, problem),
             }
         }
     }
@@ -79,20 +109,19 @@ impl Collector {
     }
 
     fn file(&mut self, path: String, mut file: File, size: u64) {
-        if self.secrets.finder().finds(path.as_bytes()) {
-            let named = self.secrets.named(path.as_bytes()).unwrap_or_default();
-            return self.refuse(path, size, format!("its name holds the secret {named}"));
+        if let Some(found) = self.secrets.finder().finds(path.as_bytes()) {
+            let problem = format!("its name holds the secret `{}`", self.secrets.name(found));
+            return self.refuse(path.as_bytes(), size, problem);
         }
-        if let Some(problem) = self.beyond(size) {
-            return self.refuse(path, size, problem);
+        if let Some(problem) = self.beyond(size).or_else(|| sparse(&file, size)) {
+            return self.refuse(path.as_bytes(), size, problem);
         }
         let number = self.next_number();
         let place = self.folder.join(number.to_string());
         match self.copy(&path, &mut file, size, &place) {
             Ok(Copied { kind, sha256 }) => {
                 self.collected += 1;
-                self.bytes += size;
-                self.room = self.room.saturating_sub(size);
+                self.room.use_up(size);
                 let sha256 = Some(sha256);
                 self.items.push(Artifact { number, name: path, kind, size, sha256, refused: None });
             }
@@ -102,7 +131,7 @@ impl Collector {
                 {
                     tracing::warn!(path = %place.display(), error = %error, "what was copied of a refused artifact cannot be removed yet");
                 }
-                self.refuse(path, size, problem);
+                self.refuse(path.as_bytes(), size, problem);
             }
         }
     }
@@ -117,16 +146,16 @@ impl Collector {
                 "it has {size} bytes, at most {MAX_ARTIFACT_BYTES} are collected of a file"
             ));
         }
-        if self.bytes + size > MAX_ARTIFACTS_BYTES {
+        if self.read.saturating_add(size) > MAX_ARTIFACTS_BYTES {
             return Some(format!(
-                "with its {size} bytes there would be more than {MAX_ARTIFACTS_BYTES} of this attempt"
+                "with its {size} bytes more than {MAX_ARTIFACTS_BYTES} would be read of this attempt"
             ));
         }
-        (size > self.room).then(|| "the node's disk has no room for it".to_owned())
+        (size > self.room.bytes()).then(|| "the node's disk has no room for it".to_owned())
     }
 
     /// Copies a file. The error is why it is refused.
-    fn copy(&self, path: &str, file: &mut File, size: u64, to: &Path) -> Result<Copied, String> {
+    fn copy(&mut self, path: &str, file: &mut File, size: u64, to: &Path) -> Result<Copied, String> {
         let unread = |error: io::Error| format!("it cannot be read: {error}");
         let unkept = |error: io::Error| match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "the node's disk is full".to_owned(),
@@ -147,14 +176,21 @@ impl Collector {
         // One byte more than there should be, so that a file that grows is noticed and does not go on for ever.
         let mut content = Read::take(&mut *file, size.saturating_add(1));
         loop {
+            if let Some(why) = self.halt.reason() {
+                return Err(format!("it was not read to its end: {why}"));
+            }
             let read = match content.read(&mut piece) {
                 Ok(0) => break,
                 Ok(read) => &piece[..read],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(unread(error)),
             };
-            if finder.finds(read) {
-                return Err(self.holds_a_secret(file));
+            self.read += read.len() as u64;
+            if let Some(found) = finder.finds(read) {
+                let name = self.secrets.name(found);
+                return Err(format!(
+                    "it holds the secret `{name}`; leave that out, or pass it on by other means"
+                ));
             }
             head.extend_from_slice(&read[..read.len().min(kind::HEAD - head.len())]);
             is_text = is_text && !read.contains(&0);
@@ -170,26 +206,13 @@ impl Collector {
         Ok(Copied { kind, sha256: hex::encode(hash.finalize()) })
     }
 
-    /// The refusal of a file in which a secret was found.
-    fn holds_a_secret(&self, file: &mut File) -> String {
-        let named =
-            file.rewind().and_then(|()| self.secrets.named(Read::take(&mut *file, MAX_ARTIFACT_BYTES)));
-        match named {
-            Ok(named) if !named.is_empty() => {
-                format!("it holds the secret {named}; leave that out, or pass it on by other means")
-            }
-            // It was read a moment ago, and says something else now.
-            Ok(_) | Err(_) => "it holds a secret of the job".to_owned(),
-        }
-    }
-
-    fn refuse(&mut self, path: String, size: u64, problem: String) {
+    fn refuse(&mut self, path: &[u8], size: u64, problem: String) {
         if self.refused == NAMED {
             self.unnamed += 1;
             return;
         }
         self.refused += 1;
-        let name = if path.is_empty() { ".".to_owned() } else { self.secrets.masked(path) };
+        let name = if path.is_empty() { ".".to_owned() } else { self.secrets.shown(path) };
         self.push_refused(name, size, problem);
     }
 
@@ -202,6 +225,32 @@ impl Collector {
     fn next_number(&self) -> u32 {
         u32::try_from(self.items.len()).unwrap_or(u32::MAX).saturating_add(1)
     }
+}
+
+/// Why a file with holes is refused; `None` of one that has none, or few.
+fn sparse(file: &File, size: u64) -> Option<String> {
+    let problem = || {
+        format!(
+            "it is sparse: more than {HOLES} of its {size} bytes were never written; pack it into an archive"
+        )
+    };
+    (!has_few_holes(file, size)).then(problem)
+}
+
+/// Whether no more than [`HOLES`] bytes of a file are holes, as far as its file system tells. It is at its beginning after this.
+fn has_few_holes(mut file: &File, size: u64) -> bool {
+    let (mut at, mut holes) = (0, 0);
+    while at < size && holes <= HOLES {
+        // An error is of a file system that does not tell, or of a file that is shorter by now: then the rest is data.
+        let Ok(hole) = rustix::fs::seek(file, SeekFrom::Hole(at)) else { break };
+        at = match rustix::fs::seek(file, SeekFrom::Data(hole)) {
+            Ok(data) => data.min(size),
+            Err(rustix::io::Errno::NXIO) => size,
+            Err(_) => break,
+        };
+        holes += at.saturating_sub(hole);
+    }
+    file.rewind().is_ok() && holes <= HOLES
 }
 
 #[cfg(test)]

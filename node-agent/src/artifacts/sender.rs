@@ -1,8 +1,10 @@
 //! Sends what the spool holds: one body after the other, the oldest attempt first.
 //!
 //! A body is streamed from its file. One whose sending breaks off is sent again from its beginning: the controller keeps a body
-//! as a whole or not at all, and takes one that it has for sent.
+//! as a whole or not at all, and takes one that it has for sent. An attempt of which a body fails again and again waits until the
+//! others had their turn.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,6 +22,8 @@ use crate::session::SessionHandle;
 
 /// How often a body is sent again that the controller refuses for a reason that this agent does not know.
 const TRIES: u32 = 5;
+/// How often sending fails before others have their turn: what is wrong may be with the one body.
+const PATIENCE: u32 = 3;
 /// How much of a file is read at once: so little that a slow line is seen to get on.
 const PIECE: usize = 16 << 10;
 
@@ -49,14 +53,18 @@ impl ArtifactSender {
         let mut trouble: Option<&'static str> = None;
         // How often the body that is to be sent was refused.
         let mut refused = 0;
+        // How often sending has failed since something was done.
+        let mut failed = 0;
+        // Attempts that wait until the others had their turn.
+        let mut aside = BTreeSet::new();
         loop {
-            let task = self.next().await;
+            let task = self.next(&mut aside).await;
             let error = match self.perform(&task).await {
                 Ok(()) => {
                     if trouble.take().is_some() {
                         tracing::info!("artifacts reach the controller again");
                     }
-                    refused = 0;
+                    (refused, failed) = (0, 0);
                     backoff.reset();
                     continue;
                 }
@@ -86,6 +94,12 @@ impl ArtifactSender {
                     refused = 0;
                     continue;
                 }
+            } else {
+                failed += 1;
+                if failed == PATIENCE {
+                    aside.insert(task.attempt().clone());
+                    (refused, failed) = (0, 0);
+                }
             }
             if trouble != Some(error.kind()) {
                 trouble = Some(error.kind());
@@ -95,13 +109,19 @@ impl ArtifactSender {
         }
     }
 
-    /// What is to be done, as soon as there is something. The controller must know of an artifact before its body comes.
-    async fn next(&self) -> Task {
+    /// What is to be done, as soon as there is something. The controller must know of an artifact before its body comes. Where
+    /// nothing is left but of attempts that are set aside, they are no more.
+    async fn next(&self, aside: &mut BTreeSet<AttemptId>) -> Task {
         let (mut news, mut backlog) = (self.spool.news(), self.outbox.backlog());
         loop {
             news.borrow_and_update();
             backlog.borrow_and_update();
-            if let Some(task) = self.spool.next(|attempt| !self.outbox.holds_records_of(attempt)) {
+            let is_told = |attempt: &AttemptId| !self.outbox.holds_records_of(attempt);
+            if let Some(task) = self.spool.next(|attempt| !aside.contains(attempt) && is_told(attempt)) {
+                return task;
+            }
+            aside.clear();
+            if let Some(task) = self.spool.next(is_told) {
                 return task;
             }
             // Cancel-safe: both only look. Their senders live as long as the agent.
@@ -142,7 +162,7 @@ impl ArtifactSender {
                 self.session.expired(&session);
             }
             match &error {
-                error if error.is_not_found() => {}
+                error if error.is_unknown() => {}
                 client::Error::Incomplete { .. } => {}
                 // What it has is not what was collected, or more than it may have.
                 client::Error::Refused { status: 413 | 422, detail, .. } => {
@@ -173,6 +193,8 @@ impl ArtifactSender {
 /// Whether the controller does not take what is sent, and not only now.
 const fn is_refusal(error: &client::Error) -> bool {
     match error {
+        // Of these two only those that are not the controller's word come here.
+        client::Error::Refused { status: 404 | 410, .. } => false,
         client::Error::Refused { status: 401 | 408 | 409 | 429, .. } => false,
         client::Error::Refused { status, .. } => *status >= 400 && *status < 500,
         client::Error::Unreachable { .. }
@@ -199,4 +221,30 @@ async fn content(path: &PathBuf, size: u64) -> Result<ArtifactBody, String> {
         return Err(format!("it is damaged on the node's disk: it has {length} bytes, not {size}"));
     }
     Ok(ArtifactBody { size, content: ReaderStream::with_capacity(file, PIECE).boxed() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_controllers_own_word_drops_what_waits() {
+        let refused = |status, code: &str, detail: &str| client::Error::Refused {
+            status,
+            code: code.to_owned(),
+            detail: detail.to_owned(),
+        };
+        for (error, is_unknown) in [
+            (refused(404, "not_found", "there is no artifact of a job on this node `a/1/2`"), true),
+            (refused(410, "not_found", "it is gone"), true),
+            (refused(404, "not_found", "there is no path `/v1/x`; /v1/openapi.json lists them"), false),
+            // What is no problem of a controller has this code.
+            (refused(404, "unknown", "Not Found"), false),
+            (refused(410, "unknown", "Gone"), false),
+            (refused(503, "not_found", "it is odd"), false),
+        ] {
+            assert_eq!(error.is_unknown(), is_unknown, "{error}");
+            assert!(!is_refusal(&error), "{error}: it is not given up either");
+        }
+    }
 }

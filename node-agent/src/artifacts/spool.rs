@@ -10,6 +10,7 @@
 //! What is on disk is the only account; what is in memory follows from it at the start.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -18,10 +19,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use windlass_crds::protocol::{Artifact, AttemptId, LostArtifact};
+use windlass_crds::protocol::{Artifact, AttemptId, LostArtifact, MAX_ARTIFACTS_BYTES};
 
 use super::FileSecrets;
-use super::collect::Collector;
+use super::collect::{Collector, Halt};
 use crate::ids::IdSource;
 use crate::names::attempt_name;
 use crate::watch;
@@ -60,6 +61,44 @@ pub(super) enum Task {
     Tell { attempt: AttemptId, lost: Vec<LostArtifact> },
 }
 
+/// Room on the disk that a collection counts on, for as long as it is being made.
+pub(super) struct Room {
+    bytes: u64,
+    reserved: Reserved,
+}
+
+/// Bytes that the collections that are being made may still write.
+pub(super) type Reserved = Arc<Mutex<u64>>;
+
+impl Room {
+    /// Takes as much as one collection may need of what is free and no other counts on. Nobody gives anything back between the
+    /// look at the disk and the taking.
+    pub(super) fn take(reserved: &Reserved, free: impl FnOnce() -> io::Result<u64>) -> io::Result<Self> {
+        let mut taken = reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = free()?.saturating_sub(*taken).min(MAX_ARTIFACTS_BYTES);
+        *taken += bytes;
+        Ok(Self { bytes, reserved: Arc::clone(reserved) })
+    }
+
+    /// How many bytes that is.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// So much of it was written: the disk says so itself from now on.
+    pub(super) fn use_up(&mut self, bytes: u64) {
+        let used = bytes.min(self.bytes);
+        self.bytes -= used;
+        *self.reserved.lock().unwrap_or_else(PoisonError::into_inner) -= used;
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.use_up(self.bytes);
+    }
+}
+
 /// Collected artifacts on disk.
 pub(crate) struct Spool {
     folder: PathBuf,
@@ -70,6 +109,8 @@ pub(crate) struct Spool {
     ids: Arc<dyn IdSource>,
     /// Protects what is known in memory; no file is touched under it.
     kept: Mutex<BTreeMap<AttemptId, Kept>>,
+    /// Protects that two collections do not count on the same room.
+    reserved: Reserved,
     /// How many collections there are, and counts what happens to them.
     news: watch::Sender<(usize, u64)>,
 }
@@ -79,7 +120,7 @@ impl Spool {
     /// nothing else to do and may wait for the disk.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// When the folder cannot be listed. What in it cannot be read, or is not the spool's, is warned of and stays.
     pub(crate) fn open(
         folder: PathBuf,
         cap_bytes: u64,
@@ -88,17 +129,28 @@ impl Spool {
     ) -> io::Result<Self> {
         let mut kept = BTreeMap::new();
         for entry in entries(&folder)? {
-            let path = entry?.path();
-            let is_unfinished =
-                path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-            if is_unfinished {
-                std::fs::remove_dir_all(&path)?;
+            let entry = entry?;
+            let path = entry.path();
+            if is_unfinished(&entry.file_name()) {
+                if let Err(error) = std::fs::remove_dir_all(&path) {
+                    tracing::warn!(path = %path.display(), error = %error, "an unfinished collection cannot be removed yet");
+                }
                 continue;
             }
             match read(&path) {
-                Ok(Some((attempt, found))) => drop(kept.insert(attempt, found)),
-                // Nothing is left to be done but to remove it.
-                Ok(None) => std::fs::remove_dir_all(&path)?,
+                Ok(Some((attempt, found))) if entry.file_name() == *attempt_name(&attempt) => {
+                    kept.insert(attempt, found);
+                }
+                // What a crash in the middle of removing an attempt's folder has left.
+                Ok(None) if is_of_attempt(&entry.file_name()) => {
+                    if let Err(error) = remove_rest(&path) {
+                        tracing::warn!(path = %path.display(), error = %error, "the rest of artifacts that were sent cannot be removed");
+                    }
+                }
+                Ok(Some(_) | None) => tracing::warn!(
+                    path = %path.display(),
+                    "what is among the collected artifacts is not of this agent and stays; move it away"
+                ),
                 Err(error) => tracing::error!(
                     path = %path.display(),
                     error = %error,
@@ -107,7 +159,8 @@ impl Spool {
             }
         }
         let news = watch::Sender::new((kept.len(), 0));
-        Ok(Self { folder, cap_bytes, least_free_bytes, ids, kept: Mutex::new(kept), news })
+        let (kept, reserved) = (Mutex::new(kept), Arc::default());
+        Ok(Self { folder, cap_bytes, least_free_bytes, ids, kept, reserved, news })
     }
 
     /// The attempts of which something waits.
@@ -119,15 +172,18 @@ impl Spool {
     ///
     /// # Errors
     /// When the disk cannot be used.
-    pub(crate) async fn begin(&self, secrets: FileSecrets) -> io::Result<Collector> {
+    pub(crate) async fn begin(&self, secrets: FileSecrets, halt: Halt) -> io::Result<Collector> {
         let folder = self.folder.join(format!(".{}", self.ids.unique()));
         let (root, least) = (self.folder.clone(), self.least_free_bytes);
+        let reserved = Arc::clone(&self.reserved);
         blocking(move || {
             make_folder(&root)?;
             make_folder(&folder)?;
-            let stat = rustix::fs::statvfs(&root)?;
-            let room = stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(least);
-            Ok(Collector::new(folder, secrets, room))
+            let room = Room::take(&reserved, || {
+                let stat = rustix::fs::statvfs(&root)?;
+                Ok(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(least))
+            })?;
+            Ok(Collector::new(folder, secrets, room, halt))
         })
         .await
     }
@@ -152,9 +208,13 @@ impl Spool {
         let manifest = Manifest { attempt: attempt.clone(), collected_at, items };
         let (root, place) = (self.folder.clone(), self.place(attempt));
         let manifest = blocking(move || {
-            write_new(&unfinished.join(MANIFEST), &manifest)?;
-            flush_folder(&unfinished)?;
-            std::fs::rename(&unfinished, &place)?;
+            let kept = keep(&unfinished, &manifest, &place);
+            if kept.is_err()
+                && let Err(error) = std::fs::remove_dir_all(&unfinished)
+            {
+                tracing::warn!(path = %unfinished.display(), error = %error, "a collection that cannot be kept cannot be removed yet");
+            }
+            kept?;
             flush_folder(&root)?;
             Ok(manifest)
         })
@@ -303,10 +363,13 @@ impl Spool {
             kept.lost.clone()
         };
         let place = self.place(attempt);
-        // First noted, then removed: after a crash in between the bodies are here and are sent.
+        // First noted, then removed: after a crash in between the bodies are here and are sent. On a disk that is so full that
+        // nothing can be noted they go all the same, which makes room for the note.
         self.try_to("drop artifacts", attempt, move || {
-            replace(&place.join(LOST), &lost)?;
-            numbers.iter().try_for_each(|number| remove_file(&place.join(number.to_string())))
+            let noted = replace(&place.join(LOST), &lost);
+            let removed = numbers.iter().map(|number| remove_file(&place.join(number.to_string())));
+            let removed = removed.fold(Ok(()), Result::and);
+            noted.or_else(|_| replace(&place.join(LOST), &lost)).and(removed)
         })
         .await;
         self.changed();
@@ -353,7 +416,41 @@ pub(crate) async fn blocking<T: Send + 'static>(
     }
 }
 
-/// What waits in the folder of an attempt; `None` where nothing does.
+/// Gives a collection its manifest and its place.
+fn keep(unfinished: &Path, manifest: &Manifest, place: &Path) -> io::Result<()> {
+    write_new(&unfinished.join(MANIFEST), manifest)?;
+    flush_folder(unfinished)?;
+    std::fs::rename(unfinished, place)
+}
+
+/// Whether this is the name of a collection that is being made.
+fn is_unfinished(name: &OsStr) -> bool {
+    let id = name.as_encoded_bytes().strip_prefix(b".");
+    id.is_some_and(|id| id.len() >= 32 && id.iter().all(|byte| byte.is_ascii_hexdigit() || *byte == b'-'))
+}
+
+/// Whether a folder of an attempt can have this name.
+fn is_of_attempt(name: &OsStr) -> bool {
+    let parts = name.to_str().and_then(|name| name.rsplit_once('-'));
+    let is_plain = |job: &str| {
+        job.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    parts.is_some_and(|(job, epoch)| !job.is_empty() && is_plain(job) && epoch.parse::<u64>().is_ok())
+}
+
+/// Removes a folder with nothing but what a collection without its manifest has in it.
+fn remove_rest(folder: &Path) -> io::Result<()> {
+    for entry in entries(folder)? {
+        let name = entry?.file_name();
+        let is_body = name.to_str().is_some_and(|name| name.parse::<u32>().is_ok());
+        if is_body || name == LOST || name == "lost.tmp" {
+            remove_file(&folder.join(name))?;
+        }
+    }
+    std::fs::remove_dir(folder)
+}
+
+/// What waits in the folder of an attempt; `None` where there is no manifest.
 fn read(place: &Path) -> io::Result<Option<(AttemptId, Kept)>> {
     let Some(Manifest { attempt, collected_at, items }) = read_manifest(&place.join(MANIFEST))? else {
         return Ok(None);
@@ -366,9 +463,8 @@ fn read(place: &Path) -> io::Result<Option<(AttemptId, Kept)>> {
     }
     let mut lost: BTreeMap<u32, String> = read_json(&place.join(LOST))?.unwrap_or_default();
     lost.retain(|number, _| !bodies.contains_key(number));
-    // What was collected and refused alone has nothing to send either.
-    let is_done = bodies.is_empty() && lost.is_empty();
-    Ok((!is_done).then_some((attempt, Kept { collected_at, released: false, bodies, lost })))
+    // One of which nothing is left to send stays until it is released: its attempt may still have to tell of it.
+    Ok(Some((attempt, Kept { collected_at, released: false, bodies, lost })))
 }
 
 fn read_manifest(path: &Path) -> io::Result<Option<Manifest>> {

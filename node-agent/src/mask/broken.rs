@@ -39,6 +39,11 @@ impl Broken {
         let from = |digits: usize| self.places.get(depth - digits).copied().unwrap_or(place + 1);
         (from(depth), from(longest))
     }
+
+    /// Which value's form has ended with the last byte, where one has.
+    pub(super) fn owner(&self, automaton: &Automaton) -> Option<u32> {
+        automaton.owner(self.state)
+    }
 }
 
 /// How many digits in a row there are after this byte. A carriage return is a part of the break after it.

@@ -60,15 +60,11 @@ pub(super) fn in_base64(value: &[u8]) -> Vec<Vec<u8>> {
     forms
 }
 
-/// These forms in UTF-16, of either order of bytes, as far as they are text.
-pub(super) fn in_utf_16(forms: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    let texts = forms.iter().filter_map(|form| std::str::from_utf8(form).ok());
-    texts
-        .flat_map(|text| {
-            let of_order = |bytes: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(bytes).collect();
-            [of_order(u16::to_le_bytes), of_order(u16::to_be_bytes)]
-        })
-        .collect()
+/// A form in UTF-16, of either order of bytes, if it is text.
+pub(super) fn in_utf_16(form: &[u8]) -> Vec<Vec<u8>> {
+    let Ok(text) = std::str::from_utf8(form) else { return Vec::new() };
+    let of_order = |bytes: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(bytes).collect();
+    vec![of_order(u16::to_le_bytes), of_order(u16::to_be_bytes)]
 }
 
 /// The lines of a value of several; what marks the ends of a key or certificate is no secret.

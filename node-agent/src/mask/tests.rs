@@ -174,18 +174,37 @@ fn records_are_masked_in_every_text() {
 
 #[test]
 fn a_file_in_utf_16_is_looked_through_too() {
-    let value = "šwordfish-1";
-    let of_files = Mask::of_files([value.as_bytes()]);
-    for bytes in [u16::to_le_bytes, u16::to_be_bytes] {
-        let text: Vec<u8> = format!("the {value} is").encode_utf16().flat_map(bytes).collect();
-        let (one, two) = text.split_at(13);
-        let mut finder = Finder::new(of_files.clone());
-        assert!(!finder.finds(one) && finder.finds(two));
-        let other: Vec<u8> = "the šwordfish-2 is".encode_utf16().flat_map(bytes).collect();
-        assert!(!Finder::new(of_files.clone()).finds(&other));
+    for (value, other) in [("šwordfish-1", "the šwordfish-2 is"), ("swordfish-1", "the swordfish-2 is")] {
+        let values = ["something else entirely", value].map(str::as_bytes);
+        let finder = || FileFinder::new(&FileMask::new(Mask::new(values), values));
+        for bytes in [u16::to_le_bytes, u16::to_be_bytes] {
+            for before in [&b""[..], b"x", b"\0", b"xy", b"x\0\0"] {
+                let wide =
+                    |text: &str| [before, &*text.encode_utf16().flat_map(bytes).collect::<Vec<_>>()].concat();
+                let text = wide(&format!("the {value} is"));
+                let (one, two) = text.split_at(13);
+                let mut cut = finder();
+                assert_eq!((cut.finds(one), cut.finds(two)), (None, Some(1)), "{value}");
+                assert_eq!(finder().finds(&wide(other)), None, "{value}");
+                let in_lines =
+                    wide(&String::from_utf8(broken_base64(format!("{:70}{value} ", "").as_bytes())).unwrap());
+                assert_eq!(finder().finds(&in_lines), Some(1), "{value}");
+            }
+        }
+        assert_eq!(finder().finds(value.as_bytes()), Some(1));
     }
-    assert!(Finder::new(of_files).finds(value.as_bytes()));
-    assert!(!Finder::new(Mask::of_files([])).finds(value.as_bytes()));
+    assert_eq!(FileFinder::new(&FileMask::new(Mask::new([]), [])).finds(b"swordfish"), None);
+}
+
+#[test]
+fn what_finds_many_secrets_needs_little_memory() {
+    let values: Vec<Vec<u8>> = (0..128_u32)
+        .map(|n| (0..1024_u32).map(|at| (n * 31 + at * at * 7 + at / 3) as u8).collect())
+        .collect();
+    let mask = Mask::new(values.iter().map(Vec::as_slice));
+    let finders = mask.0.unwrap();
+    let bytes = finders.whole.memory() + finders.broken.memory();
+    assert!(bytes < 100 << 20, "{bytes} bytes for 128 KiB of secrets");
 }
 
 /// As `base64` prints it.
@@ -251,14 +270,15 @@ proptest! {
         }
         let mask = Mask::new(secrets.iter().map(Vec::as_slice));
         let is_masked = streamed(&mask, &[&text]) != text;
-        let found = |pieces: &[&[u8]]| {
-            let mut finder = Finder::new(mask.clone());
-            pieces.iter().any(|piece| finder.finds(piece))
-        };
-        prop_assert_eq!(found(&[&text]), is_masked);
+        let mut finder = Finder::new(mask.clone());
+        prop_assert_eq!(text.iter().any(|byte| finder.read(*byte).is_some()), is_masked);
         let (one, two) = text.split_at(cut.index(text.len() + 1));
-        prop_assert_eq!(found(&[one, two]), is_masked);
-        prop_assert_eq!(found(&text.chunks(1).collect::<Vec<_>>()), is_masked);
+        let found_in_file = |pieces: &[&[u8]]| {
+            let mut finder = FileFinder::new(&FileMask::new(mask.clone(), secrets.iter().map(Vec::as_slice)));
+            pieces.iter().any(|piece| finder.finds(piece).is_some())
+        };
+        prop_assert_eq!(found_in_file(&[one, two]), is_masked);
+        prop_assert_eq!(found_in_file(&text.chunks(1).collect::<Vec<_>>()), is_masked);
     }
 
     #[test]

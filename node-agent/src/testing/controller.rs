@@ -72,6 +72,8 @@ pub(crate) struct State {
     pub(crate) lost: Vec<ArtifactsLost>,
     /// What the next bodies are refused with, by turns; 0 stands for an answer that is lost.
     pub(crate) refuse_artifacts: VecDeque<u16>,
+    /// Attempts whose bodies fail.
+    pub(crate) fail_artifacts: BTreeSet<AttemptId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -451,12 +453,16 @@ impl ControllerClient for FakeController {
             if !told.any(|items| items.iter().any(|item| item.number == number)) {
                 return Err(refused(404, "not_found"));
             }
+            if state.fail_artifacts.contains(attempt) {
+                return Err(refused(500, "internal"));
+            }
             match state.refuse_artifacts.pop_front() {
                 None => drop(state.artifacts.insert((attempt.clone(), number), content)),
                 Some(0) => {
                     state.artifacts.insert((attempt.clone(), number), content);
                     return Err(unreachable());
                 }
+                Some(404) => return Err(refused(404, "not_found")),
                 Some(status) => return Err(refused(status, "refused")),
             }
             Ok(())

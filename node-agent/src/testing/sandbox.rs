@@ -51,6 +51,8 @@ struct State {
     cannot_enforce: BTreeSet<LimitName>,
     /// What attempts leave as artifacts, by the names of their homes.
     artifacts: BTreeMap<String, Vec<(String, Vec<u8>)>>,
+    /// The names of the homes of those that leave named pipes without an end.
+    endless: BTreeSet<String>,
 }
 
 #[derive(Default)]
@@ -130,6 +132,11 @@ impl FakeSandbox {
     pub fn leave(&self, home: &str, artifacts: &[(&str, &[u8])]) {
         let artifacts = artifacts.iter().map(|(name, content)| ((*name).to_owned(), content.to_vec()));
         self.world.state().artifacts.insert(home.to_owned(), artifacts.collect());
+    }
+
+    /// Lets an attempt leave named pipes without an end, by the name of its home.
+    pub fn leave_without_end(&self, home: &str) {
+        self.world.state().endless.insert(home.to_owned());
     }
 
     /// The homes that exist, with what was placed in them.
@@ -549,6 +556,9 @@ impl Workspaces for FakeSandbox {
 
     async fn artifacts(&self, home: &Home) -> Result<Option<Left>, Error> {
         let state = self.world.state();
+        if state.endless.contains(&home.name) {
+            return Ok(Some(Box::new(std::iter::repeat_with(|| visited(("pipe".to_owned(), Vec::new()))))));
+        }
         // They go with the home.
         let left = state.artifacts.get(&home.name).filter(|_| state.homes.contains_key(&home.name));
         Ok(left.cloned().map(|left| Box::new(left.into_iter().map(visited)) as Left))
@@ -570,7 +580,11 @@ impl Workspaces for FakeSandbox {
 fn visited((path, content): (String, Vec<u8>)) -> Visited {
     use std::io::{Seek as _, Write as _};
     if content.is_empty() {
-        return Visited::Refused { path, size: 0, problem: "it is a named pipe".to_owned() };
+        return Visited::Refused {
+            path: path.into_bytes(),
+            size: 0,
+            problem: "it is a named pipe".to_owned(),
+        };
     }
     let memory = rustix::fs::memfd_create("artifact", rustix::fs::MemfdFlags::CLOEXEC);
     let mut file = std::fs::File::from(memory.expect("the kernel has files in memory"));

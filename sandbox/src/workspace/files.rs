@@ -18,8 +18,6 @@ use crate::error::Error;
 
 /// As everywhere in a workspace, and never into something that is mounted there.
 const WITHIN: ResolveFlags = CONFINED.union(ResolveFlags::NO_XDEV);
-/// The most bytes of a name that is shown because it was refused.
-const SHOWN: usize = 200;
 
 /// How far a folder is looked through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +44,8 @@ pub enum Visited {
     },
     /// Something that is not taken.
     Refused {
-        /// A readable form of its path below the folder; empty for the folder itself.
-        path: String,
+        /// Its path below the folder as it is: of any bytes and any length, not to be shown as it is. Empty for the folder itself.
+        path: Vec<u8>,
         /// How long it is, where that says something.
         size: u64,
         /// What is wrong with it, such as `it is a named pipe`.
@@ -56,8 +54,8 @@ pub enum Visited {
 }
 
 impl Visited {
-    fn refused(path: &str, problem: impl Into<String>) -> Self {
-        Self::Refused { path: readable(path), size: 0, problem: problem.into() }
+    fn refused(path: impl Into<Vec<u8>>, problem: impl Into<String>) -> Self {
+        Self::Refused { path: path.into(), size: 0, problem: problem.into() }
     }
 }
 
@@ -121,8 +119,7 @@ impl Iterator for Files {
             match level.names.next() {
                 Some(name) if self.left > 0 => {
                     self.left -= 1;
-                    let path = format!("{}{}", level.prefix, name.to_string_lossy());
-                    self.told = self.look(&name, path);
+                    self.told = self.look(&name);
                 }
                 None if !level.cut => drop(self.levels.pop()),
                 Some(_) | None => {
@@ -167,17 +164,18 @@ impl Files {
     }
 
     /// Looks at one name of the folder that is looked through.
-    fn look(&mut self, name: &CString, path: String) -> Option<Visited> {
+    fn look(&mut self, name: &CString) -> Option<Visited> {
         let Level { dir, prefix, .. } = self.levels.last()?;
-        if name.to_str().is_err() {
-            return Some(Visited::refused(&path, "its name is not UTF-8"));
-        }
+        let path = match String::from_utf8([prefix.as_bytes(), name.as_bytes()].concat()) {
+            Ok(path) => path,
+            Err(error) => return Some(Visited::refused(error.into_bytes(), "its name is not UTF-8")),
+        };
         if path.chars().any(char::is_control) {
-            return Some(Visited::refused(&path, "its name has control characters"));
+            return Some(Visited::refused(path, "its name has control characters"));
         }
-        if prefix.len() + name.as_bytes().len() > self.limits.path_bytes {
+        if path.len() > self.limits.path_bytes {
             let problem = format!("its path has more than {} bytes", self.limits.path_bytes);
-            return Some(Visited::refused(&path, problem));
+            return Some(Visited::refused(path, problem));
         }
         // Seen before it is opened, so that nothing is opened that could wait or that opening does something to.
         let place = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -185,7 +183,7 @@ impl Files {
             .and_then(|place| rustix::fs::fstat(&place));
         let seen = match seen {
             Ok(seen) => seen,
-            Err(errno) => return Some(Visited::refused(&path, unopened(errno))),
+            Err(errno) => return Some(Visited::refused(path, unopened(errno))),
         };
         let problem = match FileType::from_raw_mode(seen.st_mode) {
             FileType::Directory => return self.descend(name, path),
@@ -196,19 +194,19 @@ impl Files {
             FileType::CharacterDevice | FileType::BlockDevice => "it is a device",
             FileType::Unknown => "it is not a regular file",
         };
-        Some(Visited::refused(&path, problem))
+        Some(Visited::refused(path, problem))
     }
 
     fn descend(&mut self, name: &CString, path: String) -> Option<Visited> {
         let depth = self.levels.len();
         if depth > self.limits.depth {
             let problem = format!("it is deeper than {} folders", self.limits.depth);
-            return Some(Visited::refused(&path, problem));
+            return Some(Visited::refused(path, problem));
         }
         let level = self.levels.last()?;
         match rustix::fs::openat2(&level.dir, name, FOLDER, Mode::empty(), WITHIN) {
             Ok(dir) => self.enter(dir, path + "/"),
-            Err(errno) => Some(Visited::refused(&path, unopened(errno))),
+            Err(errno) => Some(Visited::refused(path, unopened(errno))),
         }
     }
 }
@@ -216,7 +214,7 @@ impl Files {
 /// Opens what was seen to be a regular file, if it may be taken and still is the same.
 fn open(dir: &OwnedFd, name: &CString, path: String, seen: &Stat) -> Visited {
     let size = u64::try_from(seen.st_size).unwrap_or_default();
-    let refused = |problem: String| Visited::Refused { path: path.clone(), size, problem };
+    let refused = |problem: String| Visited::Refused { path: path.clone().into_bytes(), size, problem };
     if seen.st_nlink != 1 {
         let problem = format!("it is a file with {} names (hard links); leave a copy", seen.st_nlink);
         return refused(problem);
@@ -248,14 +246,4 @@ fn unopened(errno: Errno) -> String {
         Errno::NOENT => "it was removed while it was looked at".to_owned(),
         errno => format!("it cannot be opened: {}", std::io::Error::from(errno)),
     }
-}
-
-/// A path that can be shown: short, and without what would steer a terminal.
-fn readable(path: &str) -> String {
-    let mut shown: String = path.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if shown.len() > SHOWN {
-        shown.truncate(shown.floor_char_boundary(SHOWN));
-        shown.push('…');
-    }
-    shown
 }

@@ -238,7 +238,9 @@ fn found(workspace: &Workspace, limits: FileLimits) -> Vec<String> {
                 assert_eq!(content.len() as u64, size);
                 format!("{path} = {content}")
             }
-            Visited::Refused { path, size: _, problem } => format!("{path}: {problem}"),
+            Visited::Refused { path, size: _, problem } => {
+                format!("{}: {problem}", String::from_utf8_lossy(&path))
+            }
         })
         .collect()
 }
@@ -275,7 +277,7 @@ fn only_regular_files_with_one_name_are_found_and_whatever_else_is_there_is_told
             "1/2/3/deep = kept",
             a,
             "bad\u{fffd}: its name is not UTF-8",
-            "esc\u{fffd}[31m\u{fffd}x: its name has control characters",
+            "esc\u{1b}[31m\nx: its name has control characters",
             "hard: it is a file with 2 names (hard links); leave a copy",
             "link: it is a symbolic link",
             "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn: its path has more than 40 bytes",

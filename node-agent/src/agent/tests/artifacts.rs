@@ -186,6 +186,51 @@ async fn what_the_controller_will_not_take_is_a_gap_and_holds_up_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_body_that_always_fails_holds_up_no_other_attempt() {
+    let world = world();
+    world.sandbox.leave("b-1", &[("two", b"0123456789ab")]);
+    world.controller.change(|state| state.fail_artifacts = [id("a")].into());
+    let run = world.start();
+    world.controller.assign(steps("a", &[&["true"]]));
+    world.controller.until("it fails", |state| (!state.sent.is_empty()).then_some(())).await;
+    world.controller.assign(steps("b", &[&["true"]]));
+    let of_b =
+        |state: &crate::testing::controller::State| state.artifacts.contains_key(&(id("b"), 1)).then_some(());
+    world.controller.until("the other's is there", of_b).await;
+    assert_eq!(world.controller.state().artifacts.len(), 1);
+    world.controller.change(|state| state.fail_artifacts.clear());
+    world.controller.until("it is there too", |state| (state.artifacts.len() == 3).then_some(())).await;
+    run.drain().await;
+    assert_eq!(waiting(&world), Vec::<String>::new());
+}
+
+/// A job that leaves more than a node can look at ends all the same.
+#[tokio::test(start_paused = true)]
+async fn collecting_that_does_not_end_is_ended_when_the_job_is_cancelled() {
+    let world = World::new();
+    world.sandbox.leave_without_end("a-1");
+    world.controller.assign(steps("a", &[&["true"]]));
+    let run = world.start();
+    // Time does not pass by itself while something blocks.
+    let pass = async |time| {
+        tokio::time::advance(time).await;
+        tokio::task::yield_now().await;
+    };
+    while !world.artifacts.path().join("artifacts").exists() {
+        pass(Duration::from_millis(1)).await;
+    }
+    world.controller.change(|state| state.cancelled.insert(id("a")));
+    while world.controller.state().terminal("a").is_none() {
+        pass(Duration::from_millis(100)).await;
+    }
+    run.drain().await;
+    let items = manifest(&world, "a");
+    let ended = "what comes after these was not collected: the job was cancelled meanwhile";
+    assert!(items.iter().any(|item| item.refused.as_deref() == Some(ended)), "{:?}", items.last());
+    world.check();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_is_damaged_on_the_disk_is_told_to_be_lost() {
     let world = world();
     world.controller.change(|state| state.reports_down = true);

@@ -6,17 +6,24 @@ use windlass_crds::protocol::{SecretBytes, SecretValue};
 use windlass_sandbox::{Identity, Workspace};
 
 use super::*;
+use crate::mask::Mask;
 
 const SECRET: &str = "correct-horse-battery-staple";
 
 fn secrets() -> FileSecrets {
+    holding(&[("db", SECRET), ("web", "another-one-entirely")])
+}
+
+fn holding(secrets: &[(&str, &str)]) -> FileSecrets {
     let secret = |name: &str, value: &str| SecretValue {
         name: name.to_owned(),
         key: "password".to_owned(),
         value: Some(SecretBytes::new(value.as_bytes().to_vec())),
         problem: None,
     };
-    FileSecrets::new(&[secret("db", SECRET), secret("web", "another-one-entirely")])
+    let mask = Mask::new(secrets.iter().map(|(_, value)| value.as_bytes()));
+    let secrets: Vec<SecretValue> = secrets.iter().map(|(name, value)| secret(name, value)).collect();
+    FileSecrets::new(mask, &secrets)
 }
 
 struct World {
@@ -37,7 +44,12 @@ impl World {
     }
 
     fn collector(&self, room: u64) -> Collector {
-        Collector::new(self.folder.path().join("spool"), secrets(), room)
+        self.collector_of(secrets(), room)
+    }
+
+    fn collector_of(&self, secrets: FileSecrets, room: u64) -> Collector {
+        let room = Room::take(&Arc::default(), || Ok(room)).unwrap();
+        Collector::new(self.folder.path().join("spool"), secrets, room, Halt::default())
     }
 
     fn collect(&self) -> Vec<Artifact> {
@@ -112,8 +124,7 @@ fn a_file_that_holds_a_secret_is_refused_wherever_and_however_it_does() {
     let refused = refused(&items);
     assert_eq!(refused.len(), cases.len() + 1, "{refused:?}");
     for (name, reason) in &refused {
-        let expected = if *name == "two" { "`db/password`, `web/password`" } else { "`db/password`" };
-        assert!(reason.contains(&format!("it holds the secret {expected};")), "{name}: {reason}");
+        assert!(reason.contains("it holds the secret `db/password`;"), "{name}: {reason}");
         assert!(!reason.contains(SECRET));
     }
     assert_eq!(world.copies(), 1, "nothing is kept of what was refused");
@@ -136,6 +147,102 @@ fn a_name_that_holds_a_secret_is_refused_and_not_shown() {
 }
 
 #[test]
+fn a_refused_name_is_shown_without_secrets_however_it_hides_them() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let world = World::new();
+    world.put("z", "fine");
+    let out = world.workspace.path().join("out");
+    let link = |name: &[u8]| std::os::unix::fs::symlink("x", out.join(OsStr::from_bytes(name))).unwrap();
+    let (one, two) = SECRET.split_at(10);
+    // Across the place where names are cut, and with what is replaced where a name is shown in or beside the secret.
+    link(format!("{}{SECRET}", "a".repeat(195)).as_bytes());
+    link(format!("b{one}\x01{two}").as_bytes());
+    link(format!("c{one}\u{85}{two}\n").as_bytes());
+    link(&[b"d", one.as_bytes(), b"\xff", two.as_bytes()].concat());
+    link(&[b"e\xff", SECRET.as_bytes()].concat());
+    link(b"f tab\tand\nline end");
+    link(b"g bin\xff\xfe\x01ary end");
+    link(b"h strange \x1b[31m\xff");
+    // The path of a file that is not collected because it is too long.
+    let deep = format!("i{}", "x".repeat(244));
+    let folder = out.join(&deep).join(&deep);
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(format!("{SECRET}{SECRET}")), "").unwrap();
+    let values: [&[u8]; 3] = [SECRET.as_bytes(), b"tab\tand\nline", b"bin\xff\xfe\x01ary"];
+    let secrets = FileSecrets::new(Mask::new(values), &[]);
+    let items = world.collect_into(world.collector_of(secrets, u64::MAX));
+    let names: Vec<&str> = refused(&items).into_iter().map(|(name, _)| name).collect();
+    let cut = format!("{}***", "a".repeat(195));
+    let long = format!("{}…", &format!("{deep}/{deep}")[..200]);
+    assert_eq!(
+        names,
+        [
+            &*cut,
+            "***",
+            "***",
+            "***",
+            "e\u{fffd}***",
+            "f *** end",
+            "g *** end",
+            "h strange \u{fffd}[31m\u{fffd}",
+            &*long
+        ]
+    );
+}
+
+#[test]
+fn no_more_is_read_of_an_attempt_than_may_be_collected_whatever_becomes_of_it() {
+    let world = World::new();
+    let leak = format!("{}{SECRET}", "x".repeat(PIECE));
+    for name in ["a", "b", "c"] {
+        world.put(name, &leak);
+    }
+    world.put("d", "fine");
+    let size = leak.len() as u64;
+    let mut collector = world.collector(u64::MAX);
+    collector.read = MAX_ARTIFACTS_BYTES - 2 * size - 4;
+    collector.collect(world.workspace.files("out", WALK).unwrap().into_iter().flatten());
+    assert_eq!(collector.read, MAX_ARTIFACTS_BYTES, "what was refused counts too");
+    let items = collector.items();
+    let refused = refused(&items);
+    assert!(refused[..2].iter().all(|(_, reason)| reason.contains("`db/password`")), "{refused:?}");
+    let expected = format!("with its {size} bytes more than 1073741824 would be read of this attempt");
+    assert_eq!(refused[2..], [("c", expected.as_str())]);
+    assert!(items.iter().any(|item| item.name == "d" && item.refused.is_none()));
+}
+
+#[test]
+fn what_is_not_reached_before_the_end_is_told_and_not_read() {
+    let world = World::new();
+    for name in ["a", "b", "c", "d"] {
+        world.put(name, "data");
+    }
+    let mut collector = world.collector(u64::MAX);
+    let halt = collector.halt.clone();
+    let found = world.workspace.files("out", WALK).unwrap().into_iter().flatten();
+    collector.collect(found.inspect(|found| {
+        if matches!(found, Visited::File { path, .. } if path == "b") {
+            halt.end("the time is over");
+            halt.end("for another reason");
+        }
+    }));
+    assert_eq!(collector.read, 4);
+    let items = collector.items();
+    let told: Vec<_> = items.iter().map(|item| (item.name.as_str(), item.refused.as_deref())).collect();
+    let rest = "what comes after these was not collected: the time is over";
+    assert_eq!(told, [("a", None), ("…", Some(rest))]);
+
+    // In the middle of a file.
+    let mut collector = world.collector(u64::MAX);
+    collector.halt.end("the time is over");
+    let mut file = File::open(world.workspace.path().join("out/a")).unwrap();
+    let copied = collector.copy("a", &mut file, 4, &world.folder.path().join("spool/9"));
+    assert_eq!(copied.err().unwrap(), "it was not read to its end: the time is over");
+    assert_eq!(collector.read, 0);
+}
+
+#[test]
 fn what_is_too_large_or_too_much_is_named_and_the_rest_is_collected() {
     let world = World::new();
     world.put("a", "small");
@@ -146,11 +253,18 @@ fn what_is_too_large_or_too_much_is_named_and_the_rest_is_collected() {
     };
     // Nothing of it is on a disk, and it is not read either.
     sparse("huge", 1 << 40);
+    sparse("hole", HOLES + 1);
     sparse("z-hole", 1 << 20);
     let items = world.collect();
     assert_eq!(
         refused(&items),
-        [("huge", "it has 1099511627776 bytes, at most 268435456 are collected of a file")]
+        [
+            (
+                "hole",
+                "it is sparse: more than 1048576 of its 1048577 bytes were never written; pack it into an archive"
+            ),
+            ("huge", "it has 1099511627776 bytes, at most 268435456 are collected of a file"),
+        ]
     );
     let hole = items.last().unwrap();
     let zeros = hex::encode(Sha256::digest(vec![0; 1 << 20]));
@@ -166,7 +280,7 @@ fn what_is_too_large_or_too_much_is_named_and_the_rest_is_collected() {
     assert_eq!(items.len(), 2);
 
     let mut full = world.collector(u64::MAX);
-    full.bytes = MAX_ARTIFACTS_BYTES - 5;
+    full.read = MAX_ARTIFACTS_BYTES - 5;
     full.collected = MAX_ARTIFACTS - 1;
     std::fs::remove_dir_all(world.folder.path().join("spool")).unwrap();
     std::fs::create_dir(world.folder.path().join("spool")).unwrap();
@@ -175,7 +289,7 @@ fn what_is_too_large_or_too_much_is_named_and_the_rest_is_collected() {
     assert!(reasons[0].contains("more than 1000 files"), "{reasons:?}");
     assert_eq!(reasons.len(), 2);
     let mut nearly = world.collector(u64::MAX);
-    nearly.bytes = MAX_ARTIFACTS_BYTES - 1;
+    nearly.read = MAX_ARTIFACTS_BYTES - 1;
     assert!(nearly.beyond(2).unwrap().contains("more than 1073741824"));
     assert_eq!(nearly.beyond(1), None);
 }
@@ -231,8 +345,7 @@ fn an_empty_file_and_one_without_secrets_in_the_job_are_collected() {
     let world = World::new();
     world.put("empty", "");
     world.put("text", SECRET);
-    let collector = Collector::new(world.folder.path().join("spool"), FileSecrets::new(&[]), u64::MAX);
-    let items = world.collect_into(collector);
+    let items = world.collect_into(world.collector_of(holding(&[]), u64::MAX));
     assert_eq!(refused(&items), []);
     assert_eq!(items[0].sha256, Some(hex::encode(Sha256::digest(""))));
 }

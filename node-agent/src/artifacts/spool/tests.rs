@@ -4,6 +4,7 @@ use windlass_crds::protocol::ArtifactKind;
 use windlass_sandbox::Visited;
 
 use super::*;
+use crate::mask::Mask;
 use crate::testing::SeededIds;
 
 struct World {
@@ -46,6 +47,10 @@ impl World {
     }
 }
 
+async fn begin(spool: &Spool) -> io::Result<Collector> {
+    spool.begin(FileSecrets::new(Mask::default(), &[]), Halt::default()).await
+}
+
 /// Collects files of these contents; one without is refused.
 async fn collect(spool: &Spool, job: &str, at: Timestamp, contents: &[&str]) -> Vec<Artifact> {
     let files: Vec<Visited> = contents
@@ -53,7 +58,11 @@ async fn collect(spool: &Spool, job: &str, at: Timestamp, contents: &[&str]) -> 
         .map(|content| {
             let path = format!("file {content}");
             if content.is_empty() {
-                return Visited::Refused { path, size: 0, problem: "it is a socket".to_owned() };
+                return Visited::Refused {
+                    path: path.into_bytes(),
+                    size: 0,
+                    problem: "it is a socket".to_owned(),
+                };
             }
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(content.as_bytes()).unwrap();
@@ -61,7 +70,7 @@ async fn collect(spool: &Spool, job: &str, at: Timestamp, contents: &[&str]) -> 
             Visited::File { path, file, size: content.len() as u64 }
         })
         .collect();
-    let mut collector = spool.begin(FileSecrets::new(&[])).await.unwrap();
+    let mut collector = begin(spool).await.unwrap();
     collector.collect(files.into_iter());
     spool.commit(&id(job), at, collector).await.unwrap()
 }
@@ -114,7 +123,7 @@ async fn bodies_go_one_after_the_other_the_oldest_attempt_first_once_it_is_relea
 async fn after_each_step_the_next_run_goes_on_where_it_was() {
     let world = World::new();
     let spool = world.open();
-    let unfinished = spool.begin(FileSecrets::new(&[])).await.unwrap();
+    let unfinished = begin(&spool).await.unwrap();
     std::fs::write(unfinished.folder().join("1"), "half").unwrap();
     assert_eq!(world.paths().len(), 1);
     let spool = world.open();
@@ -209,6 +218,97 @@ async fn a_folder_that_cannot_be_read_hides_no_other_and_stays() {
     assert_eq!(spool.attempts(), [id("b")]);
     assert!(world.root().join("a-1/1").exists());
     assert!(collect(&spool, "b", at(3), &[]).await.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_not_of_the_spool_stays_and_keeps_nobody_from_starting() {
+    let world = World::new();
+    let spool = world.open();
+    collect(&spool, "a", at(1), &["one"]).await;
+    let put = |path: &str| {
+        let path = world.root().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "x").unwrap();
+    };
+    let stray = [".snapshot/x", "lost+found/x", "notes/README", "z-7/README"];
+    stray.iter().for_each(|path| put(path));
+    std::fs::write(world.root().join("a file"), "x").unwrap();
+    std::fs::write(world.root().join(".nfs000"), "x").unwrap();
+    std::fs::write(world.root().join(format!(".{}", "0".repeat(32))), "no folder").unwrap();
+    std::fs::rename(world.root().join("a-1"), world.root().join("moved")).unwrap();
+    // A crash while the folder of an attempt was removed.
+    put("b-1/7");
+    put("b-1/lost.json");
+    let spool = world.open();
+    assert_eq!(spool.attempts(), []);
+    let mut left: Vec<String> = entries(&world.root())
+        .unwrap()
+        .into_iter()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    let unfinished = format!(".{}", "0".repeat(32));
+    assert_eq!(left, [&*unfinished, ".nfs000", ".snapshot", "a file", "lost+found", "moved", "notes", "z-7"]);
+    assert!(stray.iter().all(|path| world.root().join(path).exists()));
+}
+
+#[tokio::test]
+async fn a_collection_of_refused_files_alone_is_known_until_its_attempt_has_ended() {
+    let world = World::new();
+    let items = collect(&world.open(), "a", at(1), &[""]).await;
+    let spool = world.open();
+    assert_eq!(spool.manifest(&id("a")).await.unwrap(), Some(items));
+    spool.release(&id("a")).await;
+    assert_eq!(spool.manifest(&id("a")).await.unwrap(), None);
+    assert_eq!(world.paths(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_collection_that_cannot_be_kept_leaves_nothing_behind() {
+    let world = World::new();
+    let spool = world.open();
+    let mut collector = begin(&spool).await.unwrap();
+    collector.collect(std::iter::once(Visited::Refused {
+        path: b"x".to_vec(),
+        size: 0,
+        problem: "it is odd".to_owned(),
+    }));
+    std::fs::write(collector.folder().join("1"), "body").unwrap();
+    // Something is in its place.
+    std::fs::create_dir_all(world.root().join("a-1/x")).unwrap();
+    assert!(spool.commit(&id("a"), at(1), collector).await.is_err());
+    assert_eq!(world.paths(), ["a-1/x"]);
+    assert_eq!(spool.attempts(), []);
+}
+
+#[tokio::test]
+async fn bodies_that_are_lost_go_even_if_that_cannot_be_noted() {
+    let world = World::new();
+    let spool = world.open();
+    collect(&spool, "a", at(1), &["one", "two"]).await;
+    spool.release(&id("a")).await;
+    // Something is in the way of the note.
+    std::fs::create_dir(world.root().join("a-1/lost.tmp")).unwrap();
+    spool.lose_all(&id("a"), vec![1, 2], "for a reason").await;
+    assert_eq!(world.paths(), ["a-1/lost.tmp", "a-1/manifest.json"]);
+    assert_eq!(next(&spool), "tell a 1 for a reason, 2 for a reason");
+}
+
+#[test]
+fn two_collections_do_not_count_on_the_same_room() {
+    const MIB: u64 = 1 << 20;
+    let reserved = Reserved::default();
+    let take = |free: u64| Room::take(&reserved, || Ok(free)).unwrap();
+    let mut one = take(1500 * MIB);
+    let two = take(1500 * MIB);
+    assert_eq!([one.bytes(), two.bytes(), take(1500 * MIB).bytes()], [1024 * MIB, 476 * MIB, 0]);
+    one.use_up(1000 * MIB);
+    assert_eq!(take(500 * MIB).bytes(), 0);
+    drop(two);
+    assert_eq!(take(500 * MIB).bytes(), 476 * MIB);
+    drop(one);
+    assert_eq!(*reserved.lock().unwrap(), 0);
+    assert!(Room::take(&reserved, || Err(io::ErrorKind::NotFound.into())).is_err());
 }
 
 #[tokio::test]
