@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ struct State {
     /// What attempts leave as artifacts, by the names of their homes.
     artifacts: BTreeMap<String, Vec<(String, Vec<u8>)>>,
     /// The names of the homes of those that leave named pipes without an end.
-    endless: BTreeSet<String>,
+    endless: BTreeMap<String, Arc<AtomicBool>>,
 }
 
 #[derive(Default)]
@@ -134,9 +135,11 @@ impl FakeSandbox {
         self.world.state().artifacts.insert(home.to_owned(), artifacts.collect());
     }
 
-    /// Lets an attempt leave named pipes without an end, by the name of its home.
-    pub fn leave_without_end(&self, home: &str) {
-        self.world.state().endless.insert(home.to_owned());
+    /// Lets an attempt leave named pipes without an end, by the name of its home. Tells when the first was found.
+    pub fn leave_without_end(&self, home: &str) -> Arc<AtomicBool> {
+        let begun = Arc::<AtomicBool>::default();
+        self.world.state().endless.insert(home.to_owned(), Arc::clone(&begun));
+        begun
     }
 
     /// The homes that exist, with what was placed in them.
@@ -556,8 +559,11 @@ impl Workspaces for FakeSandbox {
 
     async fn artifacts(&self, home: &Home) -> Result<Option<Left>, Error> {
         let state = self.world.state();
-        if state.endless.contains(&home.name) {
-            return Ok(Some(Box::new(std::iter::repeat_with(|| visited(("pipe".to_owned(), Vec::new()))))));
+        if let Some(begun) = state.endless.get(&home.name).map(Arc::clone) {
+            return Ok(Some(Box::new(std::iter::repeat_with(move || {
+                begun.store(true, Ordering::SeqCst);
+                visited(("pipe".to_owned(), Vec::new()))
+            }))));
         }
         // They go with the home.
         let left = state.artifacts.get(&home.name).filter(|_| state.homes.contains_key(&home.name));

@@ -36,9 +36,8 @@ pub mod measure {
 }
 
 /// A unit's turn on a processor, where others want it too. Every unit takes turns of the same length, so one that computes without
-/// end keeps one that wakes up waiting for little more than this; with the kernel's own 3 ms (EEVDF's base slice), a neighbour of four
-/// bombs waited three times as long, p99. A running program is only interrupted at the kernel's tick, so it costs no more switches
-/// than that has.
+/// end keeps one that wakes up waiting for less than with the kernel's own 3 ms (EEVDF's base slice). A running program is only
+/// interrupted at the kernel's tick, so it costs no more switches than that has.
 const TURN: std::time::Duration = std::time::Duration::from_micros(200);
 
 /// Lets the calling thread, and the threads and processes that it makes, take turns as short as those of units: whoever takes
