@@ -46,6 +46,8 @@ impl StoreClock {
     /// # Errors
     /// Whatever keeps the store from being read.
     pub async fn of(store: &Store, own: Arc<dyn Clock>) -> Result<Option<Arc<Self>>, Error> {
+        // The first answer may have waited for a connection, and so says little.
+        let Some(_late) = store.server_time().await? else { return Ok(None) };
         let sent = since_boot();
         let Some(time) = store.server_time().await? else { return Ok(None) };
         let ahead = Possible::from(time, sent, since_boot()).middle();
