@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::engine::value::{args, int, json, millis, ms};
+use crate::engine::value::{Row, args, int, json, millis, ms};
 use crate::engine::writer::Tx;
 use crate::{BodyOf, Error, Pruned, RetentionPolicy, Store, StoredBody};
 
@@ -107,6 +107,16 @@ pub(crate) async fn remember_bodies(tx: &mut Tx, now: Timestamp, keys: &[String]
     tx.conn.execute(sql, args![json(&keys), ms(now)]).await.map(drop)
 }
 
+/// The bodies of rows that were deleted, which give their job and the key of their body.
+fn bodies_of(rows: &[Row], table: &'static str) -> Result<Vec<String>, Error> {
+    let keys = rows.iter().map(|row| {
+        let mut cells = row.cells(table);
+        cells.int("job_id")?;
+        cells.opt_text("object_key")
+    });
+    keys.filter_map(Result::transpose).collect()
+}
+
 async fn prune(tx: &mut Tx, now: Timestamp, policy: RetentionPolicy, limit: u32) -> Result<Pruned, Error> {
     let RetentionPolicy { events, superseded, join_tokens } = policy;
     let before = |age| ms(now).saturating_sub(millis(age));
@@ -123,11 +133,7 @@ async fn prune(tx: &mut Tx, now: Timestamp, policy: RetentionPolicy, limit: u32)
         RETURNING job_id, object_key";
     let rows = tx.conn.rows(sql, args![before(superseded), at_most]).await?;
     pruned.records = rows.len() as u64;
-    for row in &rows {
-        let mut cells = row.cells("records");
-        cells.int("job_id")?;
-        pruned.bodies.extend(cells.opt_text("object_key")?);
-    }
+    pruned.bodies.extend(bodies_of(&rows, "records")?);
     let sql = "
         DELETE FROM artifacts WHERE (job_id, epoch, number) IN (
             SELECT job_id, epoch, number FROM artifacts
@@ -135,11 +141,7 @@ async fn prune(tx: &mut Tx, now: Timestamp, policy: RetentionPolicy, limit: u32)
         RETURNING job_id, object_key";
     let rows = tx.conn.rows(sql, args![before(superseded), at_most]).await?;
     pruned.artifacts = rows.len() as u64;
-    for row in &rows {
-        let mut cells = row.cells("artifacts");
-        cells.int("job_id")?;
-        pruned.bodies.extend(cells.opt_text("object_key")?);
-    }
+    pruned.bodies.extend(bodies_of(&rows, "artifacts")?);
     remember_bodies(tx, now, &pruned.bodies).await?;
     let sql = "
         DELETE FROM events WHERE id IN (
