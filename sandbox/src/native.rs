@@ -15,7 +15,6 @@ pub(crate) mod watch;
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -25,12 +24,13 @@ use async_trait::async_trait;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
 use tokio::sync::Notify;
-use windlass_launcher::Spawner;
 use windlass_launcher::plan::{Base, LaunchPlan};
 use windlass_launcher::probe::{Feature, Probes};
 use windlass_launcher::record::{self, Reply, StopRequest, SupervisorRecord};
+use windlass_launcher::{Spare, Spawner};
 
 use crate::cgroup::{CgroupHost, Controller, Wanted};
 use crate::driver::{
@@ -89,12 +89,19 @@ impl SandboxConfig {
     }
 }
 
-/// What `plan.json` holds.
-#[derive(Debug, Serialize, Deserialize)]
+/// What `plan.json` holds, as far as the driver reads it.
+#[derive(Debug, Deserialize)]
 struct Planned {
     spec: UnitSpec,
     prepared: Prepared,
-    launch: LaunchPlan,
+}
+
+/// The whole of it.
+#[derive(Debug, Serialize)]
+struct Planning<'a> {
+    spec: &'a UnitSpec,
+    prepared: &'a Prepared,
+    launch: LaunchPlan<&'a RawValue>,
 }
 
 /// The native driver. Cheap to clone.
@@ -112,7 +119,7 @@ struct Inner {
     /// Wakes the task that makes spares.
     spare_wanted: Arc<Notify>,
     /// Guards which spare each prepared unit can be launched on.
-    prepared_for: Mutex<HashMap<UnitId, NonZeroU64>>,
+    prepared_for: Mutex<HashMap<UnitId, u64>>,
     probes: Probes,
     cgroups: CgroupHost,
     host: Host,
@@ -139,14 +146,17 @@ struct Launcher {
     spawner: Spawner,
     /// How many spares were asked for.
     spares: u64,
-    spare: Option<Spare>,
+    waiting: Option<Waiting>,
 }
 
 /// A sandbox that waits for its unit.
 #[derive(Debug)]
-struct Spare {
-    number: NonZeroU64,
+struct Waiting {
+    number: u64,
     base: Base,
+    /// What the base is written as. A spare knows it by this.
+    text: Arc<RawValue>,
+    spare: Spare,
 }
 
 impl Native {
@@ -262,10 +272,10 @@ impl Driver for Native {
             Phase::Lost => return Err(Error::SupervisorLost { id: id.clone() }),
         }
         let mut answer = Vec::new();
-        // A spawner that died before it forked leaves the unit untouched, so one more try is safe; the supervisor's claim
-        // on the unit makes sure that no two of them run it. The second try has a new spawner: a dying one may still take
-        // requests.
-        for renew in [false, true] {
+        // A spare or a spawner that died before the unit was claimed leaves it untouched, so one more try is safe; the supervisor's
+        // claim on the unit makes sure that no two of them run it. The first try can be on the spare, and the last one has a new
+        // spawner: a dying one may still take requests.
+        for renew in [false, false, true] {
             let pipe = self.0.launch(id, renew)?;
             let launcher = |source| Error::Launcher { operation: "answer", source };
             let mut pipe = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe).map_err(launcher)?;
@@ -279,7 +289,7 @@ impl Driver for Native {
         }
         let reply = serde_json::from_slice(&answer)
             .map_err(|error| Error::Launcher { operation: "answer", source: error.into() })?;
-        if self.0.launcher().spare.is_none() {
+        if self.0.launcher().waiting.is_none() {
             self.0.spare_wanted.notify_one();
         }
         match reply {
@@ -335,11 +345,19 @@ impl Driver for Native {
                     let lost = id.clone();
                     return self.run(move |inner| inner.bury(&lost)).await;
                 }
-                // Both are cancel-safe.
-                Phase::Running => tokio::select! {
-                    () = changed(&mut told) => {}
-                    ended = self.0.supervisor_ended(id) => ended?,
-                },
+                Phase::Running => {
+                    let exit = self.0.dir(id).join(record::EXIT);
+                    let mut ended = std::pin::pin!(self.0.supervisor_ended(id));
+                    // Both are cancel-safe.
+                    tokio::select! {
+                        () = async {
+                            while !exit.exists() {
+                                changed(&mut told).await;
+                            }
+                        } => {}
+                        ended = &mut ended => ended?,
+                    }
+                }
             }
         }
     }
@@ -432,11 +450,7 @@ impl Inner {
             time_namespace: probes.failure(Feature::TimeNamespace).is_none(),
             resolver: Path::new(policy::RESOLVER).exists(),
             opened_outside: Identity::caller().uid == 0,
-            filter: seccomp::compile(denial),
-            denied: match denial {
-                seccomp::Denial::HandedOn => seccomp::denied(),
-                seccomp::Denial::Killed => Vec::new(),
-            },
+            filters: seccomp::filters(denial),
         };
         let cgroups = CgroupHost::discover(config.cgroup_parent.as_deref(), state);
         let identities = Identities::open(state.join("identities"), config.uid_range.clone())?;
@@ -444,7 +458,7 @@ impl Inner {
         Ok(Self {
             units,
             _lock: lock,
-            launcher: Mutex::new(Launcher { spawner, spares: 0, spare: None }),
+            launcher: Mutex::new(Launcher { spawner, spares: 0, waiting: None }),
             spare_wanted: Arc::default(),
             prepared_for: Mutex::default(),
             probes,
@@ -479,10 +493,11 @@ impl Inner {
             let launch = policy::plan(&spec, &self.host, Enforcement { cgroups, tasks, disk })?;
             let isolation = self.isolation(&spec, wanted, tasks, disk);
             let prepared = Prepared { unenforced, isolation };
-            self.note_spare(&spec.id, &launch);
-            let planned = Planned { spec: spec.clone(), prepared, launch };
-            record::publish(&dir, record::PLAN, &planned).map_err(Error::io("write", &plan_path))?;
-            Ok(planned.prepared)
+            let text = self.note_spare(&spec.id, &launch);
+            let launch = launch.with_base(&*text).0;
+            let planning = Planning { spec: &spec, prepared: &prepared, launch };
+            record::publish(&dir, record::PLAN, &planning).map_err(Error::io("write", &plan_path))?;
+            Ok(prepared)
         });
         if made.is_err() {
             // The first error is the one to tell.
@@ -636,16 +651,23 @@ impl Inner {
         self.launcher.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn prepared_for(&self) -> MutexGuard<'_, HashMap<UnitId, NonZeroU64>> {
+    fn prepared_for(&self) -> MutexGuard<'_, HashMap<UnitId, u64>> {
         self.prepared_for.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes if a unit can be launched on the spare.
-    fn note_spare(&self, id: &UnitId, launch: &LaunchPlan) {
-        let fits = |spare: &&Spare| launch.takes_spare() && spare.base == launch.base;
-        let number = self.launcher().spare.as_ref().filter(fits).map(|spare| spare.number);
-        if let Some(number) = number {
-            self.prepared_for().insert(id.clone(), number);
+    /// Notes if a unit can be launched on the spare; gives what its base is written as.
+    fn note_spare(&self, id: &UnitId, launch: &LaunchPlan) -> Arc<RawValue> {
+        let waiting = self.launcher().waiting.as_ref().map(|waiting| {
+            (waiting.base == launch.base).then(|| (waiting.number, Arc::clone(&waiting.text)))
+        });
+        match waiting.flatten() {
+            Some((number, text)) => {
+                if launch.takes_spare() {
+                    self.prepared_for().insert(id.clone(), number);
+                }
+                text
+            }
+            None => text_of(&launch.base),
         }
     }
 
@@ -662,40 +684,55 @@ impl Inner {
     fn make_spare(&self, renew: bool) -> Result<(), Error> {
         let prepared_for = self.prepared_for();
         let mut launcher = self.launcher();
-        let stays = |spare: &Spare| !renew || prepared_for.values().any(|number| *number == spare.number);
-        if launcher.spare.as_ref().is_some_and(stays) {
+        let stays =
+            |waiting: &Waiting| !renew || prepared_for.values().any(|number| *number == waiting.number);
+        if launcher.waiting.as_ref().is_some_and(stays) {
             return Ok(());
         }
-        launcher.spare = None;
-        let base = policy::base(&self.host, self.identities.choose_next()?, (JOB, JOB), Network::None);
-        launcher.spares += 1;
-        let number = NonZeroU64::new(launcher.spares).expect("it was counted up a line ago");
+        launcher.waiting = None;
+        let identity = self.identities.choose_next()?;
+        let base = policy::base(&self.host, identity, (JOB, JOB), Network::None, false);
+        let text = text_of(&base);
         let failed = |source| Error::Launcher { operation: "make a spare", source };
-        launcher.spawner.make_spare(number, &base).map_err(failed)?;
-        launcher.spare = Some(Spare { number, base });
+        let spare =
+            self.ask(&mut launcher, |spawner| spawner.make_spare(text.get(), renew))?.map_err(failed)?;
+        launcher.spares += 1;
+        launcher.waiting = Some(Waiting { number: launcher.spares, base, text, spare });
         Ok(())
     }
 
-    /// Sends a request to the spawner, starting another one if it has died or if asked to.
+    /// Launches a unit on the spare that it was prepared for, if that is still there, else by the spawner; starting another one if
+    /// it has died or if asked to.
     fn launch(&self, id: &UnitId, renew: bool) -> Result<std::os::fd::OwnedFd, Error> {
         let failed = |source| Error::Launcher { operation: "take a request", source };
         let dir = self.dir(id);
         let number = self.prepared_for().remove(id);
         let mut launcher = self.launcher();
-        launcher.spare.take_if(|spare| Some(spare.number) == number);
-        let sent = if renew {
-            Err(ErrorKind::BrokenPipe.into())
-        } else {
-            launcher.spawner.launch(&dir, number.map(NonZeroU64::get))
-        };
-        match sent {
+        if let Some(waiting) = launcher.waiting.take_if(|waiting| Some(waiting.number) == number) {
+            match waiting.spare.launch(&dir) {
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+                result => return result.map_err(failed),
+            }
+        }
+        if renew {
+            launcher.spawner = start_spawner(&self.config)?;
+        }
+        self.ask(&mut launcher, |spawner| spawner.launch(&dir))?.map_err(failed)
+    }
+
+    /// Sends a request to the spawner, starting another one if it has died.
+    fn ask<T>(
+        &self,
+        launcher: &mut Launcher,
+        request: impl Fn(&Spawner) -> io::Result<T>,
+    ) -> Result<io::Result<T>, Error> {
+        match request(&launcher.spawner) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 tracing::warn!("launcher process died; starting another one");
                 launcher.spawner = start_spawner(&self.config)?;
-                launcher.spare = None;
-                launcher.spawner.launch(&dir, None).map_err(failed)
+                Ok(request(&launcher.spawner))
             }
-            result => result.map_err(failed),
+            result => Ok(result),
         }
     }
 
@@ -801,6 +838,11 @@ pub(crate) fn is_optional(feature: Feature) -> bool {
         | Feature::NoNewPrivileges
         | Feature::Seccomp => false,
     }
+}
+
+/// What a base is written as.
+fn text_of(base: &Base) -> Arc<RawValue> {
+    serde_json::value::to_raw_value(base).expect("a base has no part that JSON lacks").into()
 }
 
 /// Starts the helper process.

@@ -4,7 +4,7 @@
 mod system;
 
 use windlass_launcher::plan::{
-    Base, Cgroups, DeniedCall, Disk, DiskKeeper, Filter, IdMap, LaunchPlan, Own, Resource, Step, Text,
+    Base, Cgroups, Disk, DiskKeeper, Filters, IdMap, LaunchPlan, NetworkSource, Own, Resource, Step, Text,
     VERSION,
 };
 
@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::identity::Identity;
 use crate::image::JOB;
 use crate::seccomp;
-use crate::spec::{HANDED, Network, SystemRoot, UnitSpec};
+use crate::spec::{DEFAULT_SCRATCH_BYTES, HANDED, Network, SystemRoot, UnitSpec};
 use crate::workspace::DiskMeans;
 
 /// Where programs are looked for if the environment does not say.
@@ -62,9 +62,7 @@ pub(crate) struct Host {
     /// host's root before its unit is known, which waits for all processors.
     pub(crate) opened_outside: bool,
     /// The compiled seccomp policy.
-    pub(crate) filter: Filter,
-    /// The calls that it hands to the supervisor.
-    pub(crate) denied: Vec<DeniedCall>,
+    pub(crate) filters: Filters,
 }
 
 /// How a unit's limits are enforced, as the driver has settled it.
@@ -165,7 +163,10 @@ pub(crate) fn plan(spec: &UnitSpec, host: &Host, enforcement: Enforcement) -> Re
         None => spec.command.clone(),
     };
     let programs = programs(&command, &environment)?;
-    let steps = steps(spec, host, &enforcement)?;
+    // With a proxy it is used, and each connection would be told of.
+    let tells_of_sockets =
+        host.filters.telling.is_some() && host.opened_outside && spec.network == Network::None;
+    let steps = steps(spec, host, &enforcement, tells_of_sockets)?;
     let Enforcement { cgroups, tasks: _, disk } = enforcement;
     let keeper = match disk {
         Some(DiskMeans::ProjectQuota | DiskMeans::Image) => DiskKeeper::FileSystem,
@@ -176,7 +177,7 @@ pub(crate) fn plan(spec: &UnitSpec, host: &Host, enforcement: Enforcement) -> Re
     };
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Ok(LaunchPlan {
-        base: base(host, spec.identity, inside_ids(spec), spec.network),
+        base: base(host, spec.identity, inside_ids(spec), spec.network, shows_more(spec)),
         own: Own {
             steps,
             programs: texts("command", programs)?,
@@ -186,6 +187,7 @@ pub(crate) fn plan(spec: &UnitSpec, host: &Host, enforcement: Enforcement) -> Re
                 environment.iter().map(|(name, value)| format!("{name}={value}")).collect(),
             )?,
         },
+        tells_of_sockets,
         cgroups,
         environment_file: spec.handed.environment.clone(),
         lease: spec.lease_file.clone(),
@@ -213,8 +215,7 @@ pub fn planned_steps(spec: &UnitSpec) -> Result<Vec<String>, Error> {
         time_namespace: true,
         resolver: true,
         opened_outside: true,
-        filter: seccomp::compile(seccomp::Denial::HandedOn),
-        denied: seccomp::denied(),
+        filters: seccomp::filters(seccomp::Denial::HandedOn),
     };
     let plan = plan(spec, &host, Enforcement::default())?;
     Ok(plan.steps().map(ToString::to_string).collect())
@@ -290,31 +291,78 @@ fn host_path(field: &'static str, path: &std::path::Path) -> Result<Text, Error>
     text(field, path)
 }
 
-/// What all units of an identity begin with, also those that see an image as their system. A restricted network begins as none does: what differs is the unit's own.
-pub(crate) fn base(host: &Host, identity: Identity, (uid, gid): (u32, u32), network: Network) -> Base {
+/// What all units of an identity begin with, also those that see an image as their system. A restricted network begins as none
+/// does: what differs is the unit's own. A `root_of_its_own` is one in which the unit has more to be shown than all others.
+pub(crate) fn base(
+    host: &Host,
+    identity: Identity,
+    (uid, gid): (u32, u32),
+    network: Network,
+    root_of_its_own: bool,
+) -> Base {
     let fixed = |value: &str| Text::new(value).expect("a constant without NUL");
-    let host_network = match network {
-        Network::None | Network::Restricted => false,
-        Network::Open => true,
+    let network = match network {
+        Network::None | Network::Restricted if host.opened_outside => NetworkSource::Lent,
+        Network::None | Network::Restricted => NetworkSource::Sandbox,
+        Network::Open => NetworkSource::Host,
     };
     let mut steps = vec![Step::AssumeIdentity { uid, gid }, Step::DieWithSupervisor];
-    if !host_network {
+    if network == NetworkSource::Sandbox {
         steps.push(Step::RaiseLoopback);
     }
-    steps.extend([Step::DetachMounts, Step::MakeRoot]);
-    for (path, mode) in [("etc", 0o755), ("dev", 0o755), ("sys", 0o555), ("home", 0o755), ("var", 0o755)] {
-        steps.push(Step::MakeDir { path: fixed(path), mode });
+    let first = steps.len();
+    root(&mut steps, host, &fixed);
+    let template = (host.opened_outside && !root_of_its_own).then_some(first..steps.len());
+    if network == NetworkSource::Host && host.resolver {
+        steps.push(Step::Show { source: fixed(RESOLVER), target: fixed(RESOLVER.trim_start_matches('/')) });
     }
-    system(&mut steps, host, &fixed);
+    let (bytes, files) = scratch_size(DEFAULT_SCRATCH_BYTES);
+    steps.push(Step::MountScratch { target: fixed("proc"), bytes, files });
+    for (path, mode) in [("tmp", 0o1777), ("run", 0o755), ("dev/shm", 0o1777), ("home/job", 0o700)] {
+        steps.push(Step::ShowScratch { target: fixed(path), mode });
+    }
+    steps.push(Step::MountProc { target: fixed("proc") });
+    steps.extend(MASKED.iter().map(|name| Step::Mask { path: fixed(&format!("proc/{name}")) }));
+    steps.extend(
+        COUNTED
+            .iter()
+            .map(|(name, value)| Step::Tune { path: fixed(&format!("proc/sys/user/{name}")), value: *value }),
+    );
+    // All of it: a process could make itself the last that the out-of-memory killer takes, change what its core or its
+    // memory is, or name other threads. What a program has to tell the kernel of itself, it tells by prctl.
+    steps.extend([Step::Freeze { path: fixed("proc") }, Step::BoundCapabilities]);
+    Base {
+        version: VERSION,
+        steps,
+        template,
+        network,
+        identity: IdMap { host_uid: identity.uid, host_gid: identity.gid, uid, gid },
+        time_namespace: host.time_namespace,
+        oom_score_adj: OOM_SCORE_ADJ,
+        filters: host.filters.clone(),
+    }
+}
+
+/// The size of what a unit may fill, in bytes and files.
+fn scratch_size(bytes: u64) -> (u64, u64) {
+    let bytes = bytes.max(1 << 20);
+    (bytes, bytes / BYTES_A_FILE)
+}
+
+/// The small root with the host's system: no unit's own, and nothing in it to write to.
+fn root(steps: &mut Vec<Step>, host: &Host, fixed: &dyn Fn(&str) -> Text) {
+    steps.extend([Step::DetachMounts, Step::MakeRoot]);
+    for path in ["etc", "dev", "dev/shm", "home", "home/job", "proc", "run", "sys", "tmp", "var", "workspace"]
+    {
+        steps.push(Step::MakeDir { path: fixed(path), mode: 0o755 });
+    }
+    system(steps, host, fixed);
     for (path, content) in files() {
         steps.push(Step::MakeFile { path: fixed(path), content });
     }
-    let resolver = fixed(RESOLVER.trim_start_matches('/'));
-    steps.push(if host_network && host.resolver {
-        Step::Show { source: fixed(RESOLVER), target: resolver }
-    } else {
-        Step::MakeFile { path: resolver, content: String::new() }
-    });
+    for path in ["etc/hostname", "etc/hosts", "etc/resolv.conf"] {
+        steps.push(Step::MakeFile { path: fixed(path), content: String::new() });
+    }
     for device in DEVICES {
         let source = fixed(&format!("/dev/{device}"));
         steps.push(Step::ShowDevice { source, target: fixed(&format!("dev/{device}")) });
@@ -329,34 +377,20 @@ pub(crate) fn base(host: &Host, identity: Identity, (uid, gid): (u32, u32), netw
     ] {
         steps.push(Step::MakeLink { path: fixed(path), target: fixed(target) });
     }
-    for (path, mode) in [("tmp", 0o1777), ("run", 0o755), ("dev/shm", 0o1777), ("home/job", 0o700)] {
-        steps.push(Step::MakeScratch { path: fixed(path), mode });
-    }
-    steps.push(Step::MountProc { target: fixed("proc") });
-    steps.extend(MASKED.iter().map(|name| Step::Mask { path: fixed(&format!("proc/{name}")) }));
-    steps.extend(
-        COUNTED
-            .iter()
-            .map(|(name, value)| Step::Tune { path: fixed(&format!("proc/sys/user/{name}")), value: *value }),
-    );
-    // All of it: a process could make itself the last that the out-of-memory killer takes, change what its core or its
-    // memory is, or name other threads. What a program has to tell the kernel of itself, it tells by prctl.
-    steps.push(Step::Freeze { path: fixed("proc") });
     if host.opened_outside {
-        steps.push(Step::EnterRoot);
-    }
-    Base {
-        version: VERSION,
-        steps,
-        host_network,
-        identity: IdMap { host_uid: identity.uid, host_gid: identity.gid, uid, gid },
-        time_namespace: host.time_namespace,
-        oom_score_adj: OOM_SCORE_ADJ,
+        // Without one in sight, the kernel lets no user namespace mount another. In a template it is one of a pid namespace that
+        // nobody is in, and each sandbox covers it.
+        steps.extend([Step::MountProc { target: fixed("proc") }, Step::EnterRoot]);
     }
 }
 
 /// The steps of a unit's own, in order.
-fn steps(spec: &UnitSpec, host: &Host, enforcement: &Enforcement) -> Result<Vec<Step>, Error> {
+fn steps(
+    spec: &UnitSpec,
+    host: &Host,
+    enforcement: &Enforcement,
+    tells_of_sockets: bool,
+) -> Result<Vec<Step>, Error> {
     if spec.mounts.len() > MAX_MOUNTS {
         return Err(Error::InvalidSpec { field: "mounts", problem: format!("must be at most {MAX_MOUNTS}") });
     }
@@ -376,10 +410,12 @@ fn steps(spec: &UnitSpec, host: &Host, enforcement: &Enforcement) -> Result<Vec<
     }
     steps.push(Step::SetHostname { name: text("hostname", &*spec.hostname)? });
     for (path, content) in name_files(&spec.hostname) {
-        steps.push(Step::MakeFile { path: fixed(path), content });
+        steps.push(Step::ShowFile { target: fixed(path), content });
     }
-    let scratch = spec.limits.scratch_bytes.max(1 << 20);
-    steps.push(Step::SizeRoot { bytes: scratch, files: scratch / BYTES_A_FILE });
+    if spec.limits.scratch_bytes != DEFAULT_SCRATCH_BYTES {
+        let (bytes, files) = scratch_size(spec.limits.scratch_bytes);
+        steps.push(Step::SizeScratch { bytes, files });
+    }
     match &spec.system {
         None if host.opened_outside => {}
         None => steps.push(Step::EnterRoot),
@@ -439,13 +475,21 @@ fn steps(spec: &UnitSpec, host: &Host, enforcement: &Enforcement) -> Result<Vec<
     let scoped = host.landlock.is_some_and(|abi| abi >= SOCKET_SCOPE);
     if spec.network == Network::Open && !scoped {
         // Abstract sockets belong to the network, which is the host's, and a filter cannot see whose one is addressed.
-        steps.push(Step::Seccomp {
-            filter: seccomp::compile_alone(&seccomp::NO_LOCAL_SOCKETS),
-            denied: Vec::new(),
-        });
+        steps.push(Step::FurtherSeccomp { filter: seccomp::compile_alone(&seccomp::NO_LOCAL_SOCKETS) });
     }
-    steps.push(Step::Seccomp { filter: host.filter.clone(), denied: host.denied.clone() });
+    steps.push(Step::Seccomp { tells_of_sockets });
     Ok(steps)
+}
+
+/// Whether a unit is shown something at a place that the small root lacks, so that it needs one of its own.
+fn shows_more(spec: &UnitSpec) -> bool {
+    let is_below =
+        |target: &str, place: &str| target.strip_prefix(place).is_some_and(|rest| rest.starts_with('/'));
+    let places = [WORKSPACE, HOME, "/tmp", "/run", "/dev/shm"];
+    spec.mounts
+        .iter()
+        .map(|mount| inside(&mount.target))
+        .any(|target| !places.iter().any(|place| is_below(&target, place)))
 }
 
 /// The host's system: links as links, the rest shown read-only, with the folders above it.

@@ -13,10 +13,11 @@
 mod compile;
 mod export;
 
-pub(crate) use compile::{Denial, compile, compile_alone};
+pub(crate) use compile::{Denial, compile_alone};
+use compile::{compile, compile_telling};
 pub use export::oci_profile;
 
-use windlass_launcher::plan::{DeniedCall, Text};
+use windlass_launcher::plan::{DeniedCall, Filters, Text};
 
 /// A system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -508,8 +509,18 @@ pub const DENY: &[Denied] = &[
     Denied { call: libc::SYS_acct, name: "acct", reason: ADMINISTRATION },
 ];
 
+/// The policy for a plan.
+pub(crate) fn filters(denial: Denial) -> Filters {
+    let hands_on = denial == Denial::HandedOn;
+    Filters {
+        policy: compile(denial),
+        telling: hands_on.then(compile_telling),
+        denied: if hands_on { denied() } else { Vec::new() },
+    }
+}
+
 /// [`DENY`] for a plan.
-pub(crate) fn denied() -> Vec<DeniedCall> {
+fn denied() -> Vec<DeniedCall> {
     let told = |denied: &Denied| DeniedCall {
         number: u32::try_from(denied.call).expect("system calls are numbered from zero"),
         name: Text::new(denied.name).expect("a constant without NUL"),

@@ -185,7 +185,7 @@ impl Default for Limits {
             disk_bytes: None,
             io_read_bps: None,
             io_write_bps: None,
-            scratch_bytes: 512 << 20,
+            scratch_bytes: DEFAULT_SCRATCH_BYTES,
             open_files: 65_536,
             accept_unenforced: BTreeSet::new(),
         }
@@ -202,6 +202,9 @@ pub struct Mount {
     /// Whether the sandbox may only read it.
     pub read_only: bool,
 }
+
+/// What a unit may fill of /tmp, /run, /dev/shm and its home folder where nothing else is said.
+pub(crate) const DEFAULT_SCRATCH_BYTES: u64 = 512 << 20;
 
 /// Where a unit finds the files of [`Handed::folder`].
 pub const HANDED: &str = "/run/windlass/secrets";

@@ -10,6 +10,7 @@
 
 use std::ffi::CStr;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags};
@@ -23,7 +24,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
-use crate::plan::{Filter, Own, Resource, Step, Text};
+use crate::plan::{Filter, Filters, Own, Resource, Step, Text};
 use crate::sys::{self, NullTerminated};
 use crate::{handout, handover};
 
@@ -46,8 +47,8 @@ pub(crate) const NOT_FOUND: i32 = 127;
 /// Exit code of a program that could not be executed, as shells have it.
 pub(crate) const NOT_EXECUTABLE: i32 = 126;
 
-/// Where a system is laid out, in the small root.
-const SYSTEM: &CStr = c"system";
+/// Where a system is laid out, in the small root: over a folder that is of no other use then.
+const SYSTEM: &CStr = c"workspace";
 /// Connections that wait while no agent serves them.
 const BACKLOG: i32 = 128;
 
@@ -110,6 +111,11 @@ impl Report {
 pub(crate) struct Child<'a> {
     /// The base's steps.
     pub(crate) base: Stage<'a>,
+    /// What programs may ask of the kernel.
+    pub(crate) filters: &'a Filters,
+    /// What the unit may fill, until all parts of it are shown. It is not left open for what the job names, which could be the
+    /// descriptor.
+    pub(crate) scratch: Option<Scratch>,
     /// Write end of the set-up pipe.
     pub(crate) setup: OwnedFd,
     /// The line to the supervisor.
@@ -132,10 +138,19 @@ pub(crate) struct Stage<'a> {
     pub(crate) steps: &'a [Step],
     /// The place of the first of them in the whole plan.
     pub(crate) first: usize,
+    /// Which of them were carried out before, for all units at once.
+    pub(crate) made: Range<usize>,
     /// For each step, the detached mount of its source where the supervisor could open it.
     pub(crate) sources: Vec<Option<OwnedFd>>,
     /// The `tasks` files of the unit's v1 cgroups.
     pub(crate) tasks: Vec<OwnedFd>,
+}
+
+/// The memory file system that a unit may fill, of which only parts are shown.
+pub(crate) struct Scratch {
+    root: OwnedFd,
+    /// How many there are; they are numbered.
+    parts: u64,
 }
 
 /// What is executed in the end.
@@ -158,6 +173,7 @@ pub(crate) fn run(mut child: Child<'_>) -> ! {
     let base = Stage {
         steps: child.base.steps,
         first: 0,
+        made: child.base.made.clone(),
         sources: std::mem::take(&mut child.base.sources),
         tasks: Vec::new(),
     };
@@ -165,8 +181,18 @@ pub(crate) fn run(mut child: Child<'_>) -> ! {
 
     // There is nobody to tell why not: the other end is gone, and this process goes too.
     let Ok((own, sources, tasks)) = handover::receive(&child.control) else { sys::exit_now(0) };
-    child.carry_out_all(Stage { steps: &own.steps, first: child.base.steps.len(), sources, tasks });
+    // As the supervisor did.
+    let _as_all_others = crate::take_short_turns();
+    let first = child.base.steps.len();
+    child.carry_out_all(Stage { steps: &own.steps, first, made: 0..0, sources, tasks });
     child.start(&own, &deaths)
+}
+
+/// Carries out the steps of a template, and makes the root that they made read-only.
+pub(crate) fn lay_out(steps: &[Step]) -> Result<(), Errno> {
+    let mut sources = steps.iter().map(open_tree_of).collect::<Result<Vec<_>, _>>()?;
+    steps.iter().zip(&mut sources).try_for_each(|(step, source)| lay(step, source))?;
+    freeze(c"/")
 }
 
 /// The forked process becomes the program. It shares the memory of the init, which waits.
@@ -271,10 +297,10 @@ impl Child<'_> {
     }
 
     /// Carries out a stage, or ends this process.
-    fn carry_out_all(&self, mut stage: Stage<'_>) {
+    fn carry_out_all(&mut self, mut stage: Stage<'_>) {
         // All sources first: once the new root is entered, the host's paths are out of reach.
         for (index, step) in stage.steps.iter().enumerate() {
-            if stage.sources[index].is_none() {
+            if stage.sources[index].is_none() && !stage.made.contains(&index) {
                 match open_tree_of(step) {
                     Ok(source) => stage.sources[index] = source,
                     Err(errno) => self.give_up(stage.first + index, errno),
@@ -282,14 +308,16 @@ impl Child<'_> {
             }
         }
         for index in 0..stage.steps.len() {
-            if let Err(errno) = self.carry_out(&mut stage, index) {
+            if !stage.made.contains(&index)
+                && let Err(errno) = self.carry_out(&mut stage, index)
+            {
                 self.give_up(stage.first + index, errno);
             }
         }
     }
 
     /// Carries out one step.
-    fn carry_out(&self, stage: &mut Stage<'_>, index: usize) -> Result<(), Errno> {
+    fn carry_out(&mut self, stage: &mut Stage<'_>, index: usize) -> Result<(), Errno> {
         match &stage.steps[index] {
             Step::JoinCgroups => {
                 // Writing 0 means the caller. Through `tasks` it needs no lock on all processes of the host, which
@@ -305,48 +333,41 @@ impl Child<'_> {
             Step::SetHostname { name } => rustix::system::sethostname(name.as_c_str().to_bytes()),
             Step::RaiseLoopback => sys::interface_up(c"lo"),
             Step::Listen { port } => self.listen(*port),
-            Step::DetachMounts => {
-                // What the host mounts and unmounts is still followed, so that a base that waits for its unit neither
-                // keeps a disk of the host busy nor misses one.
-                rustix::mount::mount_change(
-                    c"/",
-                    MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-                )
+            Step::DetachMounts
+            | Step::MakeRoot
+            | Step::MakeDir { .. }
+            | Step::MakeFile { .. }
+            | Step::MakeLink { .. }
+            | Step::Show { .. }
+            | Step::ShowDevice { .. }
+            | Step::MountProc { .. }
+            | Step::EnterRoot => lay(&stage.steps[index], &mut stage.sources[index]),
+            Step::MountScratch { target, bytes, files } => {
+                self.scratch = Some(Scratch::mount(target.as_c_str(), *bytes, *files)?);
+                Ok(())
             }
-            Step::MakeRoot => make_root(),
-            Step::SizeRoot { bytes, files } => size_root(*bytes, *files),
-            Step::MakeDir { path, mode } => make_dir(path, *mode),
-            Step::MakeFile { path, content } => make_file(path, content.as_bytes()),
-            Step::MakeLink { path, target } => rustix::fs::symlink(target.as_c_str(), path.as_c_str()),
-            Step::Show { target, .. } | Step::ShowDevice { target, .. } => {
-                let tree = stage.sources[index].take().ok_or(Errno::BADF)?;
-                match file_type(&tree)? {
-                    FileType::Directory => make_dir(target, 0o755)?,
-                    _ => make_file(target, b"")?,
-                }
-                mount_at(&tree, target.as_c_str())
+            Step::SizeScratch { bytes, files } => self.scratch()?.size(*bytes, *files),
+            Step::ShowScratch { target, mode } => {
+                mount_at(&self.scratch()?.folder(*mode)?, target.as_c_str())
             }
-            Step::MountProc { target } => mount_proc(target),
+            Step::ShowFile { target, content } => {
+                mount_at(&self.scratch()?.file(content.as_bytes())?, target.as_c_str())
+            }
             Step::Mask { path } => mask(path),
             Step::Tune { path, value } => tune(path, *value),
             Step::Freeze { path } => freeze(path.as_c_str()),
-            Step::MakeScratch { path, mode } => {
-                make_dir(path, *mode)?;
-                let tree = clone_of(path.as_c_str())?;
-                set_flags(
-                    tree.as_fd(),
-                    MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
-                )?;
-                mount_at(&tree, path.as_c_str())
+            Step::LayOut { .. } => mount_at(&stage.sources[index].take().ok_or(Errno::BADF)?, SYSTEM),
+            Step::Cover { part, place, read_only } => {
+                let tree = clone_of(part.as_c_str())?;
+                if *read_only {
+                    freeze_tree(&tree)?;
+                }
+                cover(&tree, place)
             }
-            Step::EnterRoot => enter_root(),
-            Step::LayOut { .. } => {
-                let tree = stage.sources[index].take().ok_or(Errno::BADF)?;
-                rustix::fs::mkdir(SYSTEM, Mode::from_raw_mode(0o755))?;
-                mount_at(&tree, SYSTEM)
-            }
-            Step::Cover { part, place, read_only } => cover(part, place, *read_only),
+            Step::CoverWithScratch { place, mode } => cover(&self.scratch()?.folder(*mode)?, place),
             Step::EnterSystem => {
+                // It goes with the small root; its parts stay.
+                self.scratch = None;
                 rustix::process::chdir(SYSTEM)?;
                 enter_root()
             }
@@ -354,7 +375,13 @@ impl Child<'_> {
                 let tree = stage.sources[index].take().ok_or(Errno::BADF)?;
                 attach(&tree, target)
             }
-            Step::SealRoot => freeze(c"/"),
+            Step::SealRoot => {
+                if let Some(scratch) = self.scratch.take() {
+                    freeze_tree(&scratch.root)?;
+                }
+                freeze(c"/")
+            }
+            Step::BoundCapabilities => sys::drop_bounding_set(),
             Step::DropCapabilities => drop_capabilities(),
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
             Step::Landlock { abi, write, execute } => landlock(*abi, write, execute),
@@ -364,15 +391,25 @@ impl Child<'_> {
                 Ok(())
             }
             Step::WorkIn { path } => rustix::process::chdir(path.as_c_str()),
-            Step::Seccomp { filter, denied } if denied.is_empty() => {
-                sys::install_filter(&mut instructions(filter))
+            Step::FurtherSeccomp { filter } => sys::install_filter(&mut instructions(filter)),
+            Step::Seccomp { tells_of_sockets: false } if self.filters.denied.is_empty() => {
+                sys::install_filter(&mut instructions(&self.filters.policy))
             }
-            Step::Seccomp { filter, .. } => {
+            Step::Seccomp { tells_of_sockets } => {
+                let filter = match tells_of_sockets {
+                    true => self.filters.telling.as_ref().ok_or(Errno::INVAL)?,
+                    false => &self.filters.policy,
+                };
                 let denials = sys::install_filter_with_listener(&mut instructions(filter))?;
                 // Nothing is awaited: what is denied before the supervisor has the line waits for it.
                 handout::send(&self.control, &[DENIALS, 0, 0, 0, 0], denials.as_fd())
             }
         }
+    }
+
+    /// What the unit may fill.
+    fn scratch(&mut self) -> Result<&mut Scratch, Errno> {
+        self.scratch.as_mut().ok_or(Errno::BADF)
     }
 
     /// See [`Step::AssumeIdentity`].
@@ -573,6 +610,37 @@ fn file_type(fd: impl AsFd) -> Result<FileType, Errno> {
     Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode))
 }
 
+/// Carries out one of the steps that need nothing but the file tree, which are those that a template may have.
+fn lay(step: &Step, source: &mut Option<OwnedFd>) -> Result<(), Errno> {
+    match step {
+        Step::DetachMounts => {
+            // What the host mounts and unmounts is still followed, so that a base that waits for its unit neither keeps a disk
+            // of the host busy nor misses one.
+            let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+            rustix::mount::mount_change(c"/", slave)
+        }
+        Step::MakeRoot => make_root(),
+        Step::MakeDir { path, mode } => make_dir(path, *mode),
+        Step::MakeFile { path, content } => make_file(path, content.as_bytes()),
+        Step::MakeLink { path, target } => rustix::fs::symlink(target.as_c_str(), path.as_c_str()),
+        Step::Show { target, .. } | Step::ShowDevice { target, .. } => {
+            let tree = source.take().ok_or(Errno::BADF)?;
+            let made = match file_type(&tree)? {
+                FileType::Directory => make_dir(target, 0o755),
+                _ => make_file(target, b""),
+            };
+            match made {
+                Ok(()) | Err(Errno::EXIST) => mount_at(&tree, target.as_c_str()),
+                Err(errno) => Err(errno),
+            }
+        }
+        Step::MountProc { target } => mount_proc(target.as_c_str()),
+        Step::EnterRoot => enter_root(),
+        // The policy has put no other into a template.
+        _ => Err(Errno::INVAL),
+    }
+}
+
 /// Makes a folder with exactly this mode; one that is there is fine.
 fn make_dir(path: &Text, mode: u32) -> Result<(), Errno> {
     match rustix::fs::mkdir(path.as_c_str(), Mode::from_raw_mode(mode)) {
@@ -582,9 +650,14 @@ fn make_dir(path: &Text, mode: u32) -> Result<(), Errno> {
 }
 
 /// Makes a file with mode 0644.
-fn make_file(path: &Text, mut content: &[u8]) -> Result<(), Errno> {
+fn make_file(path: &Text, content: &[u8]) -> Result<(), Errno> {
+    make_file_at(CWD, path.as_c_str(), content)
+}
+
+/// Makes a file with mode 0644 below a folder.
+fn make_file_at(folder: impl AsFd, path: &CStr, mut content: &[u8]) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path.as_c_str(), flags, Mode::from_raw_mode(0o644))?;
+    let file = rustix::fs::openat(folder, path, flags, Mode::from_raw_mode(0o644))?;
     while !content.is_empty() {
         let written = rustix::io::write(&file, content)?;
         content = content.get(written..).unwrap_or_default();
@@ -612,19 +685,66 @@ fn clone_of(path: &CStr) -> Result<OwnedFd, Errno> {
 /// See [`Step::MakeRoot`]. The new root is laid over the old one and becomes the working directory; absolute paths still
 /// begin at the old one.
 fn make_root() -> Result<(), Errno> {
+    let root = memory_file_system(1 << 20, 256)?;
+    mount_at(&root, c"/")?;
+    rustix::process::fchdir(&root)
+}
+
+/// A detached one.
+fn memory_file_system(bytes: u64, files: u64) -> Result<OwnedFd, Errno> {
+    let mut digits = [0; 24];
     let context = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_set_string(&context, c"source", c"windlass")?;
-    rustix::mount::fsconfig_set_string(&context, c"size", c"1m")?;
-    rustix::mount::fsconfig_set_string(&context, c"nr_inodes", c"256")?;
+    rustix::mount::fsconfig_set_string(&context, c"size", decimal(bytes, &mut digits))?;
+    rustix::mount::fsconfig_set_string(&context, c"nr_inodes", decimal(files, &mut digits))?;
     rustix::mount::fsconfig_set_string(&context, c"mode", c"0755")?;
     rustix::mount::fsconfig_create(&context)?;
-    let root = rustix::mount::fsmount(
+    rustix::mount::fsmount(
         &context,
         FsMountFlags::FSMOUNT_CLOEXEC,
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
-    )?;
-    mount_at(&root, c"/")?;
-    rustix::process::fchdir(&root)
+    )
+}
+
+impl Scratch {
+    /// See [`Step::MountScratch`].
+    fn mount(target: &CStr, bytes: u64, files: u64) -> Result<Self, Errno> {
+        let root = memory_file_system(bytes, files)?;
+        mount_at(&root, target)?;
+        Ok(Self { root, parts: 0 })
+    }
+
+    /// See [`Step::SizeScratch`].
+    fn size(&self, bytes: u64, files: u64) -> Result<(), Errno> {
+        let mut digits = [0; 24];
+        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+        let context = rustix::mount::fspick(&self.root, c"", flags)?;
+        rustix::mount::fsconfig_set_string(&context, c"size", decimal(bytes, &mut digits))?;
+        rustix::mount::fsconfig_set_string(&context, c"nr_inodes", decimal(files, &mut digits))?;
+        rustix::mount::fsconfig_reconfigure(&context)
+    }
+
+    /// A new folder as a detached mount.
+    fn folder(&mut self, mode: u32) -> Result<OwnedFd, Errno> {
+        self.part(|root, name| rustix::fs::mkdirat(root, name, Mode::from_raw_mode(mode)))
+    }
+
+    /// A new file as a detached mount, to be read only.
+    fn file(&mut self, content: &[u8]) -> Result<OwnedFd, Errno> {
+        let tree = self.part(|root, name| make_file_at(root, name, content))?;
+        freeze_tree(&tree)?;
+        Ok(tree)
+    }
+
+    /// Something new as a detached mount.
+    fn part(&mut self, make: impl FnOnce(&OwnedFd, &CStr) -> Result<(), Errno>) -> Result<OwnedFd, Errno> {
+        let mut digits = [0; 24];
+        let name = decimal(self.parts, &mut digits);
+        self.parts += 1;
+        make(&self.root, name)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        rustix::mount::open_tree(&self.root, name, flags)
+    }
 }
 
 /// See [`Step::EnterRoot`].
@@ -636,32 +756,19 @@ fn enter_root() -> Result<(), Errno> {
 }
 
 /// See [`Step::Cover`].
-fn cover(part: &Text, place: &Text, read_only: bool) -> Result<(), Errno> {
-    let tree = clone_of(part.as_c_str())?;
-    if read_only {
-        freeze_tree(&tree)?;
-    }
+fn cover(tree: &OwnedFd, place: &Text) -> Result<(), Errno> {
     let through = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let confined = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let system = rustix::fs::open(SYSTEM, through | OFlags::DIRECTORY, Mode::empty())?;
     let place = rustix::fs::openat2(&system, place.as_c_str(), through, Mode::empty(), confined)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(&tree, c"", &place, c"", flags)
+    rustix::mount::move_mount(tree, c"", &place, c"", flags)
 }
 
 /// Makes the top of a detached mount read-only, but not what is mounted below it.
 fn freeze_tree(tree: &OwnedFd) -> Result<(), Errno> {
     let flags = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
     sys::mount_setattr(tree.as_fd(), c"", false, flags, 0)
-}
-
-/// See [`Step::SizeRoot`].
-fn size_root(bytes: u64, files: u64) -> Result<(), Errno> {
-    let mut digits = [0; 24];
-    let context = rustix::mount::fspick(CWD, c".", FsPickFlags::FSPICK_CLOEXEC)?;
-    rustix::mount::fsconfig_set_string(&context, c"size", decimal(bytes, &mut digits))?;
-    rustix::mount::fsconfig_set_string(&context, c"nr_inodes", decimal(files, &mut digits))?;
-    rustix::mount::fsconfig_reconfigure(&context)
 }
 
 /// A number in decimal digits, without allocating.
@@ -679,7 +786,7 @@ fn decimal(mut value: u64, digits: &mut [u8; 24]) -> &CStr {
 }
 
 /// See [`Step::MountProc`].
-fn mount_proc(target: &Text) -> Result<(), Errno> {
+fn mount_proc(target: &CStr) -> Result<(), Errno> {
     let context = rustix::mount::fsopen(c"proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(&context)?;
     let proc = rustix::mount::fsmount(
@@ -689,22 +796,22 @@ fn mount_proc(target: &Text) -> Result<(), Errno> {
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC,
     )?;
-    make_dir(target, 0o555)?;
-    mount_at(&proc, target.as_c_str())
+    mount_at(&proc, target)
 }
 
 /// See [`Step::Mask`]. The covers are the root's own `dev/null` and `sys`, which is empty. Most are files, and for these the old
-/// call does in one what the new ones do in three; nothing of a fresh /proc that is covered is a link.
+/// call does in one what the new ones do in three; nothing of a fresh /proc that is covered is a link. It is looked first which of both
+/// it is: taking back a mount that does not fit waits for all processors.
 fn mask(path: &Text) -> Result<(), Errno> {
-    match rustix::mount::mount_bind(c"dev/null", path.as_c_str()) {
+    match rustix::fs::stat(path.as_c_str()) {
         Err(Errno::NOENT) => Ok(()),
-        // It is a folder.
-        Err(Errno::NOTDIR) => {
+        Err(errno) => Err(errno),
+        Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Directory => {
             let cover = clone_of(c"sys")?;
             set_flags(cover.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY)?;
             mount_at(&cover, path.as_c_str())
         }
-        result => result,
+        Ok(_) => rustix::mount::mount_bind(c"dev/null", path.as_c_str()),
     }
 }
 
@@ -758,7 +865,6 @@ fn attach(tree: &OwnedFd, target: &Text) -> Result<(), Errno> {
 /// See [`Step::DropCapabilities`].
 fn drop_capabilities() -> Result<(), Errno> {
     rustix::thread::clear_ambient_capability_set()?;
-    sys::drop_bounding_set()?;
     let none = CapabilitySet::empty();
     rustix::thread::set_capabilities(
         None,

@@ -16,18 +16,21 @@ pub mod exit;
 pub mod frame;
 mod handout;
 mod handover;
+mod network;
 pub mod plan;
 pub mod probe;
 pub mod quota;
 pub mod record;
 mod spawner;
+mod stock;
 mod supervisor;
 mod sys;
+mod template;
 
 use std::process::ExitCode;
 
 pub use handout::{Handout, listener};
-pub use spawner::Spawner;
+pub use spawner::{Spare, Spawner};
 pub use supervisor::spool::Spool;
 
 /// Measuring what a unit has written, for supervisors that are not in this crate.
@@ -46,7 +49,7 @@ const TURN: std::time::Duration = std::time::Duration::from_micros(200);
 /// # Errors
 /// What `sched_setattr(2)` gives. Before Linux 6.12 nothing changes.
 pub fn take_short_turns() -> std::io::Result<()> {
-    Ok(sys::take_turns_of(TURN)?)
+    Ok(sys::take_turns_of(TURN, false)?)
 }
 
 /// Must be the first call of every program that uses the sandbox: before any thread, runtime, or use of the standard

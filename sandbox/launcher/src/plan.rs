@@ -3,12 +3,13 @@
 
 use std::ffi::{CStr, CString};
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 /// Version of the plan's shape. A supervisor refuses a plan of another version.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Text without NUL, kept in the form that system calls take, so that carrying out a step allocates nothing.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +118,18 @@ pub struct DeniedCall {
     pub name: Text,
 }
 
+/// The compiled seccomp policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filters {
+    /// The policy.
+    pub policy: Filter,
+    /// The same, which also hands on the making of each socket that is allowed and not local; `None` where the kernel cannot hand on
+    /// a call.
+    pub telling: Option<Filter>,
+    /// The calls that both hand to the supervisor. If there are none, it is not told of the first one.
+    pub denied: Vec<DeniedCall>,
+}
+
 /// A resource limit of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Resource {
@@ -167,8 +180,18 @@ pub enum Step {
     DetachMounts,
     /// Mounts the memory file system that becomes the root, just large enough for what is made in it.
     MakeRoot,
-    /// Gives the root its size.
-    SizeRoot {
+    /// Mounts the memory file system that the unit may fill, at a place that something else will cover: only parts of it are
+    /// shown.
+    MountScratch {
+        /// Where.
+        target: Text,
+        /// Its size in bytes.
+        bytes: u64,
+        /// Its size in files.
+        files: u64,
+    },
+    /// Gives that file system another size.
+    SizeScratch {
         /// In bytes.
         bytes: u64,
         /// In files.
@@ -199,7 +222,7 @@ pub enum Step {
     Show {
         /// Host path; links are followed, for it belongs to the system.
         source: Text,
-        /// Where it appears.
+        /// Where it appears; made if it is missing.
         target: Text,
     },
     /// Shows a harmless device of the host.
@@ -231,12 +254,19 @@ pub enum Step {
         /// Where it is mounted.
         path: Text,
     },
-    /// Makes a folder and lets it stay writable when the root is sealed.
-    MakeScratch {
-        /// Where.
-        path: Text,
+    /// Shows an empty folder that the unit may fill.
+    ShowScratch {
+        /// Over which folder.
+        target: Text,
         /// Its mode.
         mode: u32,
+    },
+    /// Shows a small file of the unit's own, read-only.
+    ShowFile {
+        /// Over which file.
+        target: Text,
+        /// What is in it.
+        content: String,
     },
     /// Changes into the new root and lets go of the host's.
     EnterRoot,
@@ -255,6 +285,13 @@ pub enum Step {
         /// Whether what is itself in the part, not mounted in it, may only be read.
         read_only: bool,
     },
+    /// Lays an empty folder that the unit may fill over a place of the system that was laid out.
+    CoverWithScratch {
+        /// The place; a link anywhere in it is refused, and it must be there.
+        place: Text,
+        /// Its mode.
+        mode: u32,
+    },
     /// Changes into the system that was laid out and lets go of the host's and of the small root.
     EnterSystem,
     /// Attaches a host path inside the new root, without devices and set-user-id.
@@ -266,8 +303,10 @@ pub enum Step {
         /// Whether it may only be read.
         read_only: bool,
     },
-    /// Makes the root itself read-only.
+    /// Makes the root itself read-only, and ends the making of what the unit may fill.
     SealRoot,
+    /// Keeps every capability out of the reach of programs that are executed.
+    BoundCapabilities,
     /// Gives up every capability, now and for ever.
     DropCapabilities,
     /// Makes gaining privileges by executing a file impossible.
@@ -298,12 +337,15 @@ pub enum Step {
         /// Where.
         path: Text,
     },
-    /// Installs the seccomp filter.
+    /// Installs the seccomp filter of the base.
     Seccomp {
+        /// Whether it is the one that tells of sockets.
+        tells_of_sockets: bool,
+    },
+    /// Installs a further seccomp filter, which hands no call to the supervisor.
+    FurtherSeccomp {
         /// The filter.
         filter: Filter,
-        /// The calls that the filter hands to the supervisor; without any, the supervisor is not told of this filter.
-        denied: Vec<DeniedCall>,
     },
 }
 
@@ -319,7 +361,12 @@ impl fmt::Display for Step {
             Self::Listen { port } => write!(f, "listen on 127.0.0.1:{port} for those outside"),
             Self::DetachMounts => f.write_str("cut mount propagation"),
             Self::MakeRoot => f.write_str("mount a small root"),
-            Self::SizeRoot { bytes, files } => write!(f, "size the root to {bytes} bytes and {files} files"),
+            Self::MountScratch { target, bytes, files } => {
+                write!(f, "mount what the unit may fill at {target}, {bytes} bytes and {files} files")
+            }
+            Self::SizeScratch { bytes, files } => {
+                write!(f, "size what the unit may fill to {bytes} bytes and {files} files")
+            }
             Self::MakeDir { path, mode } => write!(f, "make folder {path} with mode {mode:o}"),
             Self::MakeFile { path, content } => write!(f, "make file {path} of {} bytes", content.len()),
             Self::MakeLink { path, target } => write!(f, "link {path} to {target}"),
@@ -329,12 +376,18 @@ impl fmt::Display for Step {
             Self::Mask { path } => write!(f, "mask {path}"),
             Self::Tune { path, value } => write!(f, "set {path} to {value}"),
             Self::Freeze { path } => write!(f, "make {path} read-only"),
-            Self::MakeScratch { path, mode } => write!(f, "make writable {path} with mode {mode:o}"),
+            Self::ShowScratch { target, mode } => write!(f, "show a writable {target} with mode {mode:o}"),
+            Self::ShowFile { target, content } => {
+                write!(f, "show a file of {} bytes at {target}, read-only", content.len())
+            }
             Self::EnterRoot => f.write_str("enter the new root"),
             Self::LayOut { source } => write!(f, "lay out the system in {source}, read-only"),
             Self::Cover { part, place, read_only } => {
                 let how = if *read_only { ", read-only" } else { "" };
                 write!(f, "lay {part} over {place} of the system{how}")
+            }
+            Self::CoverWithScratch { place, mode } => {
+                write!(f, "lay a writable folder with mode {mode:o} over {place} of the system")
             }
             Self::EnterSystem => f.write_str("enter the system"),
             Self::Attach { source, target, read_only } => {
@@ -345,6 +398,7 @@ impl fmt::Display for Step {
                 )
             }
             Self::SealRoot => f.write_str("make the root read-only"),
+            Self::BoundCapabilities => f.write_str("let no program gain a capability"),
             Self::DropCapabilities => f.write_str("drop all capabilities"),
             Self::NoNewPrivileges => f.write_str("forbid new privileges"),
             Self::Landlock { abi, write, execute } => {
@@ -356,11 +410,11 @@ impl fmt::Display for Step {
             Self::Limit { resource, value } => write!(f, "limit {resource:?} to {value}"),
             Self::Umask { mask } => write!(f, "set the umask to {mask:03o}"),
             Self::WorkIn { path } => write!(f, "change into {path}"),
-            Self::Seccomp { filter, denied } => {
-                write!(f, "install the seccomp filter of {filter:?}")?;
-                let names = denied.iter().map(|call| call.name.as_str()).collect::<Vec<_>>();
-                if names.is_empty() { Ok(()) } else { write!(f, "; hand on {}", names.join(" ")) }
+            Self::Seccomp { tells_of_sockets } => {
+                f.write_str("install the seccomp filter")?;
+                if *tells_of_sockets { f.write_str(", which tells of sockets") } else { Ok(()) }
             }
+            Self::FurtherSeccomp { filter } => write!(f, "install a seccomp filter of {filter:?}"),
         }
     }
 }
@@ -376,6 +430,18 @@ pub struct IdMap {
     pub uid: u32,
     /// Group inside.
     pub gid: u32,
+}
+
+/// Where the network of a unit comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkSource {
+    /// It is the host's.
+    Host,
+    /// It is made with the sandbox's other namespaces.
+    Sandbox,
+    /// The supervisor makes it, or was lent it by the spawner. Only root can do that.
+    Lent,
 }
 
 /// The cgroups of a unit: made and removed by the driver, entered by the sandbox, read by the supervisor.
@@ -421,14 +487,32 @@ pub struct Base {
     pub version: u32,
     /// Steps in order.
     pub steps: Vec<Step>,
+    /// Which of them make what all units see of the host, where that can be made once for all of them.
+    pub template: Option<Range<usize>>,
     /// Who the unit is.
     pub identity: IdMap,
-    /// Whether to stay in the network of the host.
-    pub host_network: bool,
+    /// Where its network comes from.
+    pub network: NetworkSource,
     /// Whether to make a time namespace.
     pub time_namespace: bool,
     /// How much sooner than others the unit is picked by the host's out-of-memory killer, 0 to 1000.
     pub oom_score_adj: i32,
+    /// What its programs may ask of the kernel.
+    pub filters: Filters,
+}
+
+impl Base {
+    /// The name of a system call that the filters hand to the supervisor.
+    #[must_use]
+    pub fn denied(&self, number: u32) -> Option<&Text> {
+        self.filters.denied.iter().find(|call| call.number == number).map(|call| &call.name)
+    }
+
+    /// The steps that make what all units see of the host, where that can be made once for all of them.
+    #[must_use]
+    pub fn template(&self) -> Option<&[Step]> {
+        self.steps.get(self.template.clone()?)
+    }
 }
 
 /// The part of a sandbox that makes it one unit's: what the supervisor hands to the first process in it.
@@ -444,13 +528,18 @@ pub struct Own {
     pub environment: Vec<Text>,
 }
 
-/// Everything that a supervisor has to know about its unit.
+/// Everything that a supervisor has to know about its unit. The base can be the text that it is written as: whoever knows the base
+/// of such a text need not read it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LaunchPlan {
+pub struct LaunchPlan<B = Base> {
     /// What it has in common with others.
-    pub base: Base,
+    pub base: B,
     /// What is its own.
     pub own: Own,
+    /// Whether the filter hands on the making of each socket that could reach a network. Where none was made, a lent network can
+    /// be given back.
+    #[serde(default)]
+    pub tells_of_sockets: bool,
     /// A file with further environment that is in no plan: `NAME=value`, each with a NUL behind it. Read when the unit begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment_file: Option<PathBuf>,
@@ -469,27 +558,47 @@ pub struct LaunchPlan {
 }
 
 impl LaunchPlan {
-    /// The name of a system call that a filter hands to the supervisor.
-    #[must_use]
-    pub fn denied(&self, number: u32) -> Option<&Text> {
-        self.own.steps.iter().find_map(|step| match step {
-            Step::Seccomp { denied, .. } => {
-                denied.iter().find(|call| call.number == number).map(|call| &call.name)
-            }
-            _ => None,
-        })
-    }
-
     /// The steps of the whole sandbox in order.
     pub fn steps(&self) -> impl Iterator<Item = &Step> {
         self.base.steps.iter().chain(&self.own.steps)
     }
+}
 
+impl<B> LaunchPlan<B> {
     /// Whether a base that was made before the unit was known can serve: on cgroup v2 the first process is cloned right
     /// into its cgroup, because moving it there later waits for all processors of the host.
     #[must_use]
     pub fn takes_spare(&self) -> bool {
         self.cgroups.as_ref().is_none_or(|cgroups| !cgroups.v2)
+    }
+
+    /// The same with the base in another form; gives the one that it had.
+    pub fn with_base<C>(self, base: C) -> (LaunchPlan<C>, B) {
+        let Self {
+            base: before,
+            own,
+            tells_of_sockets,
+            environment_file,
+            cgroups,
+            lease,
+            timeout_ms,
+            grace_ms,
+            output_cap,
+            disk,
+        } = self;
+        let plan = LaunchPlan {
+            base,
+            own,
+            tells_of_sockets,
+            environment_file,
+            cgroups,
+            lease,
+            timeout_ms,
+            grace_ms,
+            output_cap,
+            disk,
+        };
+        (plan, before)
     }
 }
 
@@ -499,10 +608,7 @@ mod tests {
 
     #[test]
     fn texts_and_filters_survive_the_round_trip_and_bad_ones_are_refused() {
-        let step = Step::Seccomp {
-            filter: Filter(vec![0x0020_0000_0000_0004, u64::MAX]),
-            denied: vec![DeniedCall { number: 169, name: Text::new("reboot").unwrap() }],
-        };
+        let step = Step::FurtherSeccomp { filter: Filter(vec![0x0020_0000_0000_0004, u64::MAX]) };
         let json = serde_json::to_string(&step).unwrap();
         assert_eq!(serde_json::from_str::<Step>(&json).unwrap(), step);
         assert!(serde_json::from_str::<Text>(r#""a\u0000b""#).is_err());

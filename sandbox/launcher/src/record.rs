@@ -12,6 +12,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::exit::EndReason;
 use crate::plan::LaunchPlan;
@@ -34,7 +35,7 @@ pub const EXIT: &str = "exit.json";
 #[derive(Debug, Deserialize)]
 pub struct Planned {
     /// The plan.
-    pub launch: LaunchPlan,
+    pub launch: LaunchPlan<Box<RawValue>>,
 }
 
 /// Names a process beyond doubt: a pid alone is given again to others.
@@ -132,7 +133,7 @@ impl Reserved {
     pub fn new(dir: &Path, name: &str, bytes: u64) -> io::Result<Self> {
         let beside = dir.join(format!(".{name}"));
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+        match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, bytes) {
             Ok(()) => {}
             // A file system that cannot promise room: what is written later may find none.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
@@ -148,7 +149,6 @@ impl Reserved {
     pub fn publish(&self, record: &impl Serialize) -> io::Result<()> {
         let text = serde_json::to_vec(record)?;
         self.file.write_all_at(&text, 0)?;
-        self.file.set_len(text.len() as u64)?;
         fs::rename(&self.beside, &self.place)
     }
 }

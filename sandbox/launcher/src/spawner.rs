@@ -3,16 +3,16 @@
 //! The agent starts it once, by executing its own program again with a hidden argument and one end of a socket as
 //! standard input. When the agent's end closes, the spawner ends; supervisors live on in sessions of their own.
 //!
-//! *Messages*: one byte says which, eight a number, little-endian. `L` launches the unit whose folder's path follows; the
-//! pipe that its supervisor answers through comes with it. `S` makes a *spare* of the base that follows as JSON: a
-//! supervisor that has made its namespaces and waits for a unit. There is one spare, known by the number; a launch with that
-//! number goes to it, and to a new supervisor if it is gone.
+//! *Messages*: one byte says which, with one descriptor. `L` launches the unit whose folder's path follows; with it comes the pipe
+//! that its supervisor answers through. `S` makes a *spare* of the base that follows as JSON: a supervisor that has made its
+//! namespaces and waits for a unit; with it comes the line on which the agent tells the spare itself of its unit, by an `L`. The
+//! first spare has the template made that all sandboxes begin with; `A` does the same as `S`, but makes that anew. Supervisors send
+//! networks that can serve again, over a line of theirs.
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -20,22 +20,21 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use rustix::pipe::PipeFlags;
 
-use crate::plan::Base;
+use crate::handout;
 use crate::record::{self, Reply};
+use crate::stock::Store;
 use crate::supervisor;
 use crate::sys::{self, Fork};
 
 /// The hidden first argument.
 pub(crate) const ARGUMENT: &str = "__windlass-launcher";
-/// Kind and number.
-const HEADER: usize = 9;
 const LAUNCH: u8 = b'L';
 const SPARE: u8 = b'S';
+const ANEW: u8 = b'A';
 /// Longest message: a base has some hundred steps of some hundred bytes.
 const MAX_MESSAGE: usize = 64 << 10;
 
@@ -67,27 +66,26 @@ impl Spawner {
         Ok(Self { socket: Some(ours), process })
     }
 
-    /// Asks for a supervisor of the unit in `dir`, the spare of that number if there still is one; gives the pipe on which
-    /// one [`Reply`] arrives as JSON. The pipe ends without one if the supervisor dies first.
+    /// Asks for a supervisor of the unit in `dir`; gives the pipe on which one [`Reply`] arrives as JSON. The pipe ends without one
+    /// if the supervisor dies first.
     ///
     /// # Errors
     /// `BrokenPipe` if the spawner is gone (start another one).
-    pub fn launch(&self, dir: &Path, spare: Option<u64>) -> io::Result<OwnedFd> {
-        let socket = self.socket.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
-        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        // No spare has the number 0.
-        send(socket, LAUNCH, spare.unwrap_or(0), dir.as_os_str().as_bytes(), Some(write.as_fd()))?;
-        Ok(read)
+    pub fn launch(&self, dir: &Path) -> io::Result<OwnedFd> {
+        launch(self.socket.as_ref().ok_or(io::ErrorKind::BrokenPipe)?, dir)
     }
 
-    /// Asks for a spare, in place of the one that there may be.
+    /// Asks for a spare of the base that `text` is the JSON of; one that shows the host as it is now if it is to be `anew`, which
+    /// goes for all sandboxes that are made from then on.
     ///
     /// # Errors
     /// `BrokenPipe` if the spawner is gone.
-    pub fn make_spare(&self, number: NonZeroU64, base: &Base) -> io::Result<()> {
+    pub fn make_spare(&self, text: &str, anew: bool) -> io::Result<Spare> {
         let socket = self.socket.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
-        let base = serde_json::to_vec(base).expect("a base has no part that JSON lacks");
-        send(socket, SPARE, number.get(), &base, None)
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        send(socket, if anew { ANEW } else { SPARE }, text.as_bytes(), theirs.as_fd())?;
+        Ok(Spare { line: ours })
     }
 
     /// Its pid, for tests and diagnosis.
@@ -95,6 +93,29 @@ impl Spawner {
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
+}
+
+/// The agent's handle on a spare. Dropping it ends a spare that has no unit.
+#[derive(Debug)]
+pub struct Spare {
+    line: OwnedFd,
+}
+
+impl Spare {
+    /// Asks it to be the supervisor of the unit in `dir`, as [`Spawner::launch`] does a new one. One whose plan has another base
+    /// than it was made of makes another sandbox.
+    ///
+    /// # Errors
+    /// `BrokenPipe` if it is gone.
+    pub fn launch(self, dir: &Path) -> io::Result<OwnedFd> {
+        launch(&self.line, dir)
+    }
+}
+
+fn launch(line: &OwnedFd, dir: &Path) -> io::Result<OwnedFd> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    send(line, LAUNCH, dir.as_os_str().as_bytes(), write.as_fd())?;
+    Ok(read)
 }
 
 impl Drop for Spawner {
@@ -123,27 +144,21 @@ pub(crate) fn run() -> ExitCode {
     let Ok(boot_id) = record::boot_id() else { return ExitCode::FAILURE };
     // The agent may have been started with signals ignored; programs in sandboxes must not inherit that.
     sys::default_signals();
-    // Supervisors and units are copies of this process. A kernel that cannot do it runs them as it runs all others.
-    let _as_all_others = crate::take_short_turns();
+    // Supervisors and units are copies of this process. What is made beforehand must not interrupt what runs. A kernel that cannot do
+    // it runs them as it runs all others.
+    let _as_all_others = sys::take_turns_of(crate::TURN, true);
     sys::auto_reap(true);
-    let mut spare = None;
+    let Ok(mut store) = Store::new() else { return ExitCode::FAILURE };
     loop {
+        store.await_message(&socket);
         match receive(&socket) {
-            Ok(Some(Message { kind: SPARE, number, body, .. })) => {
-                // The one before sees its line closed and ends.
-                drop(spare.take());
-                spare = fork_spare(&socket, &body, &boot_id).map(|line| (number, line));
+            Ok(Some(Message { kind: kind @ (SPARE | ANEW), body, fd: line })) => {
+                let Ok(base) = serde_json::from_slice(&body) else { return ExitCode::FAILURE };
+                store.prepare_template(&base, kind == ANEW);
+                fork_spare(&socket, supervisor::Spare { base, text: body }, &boot_id, &mut store, line);
             }
-            Ok(Some(Message { kind: LAUNCH, number, body, reply: Some(reply) })) => {
-                let made = spare.take_if(|(known, _)| *known == number);
-                let taken = made
-                    .is_some_and(|(_, line)| send(&line, LAUNCH, number, &body, Some(reply.as_fd())).is_ok());
-                if !taken {
-                    let dir = Path::new(OsStr::from_bytes(&body));
-                    // A supervisor must not keep the spare's line open.
-                    let line = spare.as_ref().map(|(_, line)| line);
-                    fork_supervisor(&socket, line, dir, &boot_id, reply);
-                }
+            Ok(Some(Message { kind: LAUNCH, body, fd: reply })) => {
+                fork_supervisor(&socket, Path::new(OsStr::from_bytes(&body)), &boot_id, &mut store, reply);
             }
             // The agent is gone, or is not ours.
             Ok(None | Some(_)) => return ExitCode::SUCCESS,
@@ -156,30 +171,22 @@ pub(crate) fn run() -> ExitCode {
 /// A message, see the head of this file.
 struct Message {
     kind: u8,
-    number: u64,
     body: Vec<u8>,
-    reply: Option<OwnedFd>,
+    fd: OwnedFd,
 }
 
-fn send(
-    socket: &OwnedFd,
-    kind: u8,
-    number: u64,
-    body: &[u8],
-    reply: Option<BorrowedFd<'_>>,
-) -> io::Result<()> {
-    if body.len() > MAX_MESSAGE - HEADER {
+fn send(line: &OwnedFd, kind: u8, body: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
+    if body.len() >= MAX_MESSAGE {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = reply.as_slice();
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+    let fds = [fd];
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let number = number.to_le_bytes();
-    let parts = [IoSlice::new(std::slice::from_ref(&kind)), IoSlice::new(&number), IoSlice::new(body)];
-    match rustix::net::sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL) {
+    let parts = [IoSlice::new(std::slice::from_ref(&kind)), IoSlice::new(body)];
+    match rustix::net::sendmsg(line, &parts, &mut control, SendFlags::NOSIGNAL) {
         Ok(_) => Ok(()),
         Err(Errno::CONNRESET | Errno::PIPE) => Err(io::ErrorKind::BrokenPipe.into()),
         Err(errno) => Err(errno.into()),
@@ -187,74 +194,49 @@ fn send(
 }
 
 /// The next message; `None` once the other side is gone.
-fn receive(socket: &OwnedFd) -> Result<Option<Message>, Errno> {
-    let mut bytes = vec![0; MAX_MESSAGE];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::net::recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut bytes)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
-    if received.bytes == 0 {
+fn receive(line: &OwnedFd) -> Result<Option<Message>, Errno> {
+    let mut body = vec![0; MAX_MESSAGE];
+    let (length, fd) = handout::receive(line, &mut body, RecvFlags::empty())?;
+    if length == 0 {
         return Ok(None);
     }
-    bytes.truncate(received.bytes);
-    let reply = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    let (header, body) = bytes.split_first_chunk::<HEADER>().ok_or(Errno::BADMSG)?;
-    let [kind, number @ ..] = *header;
-    Ok(Some(Message { kind, number: u64::from_le_bytes(number), body: body.to_vec(), reply }))
+    body.truncate(length);
+    let kind = body.remove(0);
+    Ok(Some(Message { kind, body, fd: fd.ok_or(Errno::BADMSG)? }))
 }
 
 /// What a spare is sent: the folder of its unit, and the pipe to answer through. `None` if there will be no unit.
 pub(crate) fn receive_unit(line: &OwnedFd) -> Result<Option<(PathBuf, OwnedFd)>, Errno> {
-    let Some(Message { body, reply: Some(reply), .. }) = receive(line)? else { return Ok(None) };
-    Ok(Some((PathBuf::from(OsStr::from_bytes(&body)), reply)))
+    let Some(Message { body, fd, .. }) = receive(line)? else { return Ok(None) };
+    Ok(Some((PathBuf::from(OsStr::from_bytes(&body)), fd)))
 }
 
-/// Forks a spare; gives the line to it. `None` if it cannot be: units are then launched without.
-fn fork_spare(socket: &OwnedFd, base: &[u8], boot_id: &str) -> Option<OwnedFd> {
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .ok()?;
+/// Forks a spare. If it cannot be, its line is closed: units are then launched without.
+fn fork_spare(socket: &OwnedFd, spare: supervisor::Spare, boot_id: &str, store: &mut Store, line: OwnedFd) {
+    let lent = store.lend();
     // SAFETY: the spawner has one thread.
     #[expect(unsafe_code, reason = "fork of a process with one thread")]
-    match unsafe { sys::fork() } {
-        Ok(Fork::Parent(_)) => Some(ours),
-        Ok(Fork::Child) => {
-            drop(ours);
-            sys::auto_reap(false);
-            let code = match become_supervisor(socket) {
-                Ok(()) => supervisor::run_spare(base, boot_id, &theirs),
-                Err(_) => 1,
-            };
-            sys::exit_now(code)
-        }
-        Err(_) => None,
+    if let Ok(Fork::Child) = unsafe { sys::fork() } {
+        sys::auto_reap(false);
+        let code = match become_supervisor(socket) {
+            Ok(()) => supervisor::run_spare(spare, boot_id, store.stock(lent), &line),
+            Err(_) => 1,
+        };
+        sys::exit_now(code)
     }
 }
 
 /// Forks a supervisor. The child never comes back.
-fn fork_supervisor(socket: &OwnedFd, spare: Option<&OwnedFd>, dir: &Path, boot_id: &str, reply: OwnedFd) {
+fn fork_supervisor(socket: &OwnedFd, dir: &Path, boot_id: &str, store: &mut Store, reply: OwnedFd) {
+    let lent = store.lend();
     // SAFETY: the spawner has one thread.
     #[expect(unsafe_code, reason = "fork of a process with one thread")]
     match unsafe { sys::fork() } {
         Ok(Fork::Parent(_)) => {}
         Ok(Fork::Child) => {
             sys::auto_reap(false);
-            if let Some(line) = spare {
-                // SAFETY: the value that owns it belongs to the spawner's code, which never runs in this process.
-                #[expect(unsafe_code, reason = "closing the copy of a descriptor")]
-                unsafe {
-                    sys::close(line.as_fd());
-                }
-            }
             let code = match become_supervisor(socket) {
-                Ok(()) => supervisor::run(dir, boot_id, reply),
+                Ok(()) => supervisor::run(dir, boot_id, store.stock(lent), reply),
                 Err(_) => 1,
             };
             sys::exit_now(code)

@@ -27,6 +27,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec};
+use serde_json::value::RawValue;
 
 use self::setup::Foundation;
 use crate::child::{self, Report};
@@ -34,9 +35,11 @@ use crate::deadline::{self, boottime_ns, wall_ms};
 use crate::exit::{EndReason, KillProof};
 use crate::frame::Stream;
 use crate::handout::{self, Handout};
+use crate::network::Network;
 use crate::plan::{self, Base, Cgroups, DiskKeeper, LaunchPlan};
 use crate::record::{self, Reply, Reserved, StopRequest};
 use crate::spawner;
+use crate::stock::Stock;
 use crate::sys;
 
 /// Shortest time between two looks at the workspace's size.
@@ -101,16 +104,15 @@ fn failed<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Erro
 }
 
 /// Runs the unit of a folder to its end and answers through `reply` once. Gives this process's exit code.
-pub(crate) fn run(dir: &Path, boot_id: &str, reply: OwnedFd) -> i32 {
-    run_on(None, dir, boot_id, reply)
+pub(crate) fn run(dir: &Path, boot_id: &str, stock: Stock, reply: OwnedFd) -> i32 {
+    run_on(Err(stock), dir, boot_id, reply)
 }
 
 /// Makes the base of a unit that is yet to come, and then runs the one that arrives on `requests`. Ends without one when
 /// the spawner drops its end.
-pub(crate) fn run_spare(base: &[u8], boot_id: &str, requests: &OwnedFd) -> i32 {
-    let Ok(base) = serde_json::from_slice::<Base>(base) else { return 1 };
+pub(crate) fn run_spare(base: Spare, boot_id: &str, stock: Stock, requests: &OwnedFd) -> i32 {
     // Why it cannot be made is told to the unit that then tries the same for itself.
-    let Ok(foundation) = Foundation::make(&base, None) else { return 1 };
+    let Ok(foundation) = Foundation::make(&base.base, None, stock) else { return 1 };
     let mut polled = [
         PollFd::new(requests, PollFlags::IN),
         PollFd::new(&foundation.init_fd, PollFlags::IN),
@@ -119,7 +121,7 @@ pub(crate) fn run_spare(base: &[u8], boot_id: &str, requests: &OwnedFd) -> i32 {
     while matches!(rustix::event::poll(&mut polled, None), Err(Errno::INTR)) {}
     let waiting = polled[1..].iter().all(|other| other.revents().is_empty());
     match if waiting { spawner::receive_unit(requests) } else { Ok(None) } {
-        Ok(Some((dir, reply))) => run_on(Some((foundation, &base)), &dir, boot_id, reply),
+        Ok(Some((dir, reply))) => run_on(Ok((foundation, base)), &dir, boot_id, reply),
         Ok(None) | Err(_) => {
             foundation.abandon();
             0
@@ -127,7 +129,21 @@ pub(crate) fn run_spare(base: &[u8], boot_id: &str, requests: &OwnedFd) -> i32 {
     }
 }
 
-fn run_on(spare: Option<(Foundation, &Base)>, dir: &Path, boot_id: &str, reply: OwnedFd) -> i32 {
+/// What a spare is made of: the base, and the text that it was read from.
+pub(crate) struct Spare {
+    pub(crate) base: Base,
+    pub(crate) text: Vec<u8>,
+}
+
+/// What a supervisor has of a sandbox when it is to begin its unit's.
+enum Beginning {
+    Nothing(Stock),
+    Spare(Foundation),
+}
+
+fn run_on(made: Result<(Foundation, Spare), Stock>, dir: &Path, boot_id: &str, reply: OwnedFd) -> i32 {
+    // There is a unit, so this is no longer work beforehand.
+    let _as_all_others = crate::take_short_turns();
     // The agent's standard error is not held open; what a panic has to say stays with the unit.
     let told = dir.join("panic");
     std::panic::set_hook(Box::new(move |panic| {
@@ -156,14 +172,8 @@ fn run_on(spare: Option<(Foundation, &Base)>, dir: &Path, boot_id: &str, reply: 
         }
     };
     let started = setup::read_plan(dir).and_then(|plan| {
-        let spare = spare.and_then(|(foundation, base)| {
-            if *base == plan.base && plan.takes_spare() {
-                return Some(foundation);
-            }
-            foundation.abandon();
-            None
-        });
-        Supervisor::start(dir, plan, spare, boot_id, &mut lock)
+        let (plan, beginning) = begin(plan, made)?;
+        Supervisor::start(dir, plan, beginning, boot_id, &mut lock)
     });
     match started {
         Ok(mut supervisor) => {
@@ -174,6 +184,7 @@ fn run_on(spare: Option<(Foundation, &Base)>, dir: &Path, boot_id: &str, reply: 
                 Some(message) => answer(&mut reply, &Reply::Failed { message }),
                 None => answer(&mut reply, &Reply::Ended),
             }
+            supervisor.give_network_back();
             i32::from(published.is_err())
         }
         Err(error @ Error::LeaseExpired) => {
@@ -190,6 +201,24 @@ fn run_on(spare: Option<(Foundation, &Base)>, dir: &Path, boot_id: &str, reply: 
             i32::from(published.is_err())
         }
     }
+}
+
+/// The whole plan, and what of its sandbox is there: the spare, if it has the plan's base.
+fn begin(
+    plan: LaunchPlan<Box<RawValue>>,
+    made: Result<(Foundation, Spare), Stock>,
+) -> Result<(LaunchPlan, Beginning), Error> {
+    let takes_spare = plan.takes_spare();
+    let stock = match made {
+        Ok((foundation, spare)) if takes_spare && plan.base.get().as_bytes() == spare.text => {
+            return Ok((plan.with_base(spare.base).0, Beginning::Spare(foundation)));
+        }
+        Ok((foundation, _)) => foundation.abandon(),
+        Err(stock) => stock,
+    };
+    let (plan, text) = plan.with_base(());
+    let base = serde_json::from_str(text.get()).map_err(failed("understand the plan's base"))?;
+    Ok((plan.with_base(base).0, Beginning::Nothing(stock)))
 }
 
 /// Answers, if that was not done before.
@@ -248,6 +277,10 @@ struct Supervisor {
     denials: Option<OwnedFd>,
     /// The name of the first one.
     denied: Option<String>,
+    /// Its network, where it was lent one.
+    network: Option<Network>,
+    /// Whether it may have had a socket of that network.
+    had_sockets: bool,
     requests: OwnedFd,
     request_bytes: Vec<u8>,
     signals: OwnedFd,
@@ -641,7 +674,19 @@ impl Supervisor {
         true
     }
 
-    /// Ends the unit for a system call that is denied. The call is never answered: its process is killed while it waits.
+    /// Gives the unit's network back if nothing in it tells of the unit.
+    fn give_network_back(&self) {
+        if let Some(network) = &self.network
+            && self.plan.tells_of_sockets
+            && !self.had_sockets
+            && self.proof.namespace_empty
+        {
+            network.give_back();
+        }
+    }
+
+    /// Takes a system call that the filter hands on. One that is denied ends the unit, and is never answered: its process is killed
+    /// while it waits. Any other makes a socket, which is only noted.
     fn read_denials(&mut self) {
         let Some(denials) = &self.denials else { return };
         // Reading would wait for ever once nobody is left who could make a call.
@@ -653,11 +698,18 @@ impl Supervisor {
             return;
         }
         // It fails if the process was killed meanwhile.
-        if let Ok(number) = sys::receive_denial(denials.as_fd()) {
-            let name = self.plan.denied(number);
-            let name = name.map_or_else(|| number.to_string(), |name| name.as_str().to_owned());
-            self.denied.get_or_insert(name);
-            self.stop(EndReason::SeccompDenied, 0);
+        let Ok(call) = sys::receive_handed_on(denials.as_fd()) else { return };
+        match self.plan.base.denied(call.number) {
+            None if self.plan.tells_of_sockets => {
+                self.had_sockets = true;
+                // Its process may have been killed.
+                let _gone = sys::let_go_on(denials.as_fd(), &call);
+            }
+            name => {
+                let name = name.map_or_else(|| call.number.to_string(), |name| name.as_str().to_owned());
+                self.denied.get_or_insert(name);
+                self.stop(EndReason::SeccompDenied, 0);
+            }
         }
     }
 

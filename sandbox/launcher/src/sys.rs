@@ -79,14 +79,14 @@ pub(crate) unsafe fn clone_into(
 }
 
 /// A stack for [`fork_sharing`].
-pub(crate) struct Stack(Box<[u8; Self::SIZE]>);
+pub(crate) struct Stack(Box<[u8]>);
 
 impl Stack {
     /// What the code up to `execve` needs, many times over.
     const SIZE: usize = 64 << 10;
 
     pub(crate) fn new() -> Self {
-        Self(Box::new([0; Self::SIZE]))
+        Self(vec![0; Self::SIZE].into_boxed_slice())
     }
 }
 
@@ -281,15 +281,40 @@ pub(crate) fn install_filter_with_listener(program: &mut [libc::sock_filter]) ->
 /// `SECCOMP_IOCTL_NOTIF_RECV`, `_IOWR('!', 0, struct seccomp_notif)`.
 const RECEIVE_NOTIFICATION: libc::c_ulong = 0xc050_2100;
 
-/// The number of a system call that a filter handed on. Waits for one; fails if its process has ended meanwhile.
-pub(crate) fn receive_denial(listener: BorrowedFd<'_>) -> Result<u32, Errno> {
+/// `SECCOMP_IOCTL_NOTIF_SEND`, `_IOWR('!', 1, struct seccomp_notif_resp)`.
+const ANSWER_NOTIFICATION: libc::c_ulong = 0xc018_2101;
+
+/// A system call that a filter handed on.
+pub(crate) struct HandedOn {
+    /// Its number.
+    pub(crate) number: u32,
+    id: u64,
+}
+
+/// The next one. Waits for it; fails if its process has ended meanwhile.
+pub(crate) fn receive_handed_on(listener: BorrowedFd<'_>) -> Result<HandedOn, Errno> {
     // SAFETY: seccomp_notif is a plain struct of integers, for which zero is valid and what the kernel asks for.
     let mut notification: libc::seccomp_notif = unsafe { mem::zeroed() };
     // SAFETY: the kernel fills exactly the structure that the request's number names.
     check(libc::c_long::from(unsafe {
         libc::ioctl(listener.as_raw_fd(), RECEIVE_NOTIFICATION, ptr::from_mut(&mut notification))
     }))?;
-    Ok(notification.data.nr.cast_unsigned())
+    Ok(HandedOn { number: notification.data.nr.cast_unsigned(), id: notification.id })
+}
+
+/// Lets the kernel carry out a call that a filter handed on. Its process may have ended meanwhile.
+pub(crate) fn let_go_on(listener: BorrowedFd<'_>, call: &HandedOn) -> Result<(), Errno> {
+    let answer = libc::seccomp_notif_resp {
+        id: call.id,
+        val: 0,
+        error: 0,
+        flags: u32::try_from(libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE).expect("the lowest bit"),
+    };
+    // SAFETY: the kernel reads exactly the structure that the request's number names, which is alive.
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(listener.as_raw_fd(), ANSWER_NOTIFICATION, ptr::from_ref(&answer))
+    }))
+    .map(drop)
 }
 
 /// Replaces this process's program. Returns only on failure.
@@ -427,15 +452,6 @@ pub(crate) unsafe fn close_others(first: RawFd, keep: &mut [RawFd]) {
     }
 }
 
-/// Closes a descriptor.
-///
-/// # Safety
-/// The value that owns it may not be used or dropped afterwards in this process.
-pub(crate) unsafe fn close(fd: BorrowedFd<'_>) {
-    // SAFETY: close takes no pointers; the caller vouches for the owner. An error leaves it closed all the same.
-    unsafe { libc::close(fd.as_raw_fd()) };
-}
-
 /// `struct fsxattr` of <linux/fs.h>.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
@@ -448,18 +464,21 @@ pub(crate) struct FileAttributes {
     pub(crate) padding: [u8; 8],
 }
 
-/// Gives the calling thread, and what it forks, turns of this length where others want the processor too (Linux 6.12; before, and
-/// where the thread has a policy of its own, nothing changes).
-pub(crate) fn take_turns_of(length: std::time::Duration) -> Result<(), Errno> {
+/// Gives the calling thread, and what it forks, turns of this length where others want the processor too (Linux 6.12; before only
+/// the policy changes, and nothing where the thread has one of its own). One that `yields` interrupts nobody when it wakes up.
+pub(crate) fn take_turns_of(length: std::time::Duration, yields: bool) -> Result<(), Errno> {
     // SAFETY: sched_attr is a plain struct of integers, for which zero is valid.
     let mut attributes: libc::sched_attr = unsafe { mem::zeroed() };
     let size = u32::try_from(mem::size_of::<libc::sched_attr>()).expect("a few dozen bytes");
     // SAFETY: the kernel writes at most `size` bytes to the structure, which is alive.
     check(unsafe { libc::syscall(libc::SYS_sched_getattr, 0, ptr::from_mut(&mut attributes), size, 0) })?;
-    if attributes.sched_policy != u32::try_from(libc::SCHED_OTHER).expect("it is 0") {
+    let [normal, yielding] =
+        [libc::SCHED_OTHER, libc::SCHED_BATCH].map(|policy| u32::try_from(policy).expect("they are 0 and 3"));
+    if ![normal, yielding].contains(&attributes.sched_policy) {
         return Ok(());
     }
     attributes.size = size;
+    attributes.sched_policy = if yields { yielding } else { normal };
     attributes.sched_runtime = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
     // SAFETY: the kernel reads `size` bytes of the structure, which is alive.
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, ptr::from_ref(&attributes), 0) }).map(drop)

@@ -131,6 +131,10 @@ async fn distribute(inotify: Arc<AsyncFd<OwnedFd>>, shared: Weak<Shared>) {
         loop {
             match events.next() {
                 Ok(event) => {
+                    // A record has such a name until it is whole.
+                    if event.file_name().is_some_and(|name| name.to_bytes().starts_with(b".")) {
+                        continue;
+                    }
                     let folders = shared.folders.lock().unwrap_or_else(PoisonError::into_inner);
                     if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
                         folders.values().for_each(|folder| folder.changed.send_replace(()));

@@ -29,21 +29,15 @@ pub(super) fn lay_out(steps: &mut Vec<Step>, system: &SystemRoot) -> Result<(), 
     for place in ["etc/hostname", RESOLVER.trim_start_matches('/')] {
         steps.push(Step::Cover { part: fixed(place), place: fixed(place), read_only: true });
     }
-    for (name, content) in [("passwd", account.passwd_file(HOME)), ("group", account.group_file())] {
+    for (name, content) in [("etc/passwd", account.passwd_file(HOME)), ("etc/group", account.group_file())] {
         if let Some(content) = content {
-            steps.push(Step::MakeFile { path: fixed(name), content });
-            steps.push(Step::Cover {
-                part: fixed(name),
-                place: fixed(&format!("etc/{name}")),
-                read_only: true,
-            });
+            steps.push(Step::ShowFile { target: fixed(name), content });
+            steps.push(Step::Cover { part: fixed(name), place: fixed(name), read_only: true });
         }
     }
-    for (index, place) in system.scratch.iter().enumerate() {
-        let part = fixed(&format!("scratch-{index}"));
-        steps.push(Step::MakeDir { path: part.clone(), mode: 0o1777 });
+    for place in &system.scratch {
         let place = text("scratch", place.trim_start_matches('/'))?;
-        steps.push(Step::Cover { part, place, read_only: false });
+        steps.push(Step::CoverWithScratch { place, mode: 0o1777 });
     }
     steps.push(Step::EnterSystem);
     Ok(())

@@ -2,6 +2,7 @@ use super::*;
 use crate::identity::Identity;
 use crate::image::{Account, ImageConfig, SystemImage};
 use crate::spec::{Entrypoint, Limit, Mount, UnitId};
+use windlass_launcher::plan::Filter;
 
 fn spec() -> UnitSpec {
     let identity = Identity { uid: 1_900_000_007, gid: 1_900_000_007 };
@@ -34,8 +35,11 @@ fn host() -> Host {
         time_namespace: true,
         resolver: true,
         opened_outside: true,
-        filter: Filter(vec![0; 3]),
-        denied: seccomp::denied(),
+        filters: Filters {
+            policy: Filter(vec![0; 3]),
+            telling: Some(Filter(vec![0; 4])),
+            denied: Vec::new(),
+        },
     }
 }
 
@@ -81,7 +85,7 @@ fn a_system_of_ones_own_takes_the_same_spare_and_has_the_small_root_laid_over_it
     spec.env.clear();
     spec.system = Some(SystemRoot { scratch: vec!["/var/cache".to_owned()], ..system() });
     let plan = plan(&spec, &host(), Enforcement::default()).unwrap();
-    assert_eq!(plan.base, base(&host(), spec.identity, (JOB, JOB), Network::None));
+    assert_eq!(plan.base, base(&host(), spec.identity, (JOB, JOB), Network::None, false));
     let steps: Vec<String> = plan.own.steps.iter().map(ToString::to_string).collect();
     insta::assert_snapshot!("system", steps.join("\n"));
     let environment: Vec<&str> = plan.own.environment.iter().map(Text::as_str).collect();
@@ -185,6 +189,29 @@ fn an_ordinary_users_sandbox_holds_the_hosts_root_until_it_has_opened_what_its_u
 }
 
 #[test]
+fn what_is_the_same_for_all_units_is_a_template_where_root_can_make_one_and_nothing_is_to_be_put_into_it() {
+    let template = |host: &Host, target: &str| {
+        let mut spec = spec();
+        spec.mounts[0].target = target.to_owned();
+        let base = plan(&spec, host, Enforcement::default()).unwrap().base;
+        base.template().map(|steps| steps.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let steps = template(&host(), "data").unwrap();
+    assert_eq!(steps.first().map(String::as_str), Some("cut mount propagation"));
+    assert_eq!(steps.last().map(String::as_str), Some("enter the new root"));
+    for target in ["/workspace/a/b", "/tmp/a", "/run/a", "/dev/shm/a", "/home/job/a"] {
+        assert_eq!(template(&host(), target).as_ref(), Some(&steps), "{target}");
+    }
+    for target in ["/data", "/etc/x", "/tmpfs", "/tmp", "/home/other", "/dev/x"] {
+        assert_eq!(template(&host(), target), None, "{target}");
+    }
+    assert_eq!(template(&Host { opened_outside: false, ..host() }, "data"), None);
+    let other = Identity { uid: 1_900_000_008, gid: 1_900_000_008 };
+    let open = base(&host(), other, (0, 0), Network::Open, false);
+    assert_eq!(open.template().unwrap().len(), steps.len(), "it is that of all users and networks");
+}
+
+#[test]
 fn units_of_one_identity_have_one_base_whatever_else_they_are() {
     let other = UnitSpec { hostname: "other".into(), mounts: Vec::new(), ..spec() };
     let other = plan(&other, &host(), Enforcement::default()).unwrap();
@@ -192,9 +219,9 @@ fn units_of_one_identity_have_one_base_whatever_else_they_are() {
         other.base,
         plan(&spec(), &host(), Enforcement { tasks: Some(64), ..Enforcement::default() }).unwrap().base
     );
-    assert_eq!(other.base, base(&host(), spec().identity, (JOB, JOB), Network::None));
+    assert_eq!(other.base, base(&host(), spec().identity, (JOB, JOB), Network::None, false));
     let identity = Identity { uid: 1_900_000_008, gid: 1_900_000_008 };
-    assert_ne!(other.base, base(&host(), identity, (JOB, JOB), Network::None));
+    assert_ne!(other.base, base(&host(), identity, (JOB, JOB), Network::None, false));
 }
 
 /// What of a plan one network has and another has not.
@@ -214,10 +241,10 @@ fn difference(network: Network, host: &Host) -> (Vec<String>, Vec<String>) {
 fn a_restricted_network_is_none_with_a_socket_and_takes_the_same_spare() {
     let spec = UnitSpec { network: Network::Restricted, ..spec() };
     let plan = plan(&spec, &host(), Enforcement::default()).unwrap();
-    assert_eq!(plan.base, base(&host(), spec.identity, (JOB, JOB), Network::None));
+    assert_eq!(plan.base, base(&host(), spec.identity, (JOB, JOB), Network::None, false));
     let (more, less) = difference(Network::Restricted, &host());
-    assert_eq!(more, ["listen on 127.0.0.1:3128 for those outside"]);
-    assert_eq!(less, Vec::<String>::new());
+    assert_eq!(more, ["listen on 127.0.0.1:3128 for those outside", "install the seccomp filter"]);
+    assert_eq!(less, ["install the seccomp filter, which tells of sockets"]);
     let environment: Vec<&str> = plan.own.environment.iter().map(Text::as_str).collect();
     for expected in ["http_proxy=http://127.0.0.1:3128", "NO_PROXY=localhost,127.0.0.1,::1", "CI=true"] {
         assert!(environment.contains(&expected), "{environment:?}");
@@ -227,10 +254,13 @@ fn a_restricted_network_is_none_with_a_socket_and_takes_the_same_spare() {
 #[test]
 fn an_open_network_is_the_hosts_without_its_local_sockets() {
     let (more, less) = difference(Network::Open, &host());
-    assert_eq!(more, ["show host /etc/resolv.conf at etc/resolv.conf, read-only"]);
-    assert_eq!(less, ["bring the loopback interface up", "make file etc/resolv.conf of 0 bytes"]);
+    let resolver = "show host /etc/resolv.conf at etc/resolv.conf, read-only";
+    assert_eq!(more, [resolver, "install the seccomp filter"]);
+    assert_eq!(less, ["install the seccomp filter, which tells of sockets"]);
+    let (more, less) = difference(Network::Open, &Host { opened_outside: false, ..host() });
+    assert_eq!((more, less), (vec![resolver.to_owned()], vec!["bring the loopback interface up".to_owned()]));
     let plan = plan(&UnitSpec { network: Network::Open, ..spec() }, &host(), Enforcement::default()).unwrap();
-    assert!(plan.base.host_network);
+    assert_eq!(plan.base.network, NetworkSource::Host);
     // A kernel that cannot scope abstract sockets: there are no local sockets at all.
     let (more, _) = difference(Network::Open, &Host { landlock: Some(5), ..host() });
     assert!(more.iter().any(|step| step.starts_with("install the seccomp filter")), "{more:?}");

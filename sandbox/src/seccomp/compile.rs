@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use windlass_launcher::plan::Filter;
 
-use super::{ALLOW, CONDITIONAL, Conditional, DENY, Op, REFUSE};
+use super::{AF_UNIX, ALLOW, CONDITIONAL, Conditional, DENY, Op, REFUSE};
 
 /// AUDIT_ARCH_X86_64 of <linux/audit.h>.
 const ARCH: u32 = 0xC000_003E;
@@ -50,6 +50,8 @@ enum Answer {
     Always(u32),
     /// It depends on the arguments.
     Depends(&'static Conditional),
+    /// It makes a socket of the family that its first argument names, and is told of if that is not the local one.
+    Told(Option<&'static Conditional>),
 }
 
 impl Answer {
@@ -78,7 +80,12 @@ fn plain(code: u32, value: u32) -> Instruction {
 
 /// The filter of the whole policy.
 pub(crate) fn compile(denial: Denial) -> Filter {
-    filter(tree(&ranges(denial)))
+    filter(tree(&ranges(denial, &[])))
+}
+
+/// The filter of the whole policy, which hands on what is denied, and the making of each socket that is allowed and not local.
+pub(crate) fn compile_telling() -> Filter {
+    filter(tree(&ranges(Denial::HandedOn, &[libc::SYS_socket, libc::SYS_socketpair])))
 }
 
 /// A filter for one call, beside that of the whole policy: everything else is allowed as far as it is concerned.
@@ -111,7 +118,7 @@ fn filter(for_number: Vec<Instruction>) -> Filter {
 
 /// The answers by ranges of numbers: each from its number up to the next one's. The last reaches to the end, and with it
 /// everything that this version does not know.
-fn ranges(denial: Denial) -> Vec<(u32, Answer)> {
+fn ranges(denial: Denial, told: &[libc::c_long]) -> Vec<(u32, Answer)> {
     let mut calls: BTreeMap<u32, Answer> = BTreeMap::new();
     for (groups, answer) in [(ALLOW, ALLOWED), (REFUSE, REFUSED)] {
         for call in groups.iter().flat_map(|group| group.calls) {
@@ -127,6 +134,10 @@ fn ranges(denial: Denial) -> Vec<(u32, Answer)> {
     }
     for conditional in CONDITIONAL {
         calls.insert(number(conditional.call), Answer::Depends(conditional));
+    }
+    for call in told {
+        let conditional = CONDITIONAL.iter().find(|conditional| conditional.call == *call);
+        calls.insert(number(*call), Answer::Told(conditional));
     }
     let mut ranges: Vec<(u32, Answer)> = Vec::new();
     let mut push = |from: u32, answer: Answer| {
@@ -157,6 +168,17 @@ fn tree(ranges: &[(u32, Answer)]) -> Vec<Instruction> {
         [] => vec![plain(code::RETURN, UNKNOWN)],
         [(_, Answer::Always(answer))] => vec![plain(code::RETURN, *answer)],
         [(_, Answer::Depends(conditional))] => depends(conditional),
+        [(_, Answer::Told(conditional))] => {
+            let mut program = conditional.map(refusals).unwrap_or_default();
+            let if_local = Instruction { code: code::JUMP_IF_EQUAL, if_true: 0, if_false: 1, value: AF_UNIX };
+            program.extend([
+                plain(code::LOAD, ARGUMENTS_AT),
+                if_local,
+                plain(code::RETURN, ALLOWED),
+                plain(code::RETURN, HANDED_ON),
+            ]);
+            program
+        }
         _ => {
             let (low, high) = ranges.split_at(ranges.len() / 2);
             let (middle, low, high) = (high[0].0, tree(low), tree(high));
@@ -184,6 +206,13 @@ fn tree(ranges: &[(u32, Answer)]) -> Vec<Instruction> {
 
 /// The instructions that look at the arguments: each alternative refuses if all its tests hold.
 fn depends(conditional: &Conditional) -> Vec<Instruction> {
+    let mut program = refusals(conditional);
+    program.push(plain(code::RETURN, ALLOWED));
+    program
+}
+
+/// [`depends`], but for what is not refused.
+fn refusals(conditional: &Conditional) -> Vec<Instruction> {
     let mut program = Vec::new();
     for alternative in (conditional.tests)() {
         // Backwards, because each test has to know how far it is to the end of the alternative.
@@ -206,7 +235,6 @@ fn depends(conditional: &Conditional) -> Vec<Instruction> {
         }
         program.extend(block);
     }
-    program.push(plain(code::RETURN, ALLOWED));
     program
 }
 
@@ -383,6 +411,32 @@ mod tests {
         denied.sort_unstable();
         assert_eq!(handed_on, denied);
         assert_eq!(answer(&told, 0x4000_0003, 169, [0; 6]), KILLED, "another architecture");
+    }
+
+    #[test]
+    fn sockets_are_told_of_where_they_are_not_local_and_all_else_is_answered_as_ever() {
+        let (telling, silent) = (unpack(&compile_telling()), unpack(&compile(Denial::HandedOn)));
+        for call in (0..600).chain([u32::MAX, 0x4000_0000 + 41]) {
+            for family in (0..50).chain([0x8000_0001, u32::MAX]) {
+                for (kind, protocol) in [(1, 0), (2, 0), (3, 0), (3, 1), (10, 0), (0x8_0001, 0), (1, 9)] {
+                    let arguments = [family, kind, protocol, 0, 0, 0];
+                    let answers = [&telling, &silent].map(|program| answer(program, ARCH, call, arguments));
+                    let makes_one = [libc::SYS_socket, libc::SYS_socketpair].map(number).contains(&call);
+                    match answers {
+                        [HANDED_ON, ALLOWED] => {
+                            assert!(makes_one && family != AF_UNIX, "{call} {arguments:?}")
+                        }
+                        [one, other] => {
+                            assert_eq!(one, other, "call {call} with {arguments:?}");
+                            assert!(
+                                !makes_one || one != ALLOWED || family == AF_UNIX,
+                                "{call} {arguments:?}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -286,9 +286,15 @@ impl Holdings {
             files,
             mounts: mounts.lines().filter(|line| line.contains(below)).map(str::to_owned).collect(),
             descriptors,
-            of_launcher: fs::read_dir(launcher).unwrap().count(),
+            of_launcher: fs::read_dir(launcher).unwrap().filter(is_not_a_network).count(),
         }
     }
+}
+
+/// Whether it is another descriptor than that of a network that waits for the next unit, of which there may be a few.
+fn is_not_a_network(descriptor: &std::io::Result<fs::DirEntry>) -> bool {
+    let target = descriptor.as_ref().map(|entry| fs::read_link(entry.path()));
+    !matches!(target, Ok(Ok(target)) if target.to_string_lossy().starts_with("net:"))
 }
 
 /// All files below a folder.

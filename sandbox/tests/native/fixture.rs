@@ -175,7 +175,12 @@ impl Fixture {
     pub(crate) fn children_of_launcher(&self) -> Vec<i32> {
         let launcher = self.native.spawner_pid();
         let children = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children"));
-        children.unwrap_or_default().split_ascii_whitespace().map(|pid| pid.parse().unwrap()).collect()
+        // Others make what sandboxes begin with, and end.
+        let is_supervisor = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "windlass-unit\n")
+        };
+        let children = children.unwrap_or_default();
+        children.split_ascii_whitespace().map(|pid| pid.parse().unwrap()).filter(is_supervisor).collect()
     }
 
     /// The spare of a driver that runs no unit, once the supervisors of `units` are gone.

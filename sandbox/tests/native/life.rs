@@ -310,13 +310,15 @@ async fn a_spare_that_died_costs_no_unit_and_units_that_were_prepared_for_one_sp
 }
 
 #[tokio::test]
-async fn a_spare_ends_with_its_launcher_and_with_its_driver() {
+async fn a_spare_serves_without_its_launcher_and_ends_with_its_driver() {
     let fixture = Fixture::new().await;
     let spare = fixture.spare(&[]).await;
-    kill_9(i32::try_from(fixture.native.spawner_pid()).unwrap());
-    eventually("the spare to end", || record::start_time(spare).is_err()).await;
+    let launcher = fixture.native.spawner_pid();
+    kill_9(i32::try_from(launcher).unwrap());
+    assert!(record::start_time(spare).is_ok());
     let after = fixture.unit("after", &["true"]);
     assert!(fixture.run(&after).await.exit.succeeded());
+    eventually("another launcher", || fixture.native.spawner_pid() != launcher).await;
     let spare = fixture.spare(&[&after.id]).await;
     drop(fixture.native);
     eventually("the spare to end", || record::start_time(spare).is_err()).await;

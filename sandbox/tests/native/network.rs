@@ -1,11 +1,13 @@
 //! The networks of real units: what gets out, and what does not, whatever it tries.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr as UnixAddress;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,7 +15,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use windlass_sandbox::egress::{Limits, Outcome, Policy, Proxy, Record, Resolver, Rule, Target};
-use windlass_sandbox::{Driver, Native, Network, UnitId, UnitSpec};
+use windlass_sandbox::{Driver, Native, Network, Stop, StopReason, UnitId, UnitSpec};
 
 use crate::fixture::{Fixture, Outcome as Ran, config, is_root, printed};
 
@@ -554,4 +556,90 @@ print([name for name in os.environ if "proxy" in name.lower()])
     assert_eq!(text, expected);
     assert!(fixture.native.egress(&unit.id).await.unwrap().is_none());
     assert!(is_root() || fixture.identity == windlass_sandbox::Identity::caller());
+}
+
+/// Tells the cookie of its network, which the kernel gives to no other one, and what it has seen; then runs `body`.
+fn with_cookie(body: &str) -> String {
+    format!(
+        r#"
+import socket
+local = socket.socket(socket.AF_UNIX)
+print(local.getsockopt(socket.SOL_SOCKET, 71, 8).hex())
+loopback = [line for line in open("/proc/net/dev") if "lo:" in line][0].split()[1:]
+assert set(loopback) == {{"0"}}, loopback
+local.bind("\0left")
+{body}
+"#
+    )
+}
+
+#[tokio::test]
+async fn a_network_serves_another_unit_only_if_no_network_socket_was_ever_made_in_it() {
+    let fixture = Fixture::new().await;
+    let cookie = async |name: String, body: &str| {
+        let program = with_cookie(body);
+        let unit = fixture.unit(&name, &["python3", "-c", &program]);
+        let text = fixture.run(&unit).await.ok();
+        fixture.native.cleanup(&unit.id).await.unwrap();
+        text.lines().next().unwrap().to_owned()
+    };
+    let mut quiet = Vec::new();
+    for index in 0..10 {
+        quiet.push(cookie(format!("quiet-{index}"), "").await);
+    }
+    let different = |cookies: &[String]| cookies.iter().collect::<BTreeSet<_>>().len();
+    if is_root() {
+        assert!(different(&quiet) < quiet.len(), "none of them served twice: {quiet:?}");
+    } else {
+        assert_eq!(different(&quiet), quiet.len(), "an ordinary user cannot lend one");
+    }
+    let ways = [
+        "socket.socket(socket.AF_INET, socket.SOCK_STREAM).close()",
+        "socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()",
+        "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).close()",
+        "s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(); socket.create_connection(s.getsockname())",
+        "import subprocess; subprocess.run(['python3', '-c', 'import socket; socket.socket()'], check=True)",
+        "import os\nif os.fork() == 0:\n    os.setsid(); socket.socket(); os._exit(0)\nos.wait()",
+    ];
+    let mut loud = Vec::new();
+    for (index, way) in ways.iter().enumerate() {
+        loud.push(cookie(format!("loud-{index}"), way).await);
+    }
+    assert_eq!(different(&loud), loud.len(), "{loud:?}");
+    for index in 0..6 {
+        let after = cookie(format!("after-{index}"), "").await;
+        assert!(!loud.contains(&after), "unit {index} after them got a network of theirs");
+    }
+}
+
+#[tokio::test]
+async fn units_that_run_at_the_same_time_never_share_a_network() {
+    let fixture = Fixture::new().await;
+    for round in 0..4 {
+        let units: Vec<_> = (0..6)
+            .map(|index| {
+                let program = with_cookie("print('ready', flush=True)\nimport time; time.sleep(100)");
+                fixture.unit(&format!("unit-{round}-{index}"), &["python3", "-u", "-c", &program])
+            })
+            .collect();
+        let mut cookies = BTreeSet::new();
+        for unit in &units {
+            fixture.native.prepare(unit).await.unwrap();
+            fixture.native.start(&unit.id).await.unwrap();
+        }
+        for unit in &units {
+            let mut reader = fixture.native.output(&unit.id, 0);
+            let mut text = String::new();
+            while !text.ends_with("ready\n") {
+                text.push_str(&String::from_utf8(reader.next().await.unwrap().unwrap().bytes).unwrap());
+            }
+            assert!(cookies.insert(text.lines().next().unwrap().to_owned()), "{text} is shared");
+        }
+        let stop = Stop { grace: Duration::ZERO, reason: StopReason::Cancelled };
+        for unit in &units {
+            fixture.native.signal(&unit.id, stop.clone()).await.unwrap();
+            fixture.native.wait(&unit.id).await.unwrap();
+            fixture.native.cleanup(&unit.id).await.unwrap();
+        }
+    }
 }

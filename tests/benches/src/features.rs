@@ -32,8 +32,8 @@ const PARTS: [Part; 13] = [
     Part { name: "nothing (the same plan again)", steps: &[], strip: nothing },
     Part {
         name: "network namespace, loopback up",
-        steps: &["RaiseLoopback"],
-        strip: |launch| launch["base"]["host_network"] = true.into(),
+        steps: &[],
+        strip: |launch| launch["base"]["network"] = "host".into(),
     },
     Part {
         name: "time namespace",
@@ -48,7 +48,11 @@ const PARTS: [Part; 13] = [
     },
     Part { name: "the host's system, and Landlock", steps: &["Show", "Landlock"], strip: nothing },
     Part { name: "devices", steps: &["ShowDevice"], strip: nothing },
-    Part { name: "scratch folders, and Landlock", steps: &["MakeScratch", "Landlock"], strip: nothing },
+    Part {
+        name: "scratch folders, and Landlock",
+        steps: &["MountScratch", "SizeScratch", "ShowScratch", "ShowFile", "Landlock"],
+        strip: nothing,
+    },
     Part {
         name: "/proc, masked and read-only",
         steps: &["MountProc", "Mask", "Tune", "Freeze"],
@@ -107,7 +111,7 @@ impl Launches {
         fs::create_dir(&dir)?;
         record::publish(&dir, record::PLAN, plan)?;
         let began = Instant::now();
-        let mut answer = fs::File::from(self.spawner.launch(&dir, None)?);
+        let mut answer = fs::File::from(self.spawner.launch(&dir)?);
         let reply: Reply = serde_json::from_reader(&mut answer).context("the supervisor did not answer")?;
         let exit = dir.join(record::EXIT);
         match reply {

@@ -1,7 +1,6 @@
 //! The end of a unit: confirm that nothing is left, and tell how it was.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 
 use rustix::event::{PollFd, PollFlags};
@@ -301,18 +300,22 @@ fn usage_of(usage: Option<&libc::rusage>, counters: &Counters) -> Usage {
 /// a process in; that one is waited for, not killed, and told.
 fn confirm_empty(cgroups: &Cgroups, teardown: &mut Vec<String>) -> bool {
     let bound = boottime_ns() + EMPTY_BOUND_NS;
-    for dir in &cgroups.dirs {
+    // Where processes are counted on version 1, all of the unit's are, and nobody needs to list those of each hierarchy: the kernel
+    // keeps such a list for a while, and takes longest to remove a cgroup that has one.
+    let (dirs, file) = match &cgroups.pids {
+        Some(counted) if !cgroups.v2 => (std::slice::from_ref(counted), "pids.current"),
+        _ => (&*cgroups.dirs, "cgroup.procs"),
+    };
+    for dir in dirs {
         loop {
-            let mut processes = String::new();
-            let read =
-                File::open(dir.join("cgroup.procs")).and_then(|mut file| file.read_to_string(&mut processes));
-            match read {
-                Ok(_) if processes.is_empty() => break,
+            match std::fs::read_to_string(dir.join(file)) {
+                Ok(text) if matches!(text.trim(), "" | "0") => break,
                 Ok(_) if boottime_ns() < bound => {
                     let nap = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
                     let _interrupted = rustix::thread::nanosleep(&nap);
                 }
                 Ok(_) => {
+                    let processes = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
                     teardown.push(format!("cgroup {} still lists {}", dir.display(), processes.trim()));
                     return false;
                 }

@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -13,15 +14,21 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
 use rustix::time::{TimerfdClockId, TimerfdFlags};
+use serde_json::value::RawValue;
 
-use super::{DISK_PERIOD_NS, DiskWatch, Error, Program, READ, Supervisor, failed, read_lease, spool};
+use super::{
+    Beginning, DISK_PERIOD_NS, DiskWatch, Error, Program, READ, Supervisor, failed, read_lease, spool,
+};
 use crate::child::{self, Child, Stage};
 use crate::deadline::boottime_ns;
 use crate::exit::KillProof;
 use crate::handover;
-use crate::plan::{self, Base, Cgroups, LaunchPlan, Step, Text};
+use crate::network::Network;
+use crate::plan::{self, Base, Cgroups, LaunchPlan, NetworkSource, Step, Text};
 use crate::record::{self, Planned, ProcessName, SupervisorRecord};
+use crate::stock::Stock;
 use crate::sys::{self, Fork};
+use crate::template::Template;
 
 /// Namespaces with a first process that makes the base in them and then waits for its unit.
 pub(super) struct Foundation {
@@ -34,12 +41,18 @@ pub(super) struct Foundation {
     stderr: OwnedFd,
     setup: OwnedFd,
     control: OwnedFd,
+    /// This process and the first one of the sandbox.
+    names: [ProcessName; 2],
+    network: Option<Network>,
     privileged: bool,
+    /// What another sandbox can be made from.
+    stock: Stock,
 }
 
 impl Foundation {
-    /// Makes it; in a v2 cgroup if one is given. Whether the steps of the base succeed is told through the set-up pipe.
-    pub(super) fn make(base: &Base, cgroup: Option<&OwnedFd>) -> Result<Self, Error> {
+    /// Makes it; in a v2 cgroup if one is given, from a template if it is that of the base. Whether the steps of the base
+    /// succeed is told through the set-up pipe.
+    pub(super) fn make(base: &Base, cgroup: Option<&OwnedFd>, mut stock: Stock) -> Result<Self, Error> {
         if base.version != plan::VERSION {
             return Err(Error::Version { version: base.version });
         }
@@ -53,9 +66,17 @@ impl Foundation {
         let (control, control_end) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(failed("make the control line"))?;
-        let sources = open_sources(&base.steps, privileged)?;
+        let network = match base.network {
+            NetworkSource::Host | NetworkSource::Sandbox => None,
+            NetworkSource::Lent => Some(stock.network().map_err(failed("make the network"))?),
+        };
+        let template = stock.template.as_ref().filter(|template| template.is_of(base));
+        let made = base.template.clone().filter(|_| template.is_some()).unwrap_or_default();
+        let sources = open_sources(&base.steps, &made, privileged)?;
         let mut child = Child {
-            base: Stage { steps: &base.steps, first: 0, sources, tasks: Vec::new() },
+            base: Stage { steps: &base.steps, first: 0, made, sources, tasks: Vec::new() },
+            filters: &base.filters,
+            scratch: None,
             setup: setup_end,
             control: control_end,
             stdout: stdout_end,
@@ -65,20 +86,39 @@ impl Foundation {
             kept: Vec::new(),
         };
         child.keep_own();
+        if let Some(template) = template {
+            template.enter().map_err(failed("enter what all sandboxes begin with"))?;
+        }
         // SAFETY: a supervisor has one thread: it is forked from a process with one thread and makes none.
         #[expect(unsafe_code, reason = "clone of a process with one thread")]
         let cloned = unsafe { sys::clone_into(namespaces(base), cgroup.map(AsFd::as_fd)) };
+        if let Ok((Fork::Child, _)) = cloned {
+            child::run(child)
+        }
+        let left = template.map_or(Ok(()), Template::leave);
         let (init, init_fd) = match cloned.map_err(failed("make namespaces"))? {
-            (Fork::Child, _) => child::run(child),
             (Fork::Parent(init), Some(init_fd)) => (init, init_fd),
-            (Fork::Parent(_), None) => return Err(failed("make namespaces")(Errno::BADF)),
+            (Fork::Parent(_) | Fork::Child, _) => return Err(failed("make namespaces")(Errno::BADF)),
         };
         // From here on the sandbox's ends must be closed here, or their ends would never be seen.
         drop(child);
-        match release(base, init, &control, privileged) {
-            Ok(mounts) => {
-                Ok(Self { init, init_fd, signals, mounts, stdout, stderr, setup, control, privileged })
-            }
+        let left = left.map_err(failed("leave what all sandboxes begin with"));
+        let released = left.and_then(|()| Ok((release(base, init, &control, privileged)?, names(init)?)));
+        match released {
+            Ok((mounts, names)) => Ok(Self {
+                init,
+                init_fd,
+                signals,
+                mounts,
+                stdout,
+                stderr,
+                setup,
+                control,
+                names,
+                network,
+                privileged,
+                stock,
+            }),
             Err(error) => {
                 end(init, &init_fd);
                 Err(error)
@@ -86,9 +126,11 @@ impl Foundation {
         }
     }
 
-    /// Ends it without a unit.
-    pub(super) fn abandon(self) {
+    /// Ends it without a unit; gives what another can be made from.
+    pub(super) fn abandon(mut self) -> Stock {
         end(self.init, &self.init_fd);
+        self.stock.take_back(self.network);
+        self.stock
     }
 }
 
@@ -99,7 +141,7 @@ fn end(init: Pid, init_fd: &OwnedFd) {
 }
 
 /// Reads the plan of a unit.
-pub(super) fn read_plan(dir: &Path) -> Result<LaunchPlan, Error> {
+pub(super) fn read_plan(dir: &Path) -> Result<LaunchPlan<Box<RawValue>>, Error> {
     let planned: Option<Planned> = record::read(&dir.join(record::PLAN)).map_err(failed("read the plan"))?;
     let mut plan = planned.ok_or_else(|| failed("read the plan")(Errno::NOENT))?.launch;
     if let Some(path) = &plan.environment_file {
@@ -128,14 +170,14 @@ impl Supervisor {
     pub(super) fn start(
         dir: &Path,
         plan: LaunchPlan,
-        spare: Option<Foundation>,
+        beginning: Beginning,
         boot_id: &str,
         lock: &mut File,
     ) -> Result<Self, Error> {
         let (tasks, cgroup) = open_cgroups(plan.cgroups.as_ref())?;
-        let foundation = match spare {
-            Some(spare) => spare,
-            None => Foundation::make(&plan.base, cgroup.as_ref())?,
+        let foundation = match beginning {
+            Beginning::Spare(foundation) => foundation,
+            Beginning::Nothing(stock) => Foundation::make(&plan.base, cgroup.as_ref(), stock)?,
         };
         match Self::hand_over(dir, plan, &foundation, &tasks, boot_id, lock) {
             Ok(unit) => Ok(Self::of(dir, foundation, unit)),
@@ -175,8 +217,8 @@ impl Supervisor {
             .map(sys::watch_out_of_memory)
             .transpose()
             .map_err(failed("watch the memory cgroup"))?;
-        let sources = open_sources(&plan.own.steps, foundation.privileged)?;
-        note(foundation.init, lock, boot_id)?;
+        let sources = open_sources(&plan.own.steps, &(0..0), foundation.privileged)?;
+        note(foundation.names, lock, boot_id)?;
         // The last moment: once it is handed over, its program may run before anybody looks at the clock.
         if boottime_ns() >= lease_ns {
             return Err(Error::LeaseExpired);
@@ -192,7 +234,7 @@ impl Supervisor {
 
     /// Puts both together.
     fn of(dir: &Path, foundation: Foundation, unit: Unit) -> Self {
-        let Foundation { init, init_fd, signals, mounts, stdout, stderr, setup, control, privileged: _ } =
+        let Foundation { init, init_fd, signals, mounts, stdout, stderr, setup, control, network, .. } =
             foundation;
         let Unit { plan, lease, lease_ns, spool, requests, shortage, timer } = unit;
         let disk = plan.disk.clone().map(|limit| DiskWatch {
@@ -212,6 +254,8 @@ impl Supervisor {
             handout: None,
             denials: None,
             denied: None,
+            network,
+            had_sockets: false,
             requests,
             request_bytes: Vec::new(),
             signals,
@@ -280,7 +324,10 @@ fn namespaces(base: &Base) -> u64 {
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS;
-    let network = if base.host_network { 0 } else { libc::CLONE_NEWNET };
+    let network = match base.network {
+        NetworkSource::Sandbox => libc::CLONE_NEWNET,
+        NetworkSource::Host | NetworkSource::Lent => 0,
+    };
     let time = if base.time_namespace { libc::CLONE_NEWTIME } else { 0 };
     u64::try_from(mandatory | network | time).expect("positive flags")
 }
@@ -305,12 +352,17 @@ fn output_pipe(base: &Base, privileged: bool) -> Result<(OwnedFd, OwnedFd), Erro
     Ok((read, write))
 }
 
-/// The detached mounts that root opens for the child.
-fn open_sources(steps: &[Step], privileged: bool) -> Result<Vec<Option<OwnedFd>>, Error> {
+/// The detached mounts that root opens for the child, but of those steps that are `made`.
+fn open_sources(
+    steps: &[Step],
+    made: &Range<usize>,
+    privileged: bool,
+) -> Result<Vec<Option<OwnedFd>>, Error> {
     steps
         .iter()
-        .map(|step| {
-            if !privileged {
+        .enumerate()
+        .map(|(index, step)| {
+            if !privileged || made.contains(&index) {
                 return Ok(None);
             }
             child::open_tree_of(step)
@@ -362,19 +414,20 @@ fn release(base: &Base, init: Pid, control: &OwnedFd, privileged: bool) -> Resul
     Ok(mounts)
 }
 
-/// Writes this supervisor's record.
-fn note(init: Pid, lock: &mut File, boot_id: &str) -> Result<(), Error> {
-    let name = |pid: i32| {
+/// The names of this process and the first one of its sandbox.
+fn names(init: Pid) -> Result<[ProcessName; 2], Error> {
+    let name = |pid: Pid| {
+        let pid = pid.as_raw_nonzero().get();
         record::start_time(pid)
             .map(|start_time| ProcessName { pid, start_time })
             .map_err(failed("read a start time"))
     };
-    let own = rustix::process::getpid().as_raw_nonzero().get();
-    let entry = SupervisorRecord {
-        supervisor: name(own)?,
-        init: name(init.as_raw_nonzero().get())?,
-        boot_id: boot_id.to_owned(),
-    };
+    Ok([name(rustix::process::getpid())?, name(init)?])
+}
+
+/// Writes this supervisor's record.
+fn note([supervisor, init]: [ProcessName; 2], lock: &mut File, boot_id: &str) -> Result<(), Error> {
+    let entry = SupervisorRecord { supervisor, init, boot_id: boot_id.to_owned() };
     let text = serde_json::to_vec(&entry).map_err(failed("write the supervisor's record"))?;
     lock.write_all(&text).map_err(failed("write the supervisor's record"))
 }

@@ -1,0 +1,96 @@
+//! What sandboxes are made from, as the spawner keeps it and gives it to the supervisors that it forks: the template, and
+//! networks that units have given back.
+
+use std::os::fd::OwnedFd;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
+
+use crate::handout;
+use crate::network::Network;
+use crate::plan::Base;
+use crate::template::Template;
+
+/// Networks that are kept. More are of use only where more units end at once than begin after it.
+const KEPT: usize = 8;
+
+/// What the spawner has.
+pub(crate) struct Store {
+    template: Option<Template>,
+    networks: Vec<OwnedFd>,
+    returned: OwnedFd,
+    /// The other end, which is for supervisors.
+    back: Option<OwnedFd>,
+}
+
+/// What a supervisor has of it.
+pub(crate) struct Stock {
+    /// What the sandbox begins with.
+    pub(crate) template: Option<Template>,
+    lent: Option<OwnedFd>,
+    /// Where networks are given back.
+    back: Option<OwnedFd>,
+}
+
+impl Store {
+    pub(crate) fn new() -> Result<Self, Errno> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (returned, back) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+        Ok(Self { template: None, networks: Vec::new(), returned, back: Some(back) })
+    }
+
+    /// Waits for a message on `socket`, or its end; until then takes networks that are given back.
+    pub(crate) fn await_message(&mut self, socket: &OwnedFd) {
+        loop {
+            let mut polled = [PollFd::new(socket, PollFlags::IN), PollFd::new(&self.returned, PollFlags::IN)];
+            // If it fails, receiving tells why.
+            let failed = rustix::event::poll(&mut polled, None).is_err_and(|errno| errno != Errno::INTR);
+            let [asked, given] = polled.map(|line| !line.revents().is_empty());
+            let mut byte = [0];
+            if given
+                && let Ok((_, Some(network))) =
+                    handout::receive(&self.returned, &mut byte, RecvFlags::DONTWAIT)
+                && self.networks.len() < KEPT
+            {
+                self.networks.push(network);
+            }
+            if asked || failed {
+                return;
+            }
+        }
+    }
+
+    /// Makes the template of a base if it is not the one that there is, or is to be made anew.
+    pub(crate) fn prepare_template(&mut self, base: &Base, anew: bool) {
+        let Some(steps) = base.template() else { return };
+        if anew || self.template.as_ref().is_none_or(|template| !template.is_of(base)) {
+            // Without one, each sandbox carries out its steps for itself; the unit is told which of them fails.
+            self.template = Template::make(steps).ok();
+        }
+    }
+
+    /// A network for the supervisor that is forked next, and for no other.
+    pub(crate) fn lend(&mut self) -> Option<OwnedFd> {
+        self.networks.pop()
+    }
+
+    /// In the process that was just forked: its part of the spawner's copy.
+    pub(crate) fn stock(&mut self, lent: Option<OwnedFd>) -> Stock {
+        self.networks.clear();
+        Stock { template: self.template.take(), lent, back: self.back.take() }
+    }
+}
+
+impl Stock {
+    /// Brings this process into a network for its unit.
+    pub(crate) fn network(&mut self) -> Result<Network, Errno> {
+        let back = self.back.as_ref().map(|back| rustix::io::fcntl_dupfd_cloexec(back, 0)).transpose()?;
+        Network::enter(self.lent.take(), back)
+    }
+
+    /// Takes the network of a sandbox that had no unit.
+    pub(crate) fn take_back(&mut self, network: Option<Network>) {
+        self.lent = network.map(Network::into_namespace);
+    }
+}
