@@ -1,12 +1,13 @@
 //! The plan of a launch: finished policy as data. Whoever reads a plan knows what a sandbox is made of; the launcher adds
 //! nothing and leaves nothing out.
 
+use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Version of the plan's shape. A supervisor refuses a plan of another version.
 pub const VERSION: u32 = 5;
@@ -69,8 +70,8 @@ impl fmt::Display for Text {
 }
 
 /// A compiled seccomp filter: one number an instruction, `code << 48 | jt << 40 | jf << 32 | k`.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Cow<'_, str>")]
 pub struct Filter(pub Vec<u64>);
 
 /// The text is not a filter.
@@ -78,28 +79,29 @@ pub struct Filter(pub Vec<u64>);
 #[error("a filter is a multiple of 16 hexadecimal digits")]
 pub struct NotAFilter;
 
-impl TryFrom<String> for Filter {
+impl TryFrom<Cow<'_, str>> for Filter {
     type Error = NotAFilter;
-    fn try_from(text: String) -> Result<Self, NotAFilter> {
-        if !text.is_ascii() || !text.len().is_multiple_of(16) {
-            return Err(NotAFilter);
-        }
-        (0..text.len())
-            .step_by(16)
-            .map(|at| u64::from_str_radix(&text[at..at + 16], 16).map_err(|_| NotAFilter))
-            .collect::<Result<_, _>>()
-            .map(Self)
+    fn try_from(text: Cow<'_, str>) -> Result<Self, NotAFilter> {
+        let (words, []) = text.as_bytes().as_chunks::<16>() else { return Err(NotAFilter) };
+        let word = |digits: &[u8; 16]| {
+            digits.iter().try_fold(0, |word, digit| {
+                char::from(*digit).to_digit(16).map(|value| word << 4 | u64::from(value)).ok_or(NotAFilter)
+            })
+        };
+        words.iter().map(word).collect::<Result<_, _>>().map(Self)
     }
 }
 
-impl From<Filter> for String {
-    fn from(filter: Filter) -> Self {
-        use fmt::Write;
-        let mut text = Self::with_capacity(filter.0.len() * 16);
-        for word in filter.0 {
-            write!(text, "{word:016x}").expect("writing to a String does not fail");
-        }
-        text
+impl Serialize for Filter {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let digits = |word: &u64| {
+            let word = *word;
+            (0..16).rev().map(move |at| {
+                let digit = u32::try_from(word >> (4 * at) & 0xf).expect("four bits");
+                char::from_digit(digit, 16).expect("a digit")
+            })
+        };
+        serializer.serialize_str(&self.0.iter().flat_map(digits).collect::<String>())
     }
 }
 

@@ -37,6 +37,8 @@ const SPARE: u8 = b'S';
 const ANEW: u8 = b'A';
 /// Longest message: a base has some hundred steps of some hundred bytes.
 const MAX_MESSAGE: usize = 64 << 10;
+/// Longest message to a spare: the path of a folder, of PATH_MAX.
+const MAX_LAUNCH: usize = 8 << 10;
 
 /// The agent's handle on its spawner. Dropping it ends the spawner, not the supervisors.
 #[derive(Debug)]
@@ -113,6 +115,9 @@ impl Spare {
 }
 
 fn launch(line: &OwnedFd, dir: &Path) -> io::Result<OwnedFd> {
+    if dir.as_os_str().len() >= MAX_LAUNCH {
+        return Err(io::ErrorKind::InvalidFilename.into());
+    }
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     send(line, LAUNCH, dir.as_os_str().as_bytes(), write.as_fd())?;
     Ok(read)
@@ -149,13 +154,14 @@ pub(crate) fn run() -> ExitCode {
     let _as_all_others = sys::take_turns_of(crate::TURN, true);
     sys::auto_reap(true);
     let Ok(mut store) = Store::new() else { return ExitCode::FAILURE };
+    let mut buffer = vec![0; MAX_MESSAGE];
     loop {
         store.await_message(&socket);
-        match receive(&socket) {
+        match receive(&socket, &mut buffer) {
             Ok(Some(Message { kind: kind @ (SPARE | ANEW), body, fd: line })) => {
                 let Ok(base) = serde_json::from_slice(&body) else { return ExitCode::FAILURE };
                 store.prepare_template(&base, kind == ANEW);
-                fork_spare(&socket, supervisor::Spare { base, text: body }, &boot_id, &mut store, line);
+                fork_spare(&socket, supervisor::Spare { base, text: body }, &boot_id, &mut store, &line);
             }
             Ok(Some(Message { kind: LAUNCH, body, fd: reply })) => {
                 fork_supervisor(&socket, Path::new(OsStr::from_bytes(&body)), &boot_id, &mut store, reply);
@@ -194,32 +200,32 @@ fn send(line: &OwnedFd, kind: u8, body: &[u8], fd: BorrowedFd<'_>) -> io::Result
 }
 
 /// The next message; `None` once the other side is gone.
-fn receive(line: &OwnedFd) -> Result<Option<Message>, Errno> {
-    let mut body = vec![0; MAX_MESSAGE];
-    let (length, fd) = handout::receive(line, &mut body, RecvFlags::empty())?;
-    if length == 0 {
-        return Ok(None);
+fn receive(line: &OwnedFd, buffer: &mut [u8]) -> Result<Option<Message>, Errno> {
+    let (length, fd) = handout::receive(line, buffer, RecvFlags::empty())?;
+    match buffer.get(..length) {
+        Some([kind, body @ ..]) => {
+            Ok(Some(Message { kind: *kind, body: body.to_vec(), fd: fd.ok_or(Errno::BADMSG)? }))
+        }
+        _ => Ok(None),
     }
-    body.truncate(length);
-    let kind = body.remove(0);
-    Ok(Some(Message { kind, body, fd: fd.ok_or(Errno::BADMSG)? }))
 }
 
 /// What a spare is sent: the folder of its unit, and the pipe to answer through. `None` if there will be no unit.
 pub(crate) fn receive_unit(line: &OwnedFd) -> Result<Option<(PathBuf, OwnedFd)>, Errno> {
-    let Some(Message { body, fd, .. }) = receive(line)? else { return Ok(None) };
+    let mut buffer = [0; MAX_LAUNCH];
+    let Some(Message { body, fd, .. }) = receive(line, &mut buffer)? else { return Ok(None) };
     Ok(Some((PathBuf::from(OsStr::from_bytes(&body)), fd)))
 }
 
 /// Forks a spare. If it cannot be, its line is closed: units are then launched without.
-fn fork_spare(socket: &OwnedFd, spare: supervisor::Spare, boot_id: &str, store: &mut Store, line: OwnedFd) {
+fn fork_spare(socket: &OwnedFd, spare: supervisor::Spare, boot_id: &str, store: &mut Store, line: &OwnedFd) {
     let lent = store.lend();
     // SAFETY: the spawner has one thread.
     #[expect(unsafe_code, reason = "fork of a process with one thread")]
     if let Ok(Fork::Child) = unsafe { sys::fork() } {
         sys::auto_reap(false);
         let code = match become_supervisor(socket) {
-            Ok(()) => supervisor::run_spare(spare, boot_id, store.stock(lent), &line),
+            Ok(()) => supervisor::run_spare(spare, boot_id, store.stock(lent), line),
             Err(_) => 1,
         };
         sys::exit_now(code)

@@ -277,6 +277,8 @@ struct Supervisor {
     denials: Option<OwnedFd>,
     /// The name of the first one.
     denied: Option<String>,
+    /// What the cgroups have counted, once the program's end was told.
+    counters: Option<ending::Counters>,
     /// Its network, where it was lent one.
     network: Option<Network>,
     /// Whether it may have had a socket of that network.
@@ -636,12 +638,13 @@ impl Supervisor {
             Stream::Stderr => &mut self.stderr,
         };
         let Some(fd) = end else { return };
-        match rustix::io::read(&*fd, &mut self.buffer) {
+        self.buffer.clear();
+        match rustix::io::read(&*fd, rustix::buffer::spare_capacity(&mut self.buffer)) {
             Ok(0) => {
                 *end = None;
                 self.spool.close(stream, wall_ms());
             }
-            Ok(count) => self.spool.push(stream, &self.buffer[..count], wall_ms()),
+            Ok(_) => self.spool.push(stream, &self.buffer, wall_ms()),
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => *end = None,
         }
@@ -657,6 +660,8 @@ impl Supervisor {
                 if let Some(status) = message[1..].first_chunk::<4>() {
                     self.program.status = Some(i32::from_le_bytes(*status));
                 }
+                // All others are gone, and the init is busy with its own end.
+                self.counters = self.plan.cgroups.as_ref().map(ending::Counters::read);
             }
             // Without an answer the init would wait for ever; closing its line makes its step fail.
             Ok((5, Some(listener))) if message[0] == child::LISTENER => {

@@ -79,14 +79,14 @@ pub(crate) unsafe fn clone_into(
 }
 
 /// A stack for [`fork_sharing`].
-pub(crate) struct Stack(Box<[u8]>);
+pub(crate) struct Stack(Box<[mem::MaybeUninit<u8>]>);
 
 impl Stack {
     /// What the code up to `execve` needs, many times over.
     const SIZE: usize = 64 << 10;
 
     pub(crate) fn new() -> Self {
-        Self(vec![0; Self::SIZE].into_boxed_slice())
+        Self(Box::new_uninit_slice(Self::SIZE))
     }
 }
 

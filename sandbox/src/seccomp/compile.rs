@@ -424,7 +424,7 @@ mod tests {
                     let makes_one = [libc::SYS_socket, libc::SYS_socketpair].map(number).contains(&call);
                     match answers {
                         [HANDED_ON, ALLOWED] => {
-                            assert!(makes_one && family != AF_UNIX, "{call} {arguments:?}")
+                            assert!(makes_one && family != AF_UNIX, "{call} {arguments:?}");
                         }
                         [one, other] => {
                             assert_eq!(one, other, "call {call} with {arguments:?}");

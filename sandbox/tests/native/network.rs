@@ -637,7 +637,7 @@ async fn units_that_run_at_the_same_time_never_share_a_network() {
         }
         let stop = Stop { grace: Duration::ZERO, reason: StopReason::Cancelled };
         for unit in &units {
-            fixture.native.signal(&unit.id, stop.clone()).await.unwrap();
+            fixture.native.signal(&unit.id, stop).await.unwrap();
             fixture.native.wait(&unit.id).await.unwrap();
             fixture.native.cleanup(&unit.id).await.unwrap();
         }

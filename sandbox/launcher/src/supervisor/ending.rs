@@ -43,14 +43,14 @@ impl Supervisor {
         }
         let counters = self.plan.cgroups.as_ref().map(|cgroups| {
             self.proof.cgroup_empty = Some(confirm_empty(cgroups, &mut teardown));
-            Counters::read(cgroups)
+            self.counters.take().unwrap_or_else(|| Counters::read(cgroups))
         });
         let counters = counters.unwrap_or_default();
         self.proof.confirmed_at_ms = wall_ms();
         if let Some(error) = self.spool.failure() {
             teardown.push(format!("write the output spool: {error}"));
         }
-        let ending = self.ending(init_status, &counters);
+        let ending = self.ending(init_status);
         let failure = (ending.reason == EndReason::SetupFailed).then(|| {
             ending.message.clone().unwrap_or_else(|| "the sandbox ended while it was made".to_owned())
         });
@@ -95,7 +95,7 @@ impl Supervisor {
     }
 
     /// Decides the reason.
-    fn ending(&self, init_status: Option<i32>, counters: &Counters) -> Ending {
+    fn ending(&self, init_status: Option<i32>) -> Ending {
         let plain = |reason, message: Option<String>| Ending { reason, code: None, signal: None, message };
         if let Some(error) = &self.setup_failure {
             return plain(EndReason::SetupFailed, Some(error.to_string()));
@@ -136,13 +136,13 @@ impl Supervisor {
             return with(stopping.reason, message);
         }
         let succeeded = code == Some(0);
-        if counters.oom_kills > 0 && !succeeded {
+        if !succeeded && self.plan.cgroups.as_ref().is_some_and(has_oom_kills) {
             return with(EndReason::OOMKilled, Some(MEMORY_LIMIT.to_owned()));
         }
         if !self.program.forked {
             return plain(EndReason::SetupFailed, Some("the sandbox ended while it was made".to_owned()));
         }
-        if counters.pids_refused > 0 && !succeeded {
+        if !succeeded && self.plan.cgroups.as_ref().is_some_and(has_refused_tasks) {
             return with(EndReason::PidsLimit, Some("pids limit reached".to_owned()));
         }
         // No file may be larger than the disk limit, and a program that tries is killed if it does not care for the error.
@@ -198,9 +198,7 @@ struct Ending {
 
 /// Counts of the unit's cgroups, zero where there is none.
 #[derive(Debug, Default)]
-struct Counters {
-    oom_kills: u64,
-    pids_refused: u64,
+pub(super) struct Counters {
     peak_memory: Option<u64>,
     peak_pids: Option<u64>,
     cpu_ns: Option<u64>,
@@ -214,35 +212,40 @@ const MEMORY_LIMIT: &str = "memory limit exceeded";
 
 /// Whether the kernel has killed a process of the cgroups for want of memory.
 pub(super) fn has_oom_kills(cgroups: &Cgroups) -> bool {
-    Counters::read(cgroups).oom_kills > 0
+    let events = if cgroups.v2 { "memory.events" } else { "memory.oom_control" };
+    field(cgroups.memory.as_ref(), events, "oom_kill ").is_some_and(|kills| kills > 0)
+}
+
+/// Whether the kernel has refused the cgroups a task for its number.
+fn has_refused_tasks(cgroups: &Cgroups) -> bool {
+    field(cgroups.pids.as_ref(), "pids.events", "max ").is_some_and(|refused| refused > 0)
+}
+
+/// A file of a cgroup. One that this kernel does not have is a figure that it does not keep.
+fn text(dir: Option<&PathBuf>, file: &str) -> Option<String> {
+    std::fs::read_to_string(dir?.join(file)).ok()
+}
+
+/// A number in a file of a cgroup.
+fn field(dir: Option<&PathBuf>, file: &str, key: &str) -> Option<u64> {
+    text(dir, file)?.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
 }
 
 impl Counters {
-    /// Reads them. A file that this kernel does not have is a figure that it does not keep.
-    fn read(cgroups: &Cgroups) -> Self {
-        let text = |dir: &Option<PathBuf>, file: &str| {
-            dir.as_ref().and_then(|dir| std::fs::read_to_string(dir.join(file)).ok())
-        };
-        let number = |dir: &Option<PathBuf>, file: &str| text(dir, file)?.trim().parse().ok();
-        let field = |dir: &Option<PathBuf>, file: &str, key: &str| -> Option<u64> {
-            text(dir, file)?.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
-        };
-        let (events, peak) = if cgroups.v2 {
-            ("memory.events", "memory.peak")
-        } else {
-            ("memory.oom_control", "memory.max_usage_in_bytes")
-        };
-        let unified = cgroups.v2.then(|| cgroups.dirs.first().cloned()).flatten();
+    /// Reads them.
+    pub(super) fn read(cgroups: &Cgroups) -> Self {
+        let number = |dir: &Option<PathBuf>, file: &str| text(dir.as_ref(), file)?.trim().parse().ok();
+        let peak = if cgroups.v2 { "memory.peak" } else { "memory.max_usage_in_bytes" };
+        let unified = cgroups.v2.then(|| cgroups.dirs.first()).flatten();
+        let io = cgroups.io.as_ref();
         Self {
-            oom_kills: field(&cgroups.memory, events, "oom_kill ").unwrap_or(0),
-            pids_refused: field(&cgroups.pids, "pids.events", "max ").unwrap_or(0),
             peak_memory: number(&cgroups.memory, peak),
             peak_pids: number(&cgroups.pids, "pids.peak"),
-            cpu_ns: field(&unified, "cpu.stat", "usage_usec ").map(|micros| micros * 1000),
+            cpu_ns: field(unified, "cpu.stat", "usage_usec ").map(|micros| micros * 1000),
             io: if cgroups.v2 {
-                text(&cgroups.io, "io.stat").map(|stat| io_of_v2(&stat))
+                text(io, "io.stat").map(|stat| io_of_v2(&stat))
             } else {
-                text(&cgroups.io, "blkio.throttle.io_service_bytes").map(|stat| io_of_v1(&stat))
+                text(io, "blkio.throttle.io_service_bytes").map(|stat| io_of_v1(&stat))
             },
         }
     }

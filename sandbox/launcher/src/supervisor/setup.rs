@@ -254,6 +254,7 @@ impl Supervisor {
             handout: None,
             denials: None,
             denied: None,
+            counters: None,
             network,
             had_sockets: false,
             requests,
@@ -275,7 +276,7 @@ impl Supervisor {
             disk,
             disk_was_full: false,
             proof: KillProof::default(),
-            buffer: vec![0; READ],
+            buffer: Vec::with_capacity(READ),
         }
     }
 }
