@@ -45,6 +45,10 @@ impl Rounds {
     }
 }
 
+/// Between two subjects: the kernel takes namespaces and cgroups apart long after a program has ended, and the next one in the row
+/// is not to pay for it.
+const SETTLING: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// Measures all by turns. One that could not be set up, or fails, is left out from there on.
 pub(crate) fn interleave<const N: usize>(
     row: &str,
@@ -55,6 +59,7 @@ pub(crate) fn interleave<const N: usize>(
         eprintln!("{row}: round {round} of {ROUNDS}");
         for (subject, rounds) in subjects.iter_mut().zip(&mut all) {
             let Ok(measure) = subject else { continue };
+            std::thread::sleep(SETTLING);
             match measure() {
                 Ok(samples) => rounds.push(samples),
                 Err(error) => *subject = Err(reason(error)),
