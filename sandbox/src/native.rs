@@ -51,7 +51,8 @@ pub(crate) use watch::{Subscription, Watcher};
 /// How long a stop request waits for a supervisor that was started a moment ago.
 const CONTROL_BOUND: Duration = Duration::from_secs(5);
 
-/// How long a spare sandbox shows the host's system as it was, should one of its single files be replaced.
+/// The usual [`SandboxConfig::spare_life`]: single files of the host are replaced seldom, and what is mounted below them stays busy for
+/// no longer than this.
 const SPARE_LIFE: Duration = Duration::from_secs(60);
 
 /// Where and as whom the driver works.
@@ -71,6 +72,8 @@ pub struct SandboxConfig {
     pub launcher: PathBuf,
     /// How large images may be, and how many are kept.
     pub images: ImageLimits,
+    /// How long a spare, and what all sandboxes begin with, shows the host's system as it was.
+    pub spare_life: Duration,
 }
 
 impl SandboxConfig {
@@ -85,6 +88,7 @@ impl SandboxConfig {
             uid_range: DEFAULT_UIDS,
             launcher: PathBuf::from("/proc/self/exe"),
             images: ImageLimits::default(),
+            spare_life: SPARE_LIFE,
         }
     }
 }
@@ -146,6 +150,8 @@ struct Launcher {
     spawner: Spawner,
     /// How many spares were asked for.
     spares: u64,
+    /// Whether the next one is to show the host as it is now.
+    stale: bool,
     waiting: Option<Waiting>,
 }
 
@@ -226,12 +232,12 @@ impl Native {
     }
 }
 
-/// Makes a spare whenever one was used, and a new one after [`SPARE_LIFE`].
+/// Makes a spare whenever one was used, and all of it anew when its life is over.
 async fn keep_spare(native: Weak<Inner>) {
-    let mut age = tokio::time::interval(SPARE_LIFE);
+    let Some(life) = native.upgrade().map(|inner| inner.config.spare_life) else { return };
+    let mut age = tokio::time::interval_at(tokio::time::Instant::now() + life, life);
     age.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        age.reset();
         let Some(wanted) = native.upgrade().map(|inner| Arc::clone(&inner.spare_wanted)) else { return };
         // Both are cancel-safe: a permit that was not taken stays, and a tick is only time.
         let renew = tokio::select! {
@@ -243,6 +249,10 @@ async fn keep_spare(native: Weak<Inner>) {
         if made.is_err() {
             // It panicked, or the runtime ends.
             return;
+        }
+        if renew {
+            // Only then: a node that uses a spare each second shows the host as it is all the same.
+            age.reset();
         }
     }
 }
@@ -450,6 +460,7 @@ impl Inner {
             time_namespace: probes.failure(Feature::TimeNamespace).is_none(),
             resolver: Path::new(policy::RESOLVER).exists(),
             opened_outside: Identity::caller().uid == 0,
+            made_outside: Identity::caller().uid == 0 && probes.outside,
             filters: seccomp::filters(denial),
         };
         let cgroups = CgroupHost::discover(config.cgroup_parent.as_deref(), state);
@@ -458,7 +469,7 @@ impl Inner {
         Ok(Self {
             units,
             _lock: lock,
-            launcher: Mutex::new(Launcher { spawner, spares: 0, waiting: None }),
+            launcher: Mutex::new(Launcher { spawner, spares: 0, stale: false, waiting: None }),
             spare_wanted: Arc::default(),
             prepared_for: Mutex::default(),
             probes,
@@ -684,8 +695,10 @@ impl Inner {
     fn make_spare(&self, renew: bool) -> Result<(), Error> {
         let prepared_for = self.prepared_for();
         let mut launcher = self.launcher();
+        launcher.stale |= renew;
+        let stale = launcher.stale;
         let stays =
-            |waiting: &Waiting| !renew || prepared_for.values().any(|number| *number == waiting.number);
+            |waiting: &Waiting| !stale || prepared_for.values().any(|number| *number == waiting.number);
         if launcher.waiting.as_ref().is_some_and(stays) {
             return Ok(());
         }
@@ -695,7 +708,8 @@ impl Inner {
         let text = text_of(&base);
         let failed = |source| Error::Launcher { operation: "make a spare", source };
         let spare =
-            self.ask(&mut launcher, |spawner| spawner.make_spare(text.get(), renew))?.map_err(failed)?;
+            self.ask(&mut launcher, |spawner| spawner.make_spare(text.get(), stale))?.map_err(failed)?;
+        launcher.stale = false;
         launcher.spares += 1;
         launcher.waiting = Some(Waiting { number: launcher.spares, base, text, spare });
         Ok(())

@@ -61,6 +61,8 @@ pub(crate) struct Host {
     /// Whether host paths are opened by the supervisor, which is root, and not from inside: then a sandbox can let go of the
     /// host's root before its unit is known, which waits for all processors.
     pub(crate) opened_outside: bool,
+    /// Whether what sandboxes have in common can be made outside of them.
+    pub(crate) made_outside: bool,
     /// The compiled seccomp policy.
     pub(crate) filters: Filters,
 }
@@ -165,7 +167,7 @@ pub(crate) fn plan(spec: &UnitSpec, host: &Host, enforcement: Enforcement) -> Re
     let programs = programs(&command, &environment)?;
     // With a proxy it is used, and each connection would be told of.
     let tells_of_sockets =
-        host.filters.telling.is_some() && host.opened_outside && spec.network == Network::None;
+        host.filters.telling.is_some() && host.made_outside && spec.network == Network::None;
     let steps = steps(spec, host, &enforcement, tells_of_sockets)?;
     let Enforcement { cgroups, tasks: _, disk } = enforcement;
     let keeper = match disk {
@@ -215,6 +217,7 @@ pub fn planned_steps(spec: &UnitSpec) -> Result<Vec<String>, Error> {
         time_namespace: true,
         resolver: true,
         opened_outside: true,
+        made_outside: true,
         filters: seccomp::filters(seccomp::Denial::HandedOn),
     };
     let plan = plan(spec, &host, Enforcement::default())?;
@@ -302,7 +305,7 @@ pub(crate) fn base(
 ) -> Base {
     let fixed = |value: &str| Text::new(value).expect("a constant without NUL");
     let network = match network {
-        Network::None | Network::Restricted if host.opened_outside => NetworkSource::Lent,
+        Network::None | Network::Restricted if host.made_outside => NetworkSource::Lent,
         Network::None | Network::Restricted => NetworkSource::Sandbox,
         Network::Open => NetworkSource::Host,
     };
@@ -312,7 +315,7 @@ pub(crate) fn base(
     }
     let first = steps.len();
     root(&mut steps, host, &fixed);
-    let template = (host.opened_outside && !root_of_its_own).then_some(first..steps.len());
+    let template = (host.made_outside && !root_of_its_own).then_some(first..steps.len());
     if network == NetworkSource::Host && host.resolver {
         steps.push(Step::Show { source: fixed(RESOLVER), target: fixed(RESOLVER.trim_start_matches('/')) });
     }

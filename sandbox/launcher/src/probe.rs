@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::spawner;
 use crate::sys::{self, Fork};
+use crate::template;
 
 /// The hidden second argument.
 pub(crate) const ARGUMENT: &str = "probe";
@@ -83,6 +84,9 @@ pub struct Probes {
     pub features: Vec<Probe>,
     /// The kernel's Landlock version, `None` where there is none.
     pub landlock: Option<u32>,
+    /// Whether the caller can make outside of sandboxes what they have in common: mounts to begin with, and networks that are lent. Root
+    /// can, unless a container keeps CAP_NET_ADMIN or CAP_SYS_CHROOT from it.
+    pub outside: bool,
 }
 
 impl Probes {
@@ -115,7 +119,7 @@ pub fn probe(program: &Path) -> io::Result<Probes> {
 /// The helper's whole life.
 pub(crate) fn run() -> ExitCode {
     let features = Feature::ALL.map(|feature| Probe { feature, errno: attempt(feature) }).to_vec();
-    let probes = Probes { features, landlock: sys::landlock_version().ok() };
+    let probes = Probes { features, landlock: sys::landlock_version().ok(), outside: outside() };
     match serde_json::to_writer(io::stdout(), &probes) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
@@ -154,6 +158,17 @@ fn attempt(feature: Feature) -> Option<i32> {
             sys::install_filter_with_listener(&mut [allow()]).map(drop)
         }
     })
+}
+
+/// See [`Probes::outside`].
+fn outside() -> bool {
+    let failure = in_child(|| {
+        let home = template::mount_namespace()?;
+        sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET)?;
+        sys::interface_up(c"lo")?;
+        template::enter(&home)
+    });
+    failure.is_none()
 }
 
 /// A filter that allows everything.

@@ -19,7 +19,8 @@ const KEPT: usize = 8;
 pub(crate) struct Store {
     template: Option<Template>,
     networks: Vec<OwnedFd>,
-    returned: OwnedFd,
+    /// Where they come back; `None` in a supervisor.
+    returned: Option<OwnedFd>,
     /// The other end, which is for supervisors.
     back: Option<OwnedFd>,
 }
@@ -37,20 +38,20 @@ impl Store {
     pub(crate) fn new() -> Result<Self, Errno> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (returned, back) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-        Ok(Self { template: None, networks: Vec::new(), returned, back: Some(back) })
+        Ok(Self { template: None, networks: Vec::new(), returned: Some(returned), back: Some(back) })
     }
 
     /// Waits for a message on `socket`, or its end; until then takes networks that are given back.
     pub(crate) fn await_message(&mut self, socket: &OwnedFd) {
+        let Some(returned) = &self.returned else { return };
         loop {
-            let mut polled = [PollFd::new(socket, PollFlags::IN), PollFd::new(&self.returned, PollFlags::IN)];
+            let mut polled = [PollFd::new(socket, PollFlags::IN), PollFd::new(returned, PollFlags::IN)];
             // If it fails, receiving tells why.
             let failed = rustix::event::poll(&mut polled, None).is_err_and(|errno| errno != Errno::INTR);
             let [asked, given] = polled.map(|line| !line.revents().is_empty());
             let mut byte = [0];
             if given
-                && let Ok((_, Some(network))) =
-                    handout::receive(&self.returned, &mut byte, RecvFlags::DONTWAIT)
+                && let Ok((_, Some(network))) = handout::receive(returned, &mut byte, RecvFlags::DONTWAIT)
                 && self.networks.len() < KEPT
             {
                 self.networks.push(network);
@@ -78,6 +79,7 @@ impl Store {
     /// In the process that was just forked: its part of the spawner's copy.
     pub(crate) fn stock(&mut self, lent: Option<OwnedFd>) -> Stock {
         self.networks.clear();
+        self.returned = None;
         Stock { template: self.template.take(), lent, back: self.back.take() }
     }
 }

@@ -36,7 +36,7 @@ use crate::exit::{EndReason, KillProof};
 use crate::frame::Stream;
 use crate::handout::{self, Handout};
 use crate::network::Network;
-use crate::plan::{self, Base, Cgroups, DiskKeeper, LaunchPlan};
+use crate::plan::{self, Base, Cgroups, DiskKeeper, LaunchPlan, NetworkSource};
 use crate::record::{self, Reply, Reserved, StopRequest};
 use crate::spawner;
 use crate::stock::Stock;
@@ -209,6 +209,7 @@ fn begin(
     made: Result<(Foundation, Spare), Stock>,
 ) -> Result<(LaunchPlan, Beginning), Error> {
     let takes_spare = plan.takes_spare();
+    let spare_was_there = made.is_ok();
     let stock = match made {
         Ok((foundation, spare)) if takes_spare && plan.base.get().as_bytes() == spare.text => {
             return Ok((plan.with_base(spare.base).0, Beginning::Spare(foundation)));
@@ -217,7 +218,11 @@ fn begin(
         Err(stock) => stock,
     };
     let (plan, text) = plan.with_base(());
-    let base = serde_json::from_str(text.get()).map_err(failed("understand the plan's base"))?;
+    let base: Base = serde_json::from_str(text.get()).map_err(failed("understand the plan's base"))?;
+    if spare_was_there && base.network == NetworkSource::Host {
+        // This process is in another network by now.
+        return Err(failed("take a unit of the host's network for a spare")(Errno::INVAL));
+    }
     Ok((plan.with_base(base).0, Beginning::Nothing(stock)))
 }
 

@@ -265,16 +265,23 @@ pub(crate) fn install_filter(program: &mut [libc::sock_filter]) -> Result<(), Er
 pub(crate) fn install_filter_with_listener(program: &mut [libc::sock_filter]) -> Result<OwnedFd, Errno> {
     let length = u16::try_from(program.len()).map_err(|_| Errno::INVAL)?;
     let program = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
-    // SAFETY: the program points to `len` live instructions; the kernel copies and checks them. With this flag it returns
-    // a new descriptor, closed on execution, that nobody else owns.
-    unsafe {
-        let fd = check(libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
-            ptr::from_ref(&program),
-        ))?;
-        Ok(OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor")))
+    let install = |flags: libc::c_ulong| {
+        // SAFETY: the program points to `len` live instructions; the kernel copies and checks them. With this flag it returns
+        // a new descriptor, closed on execution, that nobody else owns.
+        unsafe {
+            let fd = check(libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+                ptr::from_ref(&program),
+            ))?;
+            Ok(OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor")))
+        }
+    };
+    // A caller that the supervisor has heard of waits for its answer, whatever signals come. Before Linux 5.19 they interrupt it.
+    match install(libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+        Err(Errno::INVAL) => install(0),
+        result => result,
     }
 }
 

@@ -35,6 +35,7 @@ fn host() -> Host {
         time_namespace: true,
         resolver: true,
         opened_outside: true,
+        made_outside: true,
         filters: Filters {
             policy: Filter(vec![0; 3]),
             telling: Some(Filter(vec![0; 4])),
@@ -205,7 +206,7 @@ fn what_is_the_same_for_all_units_is_a_template_where_root_can_make_one_and_noth
     for target in ["/data", "/etc/x", "/tmpfs", "/tmp", "/home/other", "/dev/x"] {
         assert_eq!(template(&host(), target), None, "{target}");
     }
-    assert_eq!(template(&Host { opened_outside: false, ..host() }, "data"), None);
+    assert_eq!(template(&Host { made_outside: false, ..host() }, "data"), None);
     let other = Identity { uid: 1_900_000_008, gid: 1_900_000_008 };
     let open = base(&host(), other, (0, 0), Network::Open, false);
     assert_eq!(open.template().unwrap().len(), steps.len(), "it is that of all users and networks");
@@ -257,7 +258,8 @@ fn an_open_network_is_the_hosts_without_its_local_sockets() {
     let resolver = "show host /etc/resolv.conf at etc/resolv.conf, read-only";
     assert_eq!(more, [resolver, "install the seccomp filter"]);
     assert_eq!(less, ["install the seccomp filter, which tells of sockets"]);
-    let (more, less) = difference(Network::Open, &Host { opened_outside: false, ..host() });
+    let (more, less) =
+        difference(Network::Open, &Host { opened_outside: false, made_outside: false, ..host() });
     assert_eq!((more, less), (vec![resolver.to_owned()], vec!["bring the loopback interface up".to_owned()]));
     let plan = plan(&UnitSpec { network: Network::Open, ..spec() }, &host(), Enforcement::default()).unwrap();
     assert_eq!(plan.base.network, NetworkSource::Host);

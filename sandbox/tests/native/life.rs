@@ -1,6 +1,9 @@
 //! How units end, and what survives whose death.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -335,10 +338,10 @@ async fn how_a_unit_ended_is_kept_though_the_disk_fills_up_while_it_runs() {
     let unit = fixture.unit("full", &["bash", "-c", "until [ -e go ]; do sleep 0.02; done; exit 7"]);
     fixture.native.prepare(&unit).await.unwrap();
     fixture.native.start(&unit.id).await.unwrap();
-    let junk = std::fs::File::create(disk.0.path().join("junk")).unwrap();
+    let junk = fs::File::create(disk.0.path().join("junk")).unwrap();
     let full = std::io::Write::write_all(&mut &junk, &vec![1; 8 << 20]).unwrap_err();
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
-    std::fs::write(fixture.workspace.path().join("go"), "").unwrap();
+    fs::write(fixture.workspace.path().join("go"), "").unwrap();
     let exit = fixture.native.wait(&unit.id).await.unwrap();
     assert_eq!((exit.reason, exit.code), (EndReason::Exited, Some(7)), "{exit:?}");
     fixture.native.cleanup(&unit.id).await.unwrap();
@@ -386,7 +389,7 @@ async fn verbs_can_be_repeated_and_come_in_order() {
     assert!(matches!(native.cleanup(&id).await, Err(Error::StillRunning { .. })));
     assert!(native.wait(&id).await.unwrap().succeeded());
     native.start(&id).await.unwrap();
-    assert_eq!(std::fs::read_to_string(fixture.workspace.path().join("log")).unwrap(), "run\n");
+    assert_eq!(fs::read_to_string(fixture.workspace.path().join("log")).unwrap(), "run\n");
     native.cleanup(&id).await.unwrap();
     native.cleanup(&id).await.unwrap();
     assert_eq!(native.inventory().await.unwrap(), []);
@@ -417,8 +420,38 @@ async fn a_missing_lease_is_refused_before_anything_is_made() {
     let mut unit = fixture.unit("no-lease", &["true"]);
     unit.lease_file = fixture.dir.path().join("nowhere");
     assert!(matches!(fixture.native.prepare(&unit).await, Err(Error::Io { .. })));
-    std::fs::write(&unit.lease_file, "not a lease, really").unwrap();
+    fs::write(&unit.lease_file, "not a lease, really").unwrap();
     assert!(matches!(fixture.native.prepare(&unit).await, Err(Error::Corrupt { .. })));
     assert_eq!(fixture.native.inventory().await.unwrap(), []);
     drop(Lease::open(fixture.lease.path()).unwrap());
+}
+
+#[tokio::test]
+async fn what_sandboxes_begin_with_is_made_anew_however_often_spares_are_used() {
+    if !is_root() {
+        // An ordinary user has only spares.
+        return;
+    }
+    let fixture = Fixture::with(|config| config.spare_life = Duration::from_millis(200)).await;
+    let launcher = fixture.native.spawner_pid();
+    let namespaces = || -> BTreeSet<PathBuf> {
+        let open = fs::read_dir(format!("/proc/{launcher}/fd")).unwrap();
+        let targets = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("mnt:")).collect()
+    };
+    eventually("a template beside the launcher's own mounts", || namespaces().len() == 2).await;
+    let (began, first) = (Instant::now(), namespaces());
+    let mut index = 0;
+    while namespaces() == first {
+        assert!(began.elapsed() < Duration::from_secs(30), "it was never made anew, in {index} units");
+        index += 1;
+        let name = format!("attempt-{index}-of-many");
+        let identity = fixture.native.identities().acquire(&name).unwrap();
+        let workspace = Workspace::create(&fixture.dir.path().join("workspaces"), &name, identity).unwrap();
+        let mut unit = fixture.unit(&name, &["true"]);
+        (unit.identity, unit.workspace) = (identity, workspace.path().to_owned());
+        assert!(fixture.run(&unit).await.exit.succeeded());
+        fixture.native.cleanup(&unit.id).await.unwrap();
+        fixture.native.identities().release(&name).unwrap();
+    }
 }
