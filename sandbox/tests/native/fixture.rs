@@ -1,5 +1,6 @@
 //! A driver with one attempt, and what tests ask of it.
 
+use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -186,9 +187,16 @@ impl Fixture {
     /// The spare of a driver that runs no unit, once the supervisors of `units` are gone.
     pub(crate) async fn spare(&self, units: &[&UnitId]) -> i32 {
         let ended: Vec<i32> = units.iter().map(|id| self.supervisor(id)).collect();
-        let alone = |children: &[i32]| children.len() == 1 && !ended.contains(&children[0]);
+        let found = Cell::new(0);
+        let alone = |children: &[i32]| match children {
+            [spare] if !ended.contains(spare) => {
+                found.set(*spare);
+                true
+            }
+            _ => false,
+        };
         eventually("a spare", || alone(&self.children_of_launcher())).await;
-        self.children_of_launcher()[0]
+        found.get()
     }
 
     /// The supervisor of a unit that was started.
