@@ -557,6 +557,7 @@ const AF_UNIX: u32 = libc::AF_UNIX as u32;
 const AF_INET: u32 = libc::AF_INET as u32;
 const AF_INET6: u32 = libc::AF_INET6 as u32;
 const AF_NETLINK: u32 = libc::AF_NETLINK as u32;
+const SOCK_STREAM: u32 = libc::SOCK_STREAM as u32;
 /// The socket type without its flags.
 const TYPE_MASK: u32 = 0xf;
 

@@ -1,7 +1,7 @@
 //! The network of a sandbox that root makes: a namespace of its own with nothing but the loopback interface in it. To make one
-//! and to take it apart costs more than anything else of a sandbox, so one in which no unit has ever had a network socket
-//! serves the next unit: nothing in it tells of the one before. It belongs to root and not to the sandbox, which has no power
-//! over it.
+//! and to take it apart costs more than anything else of a sandbox, so one in which no unit has ever had a socket (but local pairs,
+//! connected for good) serves the next unit: nothing in it tells of the one before, and nobody else holds anything of it. It belongs to
+//! root and not to the sandbox, which has no power over it.
 //!
 //! ```text
 //!  spawner ──(lent)──► supervisor ──clone──► init …
@@ -46,8 +46,8 @@ impl Network {
         Ok(Self { namespace, back })
     }
 
-    /// Gives it back, once no process of the unit is left and none has had a network socket. One with a socket in it that the
-    /// kernel has yet to collect is not for others.
+    /// Gives it back, once no process of the unit is left and none has had a socket that counts. One with a socket in it that the kernel
+    /// has yet to collect is not for others.
     pub(crate) fn give_back(&self) {
         let sockets = fs::read_to_string("/proc/self/net/sockstat");
         let is_empty = sockets.is_ok_and(|text| text.lines().next() == Some("sockets: used 0"));

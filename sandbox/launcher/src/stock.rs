@@ -1,7 +1,7 @@
 //! What sandboxes are made from, as the spawner keeps it and gives it to the supervisors that it forks: the template, and
 //! networks that units have given back.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -89,6 +89,14 @@ impl Stock {
     pub(crate) fn network(&mut self) -> Result<Network, Errno> {
         let back = self.back.as_ref().map(|back| rustix::io::fcntl_dupfd_cloexec(back, 0)).transpose()?;
         Network::enter(self.lent.take(), back)
+    }
+
+    /// Gives a network back that is not needed.
+    pub(crate) fn decline_network(&mut self) {
+        if let (Some(network), Some(back)) = (self.lent.take(), &self.back) {
+            // As with one that was used.
+            let _gone = handout::send(back, b"N", network.as_fd());
+        }
     }
 
     /// Takes the network of a sandbox that had no unit.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use windlass_launcher::plan::Filter;
 
-use super::{AF_UNIX, ALLOW, CONDITIONAL, Conditional, DENY, Op, REFUSE};
+use super::{AF_UNIX, ALLOW, CONDITIONAL, Conditional, DENY, Op, REFUSE, SOCK_STREAM, TYPE_MASK};
 
 /// AUDIT_ARCH_X86_64 of <linux/audit.h>.
 const ARCH: u32 = 0xC000_003E;
@@ -52,8 +52,8 @@ enum Answer {
     Depends(&'static Conditional),
     /// It makes sockets, and is told of.
     Told(Option<&'static Conditional>),
-    /// It makes a pair of sockets of the family that its first argument names, and is told of if that is not the local one.
-    ToldUnlessLocal,
+    /// It makes a pair of sockets, and is told of if they are not local ones for a stream.
+    ToldUnlessStream,
 }
 
 impl Answer {
@@ -85,8 +85,9 @@ pub(crate) fn compile(denial: Denial) -> Filter {
     filter(tree(&ranges(denial, &[])))
 }
 
-/// The filter of the whole policy, which hands on what is denied, and the making of each socket that is allowed, but for pairs of local
-/// ones, which reach nobody else. A single local socket could carry a descriptor that holds the network to another unit.
+/// The filter of the whole policy, which hands on what is denied, and the making of each socket that is allowed, but for local pairs
+/// that are connected for good and reach nobody else. Any other local socket, one of a pair for datagrams too, could carry a descriptor
+/// that holds the network to another unit.
 pub(crate) fn compile_telling() -> Filter {
     filter(tree(&ranges(Denial::HandedOn, &[libc::SYS_socket, libc::SYS_socketpair])))
 }
@@ -141,7 +142,7 @@ fn ranges(denial: Denial, told: &[libc::c_long]) -> Vec<(u32, Answer)> {
     for call in told {
         let conditional = CONDITIONAL.iter().find(|conditional| conditional.call == *call);
         let answer = match *call {
-            libc::SYS_socketpair => Answer::ToldUnlessLocal,
+            libc::SYS_socketpair => Answer::ToldUnlessStream,
             _ => Answer::Told(conditional),
         };
         calls.insert(number(*call), answer);
@@ -180,9 +181,12 @@ fn tree(ranges: &[(u32, Answer)]) -> Vec<Instruction> {
             program.push(plain(code::RETURN, HANDED_ON));
             program
         }
-        [(_, Answer::ToldUnlessLocal)] => vec![
+        [(_, Answer::ToldUnlessStream)] => vec![
             plain(code::LOAD, ARGUMENTS_AT),
-            Instruction { code: code::JUMP_IF_EQUAL, if_true: 0, if_false: 1, value: AF_UNIX },
+            Instruction { code: code::JUMP_IF_EQUAL, if_true: 0, if_false: 4, value: AF_UNIX },
+            plain(code::LOAD, ARGUMENTS_AT + 8),
+            plain(code::AND, TYPE_MASK),
+            Instruction { code: code::JUMP_IF_EQUAL, if_true: 0, if_false: 1, value: SOCK_STREAM },
             plain(code::RETURN, ALLOWED),
             plain(code::RETURN, HANDED_ON),
         ],
@@ -421,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_are_told_of_but_for_local_pairs_and_all_else_is_answered_as_ever() {
+    fn sockets_are_told_of_but_for_local_pairs_of_streams_and_all_else_is_answered_as_ever() {
         let (telling, silent) = (unpack(&compile_telling()), unpack(&compile(Denial::HandedOn)));
         for call in (0..600).chain([u32::MAX, 0x4000_0000 + 41]) {
             for family in (0..50).chain([0x8000_0001, u32::MAX]) {
@@ -430,7 +434,8 @@ mod tests {
                     let [told, untold] =
                         [&telling, &silent].map(|filter| answer(filter, ARCH, call, arguments));
                     let is = |one| call == number(one);
-                    let is_told = is(libc::SYS_socket) || is(libc::SYS_socketpair) && family != AF_UNIX;
+                    let is_stream = family == AF_UNIX && kind & 0xf == 1;
+                    let is_told = is(libc::SYS_socket) || is(libc::SYS_socketpair) && !is_stream;
                     let expected = if is_told && untold == ALLOWED { HANDED_ON } else { untold };
                     assert_eq!(told, expected, "call {call} with {arguments:?}");
                 }

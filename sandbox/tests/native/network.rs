@@ -573,7 +573,7 @@ assert set(loopback) == {{"0"}}, loopback
 }
 
 #[tokio::test]
-async fn a_network_serves_another_unit_only_if_no_socket_but_a_local_pair_was_ever_made_in_it() {
+async fn a_network_serves_another_unit_only_if_no_socket_but_local_pairs_of_streams_were_made_in_it() {
     let fixture = Fixture::new().await;
     let cookie = async |name: String, body: &str| {
         let program = with_cookie(body);
@@ -595,6 +595,8 @@ async fn a_network_serves_another_unit_only_if_no_socket_but_a_local_pair_was_ev
     let ways = [
         // What holds the network, such as an open file of /proc/net, could be passed on through it.
         "socket.socket(socket.AF_UNIX).close()",
+        "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
+        "socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)",
         "socket.socket(socket.AF_INET, socket.SOCK_STREAM).close()",
         "socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()",
         "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).close()",

@@ -67,7 +67,10 @@ impl Foundation {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(failed("make the control line"))?;
         let network = match base.network {
-            NetworkSource::Host | NetworkSource::Sandbox => None,
+            NetworkSource::Host | NetworkSource::Sandbox => {
+                stock.decline_network();
+                None
+            }
             NetworkSource::Lent => Some(stock.network().map_err(failed("make the network"))?),
         };
         let template = stock.template.as_ref().filter(|template| template.is_of(base));

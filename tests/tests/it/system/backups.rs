@@ -215,8 +215,9 @@ fn a_damaged_backup_is_told_by_a_check() {
     let said = done(Command::new(windlass()).args(["restore", "--check"]).arg(&file));
     assert!(said.contains("is whole: 1 jobs"), "{said}");
     let mut content = std::fs::read(&file).expect("the file is ours");
+    // More than a bit: a compressed file has some that say nothing.
     let middle = content.len() / 2;
-    content[middle] ^= 1;
+    content[middle..middle + 16].iter_mut().for_each(|byte| *byte = !*byte);
     std::fs::write(&file, content).expect("the file is ours");
     let (code, said) = refused(Command::new(windlass()).args(["restore", "--check"]).arg(&file));
     assert!(code == 65 && said.contains("is damaged"), "{said}");
