@@ -47,6 +47,7 @@ lint: ## Check format, lints and documentation.
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+	cargo metadata --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
 
 generate: ## Write the files that are made from others: CRDs, JSON Schemas, the OpenAPI document, the chart's table of values.
 	cargo run --bin windlass-generate -- crds
