@@ -9,6 +9,7 @@
 //! uses it.
 
 pub(crate) mod burial;
+mod launcher;
 pub(crate) mod units;
 pub(crate) mod watch;
 
@@ -17,7 +18,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,10 +28,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
 use tokio::sync::Notify;
-use windlass_launcher::plan::{Base, LaunchPlan};
+use windlass_launcher::plan::LaunchPlan;
 use windlass_launcher::probe::{Feature, Probes};
 use windlass_launcher::record::{self, Reply, StopRequest, SupervisorRecord};
-use windlass_launcher::{Spare, Spawner};
 
 use crate::cgroup::{CgroupHost, Controller, Wanted};
 use crate::driver::{
@@ -39,12 +39,13 @@ use crate::driver::{
 use crate::error::Error;
 use crate::features::Features;
 use crate::identity::{DEFAULT_UIDS, Identities, Identity};
-use crate::image::{ImageLimits, Images, JOB};
+use crate::image::{ImageLimits, Images};
 use crate::output::SpoolReader;
 use crate::policy::{self, Enforcement, Host, Place};
 use crate::seccomp;
 use crate::spec::{Limit, LimitName, LimitSource, Network, UnitId, UnitSpec};
 use crate::workspace::DiskMeans;
+use launcher::{Launcher, keep_spare};
 use units::Units;
 pub(crate) use watch::{Subscription, Watcher};
 
@@ -144,27 +145,6 @@ struct Settled {
     unenforced: Vec<Unenforced>,
 }
 
-/// The spawner and its spare.
-#[derive(Debug)]
-struct Launcher {
-    spawner: Spawner,
-    /// How many spares were asked for.
-    spares: u64,
-    /// Whether the next one is to show the host as it is now.
-    stale: bool,
-    waiting: Option<Waiting>,
-}
-
-/// A sandbox that waits for its unit.
-#[derive(Debug)]
-struct Waiting {
-    number: u64,
-    base: Base,
-    /// What the base is written as. A spare knows it by this.
-    text: Arc<RawValue>,
-    spare: Spare,
-}
-
 impl Native {
     /// Takes the state folder, finds out what the host allows by trying it, and starts the spawner.
     ///
@@ -229,31 +209,6 @@ impl Native {
     ) -> Result<T, Error> {
         let inner = Arc::clone(&self.0);
         blocking(move || body(&inner)).await
-    }
-}
-
-/// Makes a spare whenever one was used, and all of it anew when its life is over.
-async fn keep_spare(native: Weak<Inner>) {
-    let Some(life) = native.upgrade().map(|inner| inner.config.spare_life) else { return };
-    let mut age = tokio::time::interval_at(tokio::time::Instant::now() + life, life);
-    age.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        let Some(wanted) = native.upgrade().map(|inner| Arc::clone(&inner.spare_wanted)) else { return };
-        // Both are cancel-safe: a permit that was not taken stays, and a tick is only time.
-        let renew = tokio::select! {
-            () = wanted.notified() => false,
-            _ = age.tick() => true,
-        };
-        let Some(inner) = native.upgrade() else { return };
-        let made = tokio::task::spawn_blocking(move || inner.ensure_spare(renew)).await;
-        if made.is_err() {
-            // It panicked, or the runtime ends.
-            return;
-        }
-        if renew {
-            // Only then: a node that uses a spare each second shows the host as it is all the same.
-            age.reset();
-        }
     }
 }
 
@@ -448,7 +403,7 @@ impl Inner {
         let units = Units::open(state, config.runtime_dir.as_deref())?;
         let probes = windlass_launcher::probe::probe(&config.launcher)
             .map_err(|source| Error::Launcher { operation: "probe the host", source })?;
-        let spawner = start_spawner(&config)?;
+        let launcher = Launcher::start(&config)?;
         let denial = match probes.failure(Feature::SeccompNotification) {
             None => seccomp::Denial::HandedOn,
             Some(_) => seccomp::Denial::Killed,
@@ -469,7 +424,7 @@ impl Inner {
         Ok(Self {
             units,
             _lock: lock,
-            launcher: Mutex::new(Launcher { spawner, spares: 0, stale: false, waiting: None }),
+            launcher: Mutex::new(launcher),
             spare_wanted: Arc::default(),
             prepared_for: Mutex::default(),
             probes,
@@ -658,98 +613,6 @@ impl Inner {
         }
     }
 
-    fn launcher(&self) -> MutexGuard<'_, Launcher> {
-        self.launcher.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn prepared_for(&self) -> MutexGuard<'_, HashMap<UnitId, u64>> {
-        self.prepared_for.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes if a unit can be launched on the spare; gives what its base is written as.
-    fn note_spare(&self, id: &UnitId, launch: &LaunchPlan) -> Arc<RawValue> {
-        let waiting = self.launcher().waiting.as_ref().map(|waiting| {
-            (waiting.base == launch.base).then(|| (waiting.number, Arc::clone(&waiting.text)))
-        });
-        match waiting.flatten() {
-            Some((number, text)) => {
-                if launch.takes_spare() {
-                    self.prepared_for().insert(id.clone(), number);
-                }
-                text
-            }
-            None => text_of(&launch.base),
-        }
-    }
-
-    /// See [`Inner::make_spare`].
-    fn ensure_spare(&self, renew: bool) {
-        if let Err(error) = self.make_spare(renew) {
-            // Units are launched without; each of them tells what the host lacks.
-            tracing::debug!(error = %error, "no spare sandbox");
-        }
-    }
-
-    /// Asks for a spare for the next attempt if there is none, or in place of the one that there is. One
-    /// that a unit was prepared for stays.
-    fn make_spare(&self, renew: bool) -> Result<(), Error> {
-        let prepared_for = self.prepared_for();
-        let mut launcher = self.launcher();
-        launcher.stale |= renew;
-        let stale = launcher.stale;
-        let stays =
-            |waiting: &Waiting| !stale || prepared_for.values().any(|number| *number == waiting.number);
-        if launcher.waiting.as_ref().is_some_and(stays) {
-            return Ok(());
-        }
-        launcher.waiting = None;
-        let identity = self.identities.choose_next()?;
-        let base = policy::base(&self.host, identity, (JOB, JOB), Network::None, false);
-        let text = text_of(&base);
-        let failed = |source| Error::Launcher { operation: "make a spare", source };
-        let spare =
-            self.ask(&mut launcher, |spawner| spawner.make_spare(text.get(), stale))?.map_err(failed)?;
-        launcher.stale = false;
-        launcher.spares += 1;
-        launcher.waiting = Some(Waiting { number: launcher.spares, base, text, spare });
-        Ok(())
-    }
-
-    /// Launches a unit on the spare that it was prepared for, if that is still there, else by the spawner; starting another one if
-    /// it has died or if asked to.
-    fn launch(&self, id: &UnitId, renew: bool) -> Result<std::os::fd::OwnedFd, Error> {
-        let failed = |source| Error::Launcher { operation: "take a request", source };
-        let dir = self.dir(id);
-        let number = self.prepared_for().remove(id);
-        let mut launcher = self.launcher();
-        if let Some(waiting) = launcher.waiting.take_if(|waiting| Some(waiting.number) == number) {
-            match waiting.spare.launch(&dir) {
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
-                result => return result.map_err(failed),
-            }
-        }
-        if renew {
-            launcher.spawner = start_spawner(&self.config)?;
-        }
-        self.ask(&mut launcher, |spawner| spawner.launch(&dir))?.map_err(failed)
-    }
-
-    /// Sends a request to the spawner, starting another one if it has died.
-    fn ask<T>(
-        &self,
-        launcher: &mut Launcher,
-        request: impl Fn(&Spawner) -> io::Result<T>,
-    ) -> Result<io::Result<T>, Error> {
-        match request(&launcher.spawner) {
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
-                tracing::warn!("launcher process died; starting another one");
-                launcher.spawner = start_spawner(&self.config)?;
-                Ok(request(&launcher.spawner))
-            }
-            result => Ok(result),
-        }
-    }
-
     /// Waits until the supervisor of a unit is gone. Cancel-safe.
     async fn supervisor_ended(&self, id: &UnitId) -> Result<(), Error> {
         let path = self.dir(id).join(record::SUPERVISOR);
@@ -852,16 +715,6 @@ pub(crate) fn is_optional(feature: Feature) -> bool {
         | Feature::NoNewPrivileges
         | Feature::Seccomp => false,
     }
-}
-
-/// What a base is written as.
-fn text_of(base: &Base) -> Arc<RawValue> {
-    serde_json::value::to_raw_value(base).expect("a base has no part that JSON lacks").into()
-}
-
-/// Starts the helper process.
-fn start_spawner(config: &SandboxConfig) -> Result<Spawner, Error> {
-    Spawner::start(&config.launcher).map_err(|source| Error::Launcher { operation: "start", source })
 }
 
 /// Looks for the parts of the minimal system.

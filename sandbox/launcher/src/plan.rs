@@ -576,31 +576,19 @@ impl<B> LaunchPlan<B> {
 
     /// The same with the base in another form; gives the one that it had.
     pub fn with_base<C>(self, base: C) -> (LaunchPlan<C>, B) {
-        let Self {
-            base: before,
-            own,
-            tells_of_sockets,
-            environment_file,
-            cgroups,
-            lease,
-            timeout_ms,
-            grace_ms,
-            output_cap,
-            disk,
-        } = self;
         let plan = LaunchPlan {
             base,
-            own,
-            tells_of_sockets,
-            environment_file,
-            cgroups,
-            lease,
-            timeout_ms,
-            grace_ms,
-            output_cap,
-            disk,
+            own: self.own,
+            tells_of_sockets: self.tells_of_sockets,
+            environment_file: self.environment_file,
+            cgroups: self.cgroups,
+            lease: self.lease,
+            timeout_ms: self.timeout_ms,
+            grace_ms: self.grace_ms,
+            output_cap: self.output_cap,
+            disk: self.disk,
         };
-        (plan, before)
+        (plan, self.base)
     }
 }
 
