@@ -110,6 +110,8 @@ impl Report {
 pub(crate) struct Child<'a> {
     /// The base's steps.
     pub(crate) base: Stage<'a>,
+    /// Whether this process yields to others until it has its unit.
+    pub(crate) yields: bool,
     /// What programs may ask of the kernel.
     pub(crate) filters: &'a Filters,
     /// What the unit may fill, until all parts of it are shown. It is not left open for what the job names, which could be the
@@ -173,8 +175,9 @@ pub(crate) fn run(mut child: Child<'_>) -> ! {
 
     // There is nobody to tell why not: the other end is gone, and this process goes too.
     let Ok((own, sources, tasks)) = handover::receive(&child.control) else { sys::exit_now(0) };
-    // As the supervisor did.
-    let _as_all_others = crate::take_short_turns();
+    if child.yields {
+        crate::yield_no_more();
+    }
     let first = child.base.steps.len();
     child.carry_out_all(Stage { steps: &own.steps, first, made: 0..0, sources, tasks });
     child.start(&own, &deaths)

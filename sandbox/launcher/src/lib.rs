@@ -4,6 +4,7 @@
 //! only crate of Windlass with unsafe code, and it has neither threads nor an async runtime.
 //!
 //! ```text
+//!                                    ┌── template, networks that can serve again
 //!  agent ── Spawner ──(socket)──► spawner ──fork──► supervisor ──clone──► init ──fork──► program
 //!    │                               │                 │ output, exit.json, deadlines
 //!    └──────────────── unit's folder ┼─────────────────┘
@@ -49,7 +50,20 @@ const TURN: std::time::Duration = std::time::Duration::from_micros(200);
 /// # Errors
 /// What `sched_setattr(2)` gives. Before Linux 6.12 nothing changes.
 pub fn take_short_turns() -> std::io::Result<()> {
-    Ok(sys::take_turns_of(TURN, false)?)
+    sys::take_turns_of(TURN, sys::Policy::Normal, sys::Policy::Normal)?;
+    Ok(())
+}
+
+/// Takes short turns, and interrupts nobody: what is done beforehand must not be in the way of what runs. Gives whether that is so.
+fn yield_to_others() -> bool {
+    // A kernel that cannot do it runs this process as it runs all others.
+    sys::take_turns_of(TURN, sys::Policy::Normal, sys::Policy::Yielding).unwrap_or(false)
+}
+
+/// Ends [`yield_to_others`] for this process: there is a unit.
+fn yield_no_more() {
+    // What could be begun can be ended.
+    let _as_before = sys::take_turns_of(TURN, sys::Policy::Yielding, sys::Policy::Normal);
 }
 
 /// Must be the first call of every program that uses the sandbox: before any thread, runtime, or use of the standard

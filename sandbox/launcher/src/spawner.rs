@@ -149,11 +149,10 @@ pub(crate) fn run() -> ExitCode {
     let Ok(boot_id) = record::boot_id() else { return ExitCode::FAILURE };
     // The agent may have been started with signals ignored; programs in sandboxes must not inherit that.
     sys::default_signals();
-    // Supervisors and units are copies of this process. What is made beforehand must not interrupt what runs. A kernel that cannot do
-    // it runs them as it runs all others.
-    let _as_all_others = sys::take_turns_of(crate::TURN, true);
+    // Supervisors and units are copies of this process.
+    let yields = crate::yield_to_others();
     sys::auto_reap(true);
-    let Ok(mut store) = Store::new() else { return ExitCode::FAILURE };
+    let Ok(mut store) = Store::new(yields) else { return ExitCode::FAILURE };
     let mut buffer = vec![0; MAX_MESSAGE];
     loop {
         store.await_message(&socket);

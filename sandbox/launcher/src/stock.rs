@@ -1,6 +1,7 @@
 //! What sandboxes are made from, as the spawner keeps it and gives it to the supervisors that it forks: the template, and
 //! networks that units have given back.
 
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
@@ -9,7 +10,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 
 use crate::handout;
 use crate::network::Network;
-use crate::plan::Base;
+use crate::plan::{Base, Step};
 use crate::template::Template;
 
 /// Networks that are kept. More are of use only where more units end at once than begin after it.
@@ -18,6 +19,10 @@ const KEPT: usize = 8;
 /// What the spawner has.
 pub(crate) struct Store {
     template: Option<Template>,
+    /// Steps of which none could be made: that is not tried for each spare again.
+    failed: Option<Vec<Step>>,
+    /// Whether this process yields to others while nothing is to be done for a unit.
+    yields: bool,
     networks: Vec<OwnedFd>,
     /// Where they come back; `None` in a supervisor.
     returned: Option<OwnedFd>,
@@ -29,16 +34,25 @@ pub(crate) struct Store {
 pub(crate) struct Stock {
     /// What the sandbox begins with.
     pub(crate) template: Option<Template>,
+    /// Whether this process yields to others until it has a unit.
+    pub(crate) yields: bool,
     lent: Option<OwnedFd>,
     /// Where networks are given back.
     back: Option<OwnedFd>,
 }
 
 impl Store {
-    pub(crate) fn new() -> Result<Self, Errno> {
+    pub(crate) fn new(yields: bool) -> Result<Self, Errno> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (returned, back) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-        Ok(Self { template: None, networks: Vec::new(), returned: Some(returned), back: Some(back) })
+        Ok(Self {
+            template: None,
+            failed: None,
+            yields,
+            networks: Vec::new(),
+            returned: Some(returned),
+            back: Some(back),
+        })
     }
 
     /// Waits for a message on `socket`, or its end; until then takes networks that are given back.
@@ -65,9 +79,21 @@ impl Store {
     /// Makes the template of a base if it is not the one that there is, or is to be made anew.
     pub(crate) fn prepare_template(&mut self, base: &Base, anew: bool) {
         let Some(steps) = base.template() else { return };
-        if anew || self.template.as_ref().is_none_or(|template| !template.is_of(base)) {
-            // Without one, each sandbox carries out its steps for itself; the unit is told which of them fails.
-            self.template = Template::make(steps).ok();
+        let known = self.template.as_ref().is_some_and(|template| template.is_of(base))
+            || self.failed.as_deref() == Some(steps);
+        if known && !anew {
+            return;
+        }
+        match Template::make(steps) {
+            Ok(template) => (self.template, self.failed) = (Some(template), None),
+            Err(errno) => {
+                // Each sandbox carries out the steps for itself. Standard error is the agent's, and may be closed.
+                let _closed = writeln!(
+                    io::stderr(),
+                    "what sandboxes begin with cannot be made once for all, so each makes it for itself: {errno}"
+                );
+                (self.template, self.failed) = (None, Some(steps.to_vec()));
+            }
         }
     }
 
@@ -80,7 +106,7 @@ impl Store {
     pub(crate) fn stock(&mut self, lent: Option<OwnedFd>) -> Stock {
         self.networks.clear();
         self.returned = None;
-        Stock { template: self.template.take(), lent, back: self.back.take() }
+        Stock { template: self.template.take(), yields: self.yields, lent, back: self.back.take() }
     }
 }
 

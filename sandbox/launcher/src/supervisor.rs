@@ -142,8 +142,13 @@ enum Beginning {
 }
 
 fn run_on(made: Result<(Foundation, Spare), Stock>, dir: &Path, boot_id: &str, reply: OwnedFd) -> i32 {
-    // There is a unit, so this is no longer work beforehand.
-    let _as_all_others = crate::take_short_turns();
+    let yields = match &made {
+        Ok((foundation, _)) => foundation.yields(),
+        Err(stock) => stock.yields,
+    };
+    if yields {
+        crate::yield_no_more();
+    }
     // The agent's standard error is not held open; what a panic has to say stays with the unit.
     let told = dir.join("panic");
     std::panic::set_hook(Box::new(move |panic| {

@@ -471,24 +471,35 @@ pub(crate) struct FileAttributes {
     pub(crate) padding: [u8; 8],
 }
 
-/// Gives the calling thread, and what it forks, turns of this length where others want the processor too (Linux 6.12; before only
-/// the policy changes, and nothing where the thread has one of its own). One that `yields` interrupts nobody when it wakes up.
-pub(crate) fn take_turns_of(length: std::time::Duration, yields: bool) -> Result<(), Errno> {
+/// How a thread with the kernel's usual policy takes its turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Policy {
+    /// As others do.
+    Normal,
+    /// It interrupts nobody when it wakes up.
+    Yielding,
+}
+
+/// Gives the calling thread, and what it forks, turns of this length where others want the processor too (Linux 6.12; before, only the
+/// policy changes), and the policy `to` in place of `from`. Gives whether it had that; nothing changes where it has another one.
+pub(crate) fn take_turns_of(length: std::time::Duration, from: Policy, to: Policy) -> Result<bool, Errno> {
     // SAFETY: sched_attr is a plain struct of integers, for which zero is valid.
     let mut attributes: libc::sched_attr = unsafe { mem::zeroed() };
     let size = u32::try_from(mem::size_of::<libc::sched_attr>()).expect("a few dozen bytes");
     // SAFETY: the kernel writes at most `size` bytes to the structure, which is alive.
     check(unsafe { libc::syscall(libc::SYS_sched_getattr, 0, ptr::from_mut(&mut attributes), size, 0) })?;
-    let [normal, yielding] =
-        [libc::SCHED_OTHER, libc::SCHED_BATCH].map(|policy| u32::try_from(policy).expect("they are 0 and 3"));
-    if ![normal, yielding].contains(&attributes.sched_policy) {
-        return Ok(());
+    let number = |policy| match policy {
+        Policy::Normal => u32::try_from(libc::SCHED_OTHER).expect("it is 0"),
+        Policy::Yielding => u32::try_from(libc::SCHED_BATCH).expect("it is 3"),
+    };
+    if attributes.sched_policy != number(from) {
+        return Ok(false);
     }
     attributes.size = size;
-    attributes.sched_policy = if yields { yielding } else { normal };
+    attributes.sched_policy = number(to);
     attributes.sched_runtime = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
     // SAFETY: the kernel reads `size` bytes of the structure, which is alive.
-    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, ptr::from_ref(&attributes), 0) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, ptr::from_ref(&attributes), 0) }).map(|_| true)
 }
 
 /// `FS_IOC_FSGETXATTR`, `_IOR('X', 31, struct fsxattr)`.

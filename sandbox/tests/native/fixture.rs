@@ -55,18 +55,33 @@ pub(crate) fn suite_as_ordinary_user(selection: &[&str]) {
     let home = dir.path().join("tmp");
     fs::create_dir(&home).unwrap();
     chown(&home, Some(ORDINARY_USER), Some(ORDINARY_USER)).unwrap();
-    let output = Command::new(dir.path().join("suite"))
-        .args(["--test-threads=2", "--nocapture"])
-        .args(selection)
+    let mut suite = Command::new(dir.path().join("suite"));
+    suite
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin")
         .env("TMPDIR", &home)
         .env("WINDLASS_TEST_PROGRAM", dir.path().join("program"))
-        .current_dir("/")
         .uid(ORDINARY_USER)
-        .gid(ORDINARY_USER)
+        .gid(ORDINARY_USER);
+    run_suite(&mut suite, selection);
+}
+
+/// Runs those tests of this suite that `selection` names once more as root without these capabilities, as in a container that
+/// keeps them.
+pub(crate) fn suite_without_capabilities(capabilities: &[&str], selection: &[&str]) {
+    let without: Vec<String> = capabilities.iter().map(|name| format!("-{name}")).collect();
+    let mut suite = Command::new("setpriv");
+    suite.args(["--bounding-set", &without.join(",")]).arg(std::env::current_exe().unwrap());
+    run_suite(&mut suite, selection);
+}
+
+fn run_suite(suite: &mut Command, selection: &[&str]) {
+    let output = suite
+        .args(["--test-threads=2", "--nocapture"])
+        .args(selection)
+        .current_dir("/")
         .output()
-        .unwrap();
+        .unwrap_or_else(|error| panic!("{}: {error}", suite.get_program().display()));
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
     assert!(stdout.contains("test result: ok.") && !stdout.contains(" 0 passed"), "{stdout}");

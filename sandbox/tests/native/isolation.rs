@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use windlass_sandbox::{Driver, EndReason, Error, Mount};
 
-use crate::fixture::{Fixture, eventually, is_root, printed};
+use crate::fixture::{Fixture, eventually, is_root, printed, suite_without_capabilities};
 
 #[tokio::test]
 async fn a_program_prints_and_ends_with_its_code() {
@@ -390,4 +390,16 @@ async fn an_identity_that_is_not_the_callers_to_give_is_refused() {
     let mut unit = fixture.unit("identity", &["true"]);
     unit.identity.uid = if is_root() { 0 } else { 1 };
     assert!(matches!(fixture.refusal(&unit).await, Error::InvalidSpec { field: "identity", .. }));
+}
+
+#[test]
+fn root_without_the_means_to_make_something_for_all_sandboxes_makes_each_by_itself() {
+    if !is_root() {
+        // An ordinary user has none of them anyway.
+        return;
+    }
+    let tests = ["it_is_an_unprivileged_user", "nothing_gets_out_past_the_proxy", "verbs_can_be_repeated"];
+    for capability in ["net_admin", "sys_chroot"] {
+        suite_without_capabilities(&[capability], &tests);
+    }
 }

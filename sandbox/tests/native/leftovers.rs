@@ -48,10 +48,17 @@ async fn fifty_runs_leave_nothing() {
         let mut cgroups = Vec::new();
         unit_cgroups(Path::new("/sys/fs/cgroup"), &name, &mut cgroups);
         assert_eq!(cgroups.is_empty(), !fixture.enforces(LimitName::Memory), "{cgroups:?}");
+        let supervisor = fixture.supervisor(&unit.id);
         fixture.native.cleanup(&unit.id).await.unwrap();
+        supervisor
     };
-    // The first run makes what stays for good: the pool's threads and their descriptors.
-    run(0).await;
+    // The first run makes what stays for good: the pool's threads and their descriptors. So does the line to the next spare.
+    let first = run(0).await;
+    eventually(
+        "only the next spare",
+        || matches!(*fixture.children_of_launcher(), [spare] if spare != first),
+    )
+    .await;
     let (descriptors, mounts, _) = holdings(fixture.dir.path());
     for index in 1..=50 {
         run(index).await;

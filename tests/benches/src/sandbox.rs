@@ -69,7 +69,7 @@ pub(crate) fn start(bench: &Bench, table: &mut Table) {
         peer: "bwrap",
         unit: Unit::Milliseconds,
         aim: Aim::RatioAtMost(0.75),
-        note: "ours with cgroups, limits, seccomp, Landlock, supervisor and records on disk; bwrap without"
+        note: "ours with cgroups, limits, seccomp, Landlock, supervisor and records; bwrap without"
             .to_owned(),
     };
     table.rounds(&comparison, &ours, &bwrap);

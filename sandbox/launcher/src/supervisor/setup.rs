@@ -79,6 +79,7 @@ impl Foundation {
         let mut child = Child {
             base: Stage { steps: &base.steps, first: 0, made, sources, tasks: Vec::new() },
             filters: &base.filters,
+            yields: stock.yields,
             scratch: None,
             setup: setup_end,
             control: control_end,
@@ -127,6 +128,11 @@ impl Foundation {
                 Err(error)
             }
         }
+    }
+
+    /// Whether its first process yields to others until it has a unit, as this one does.
+    pub(super) fn yields(&self) -> bool {
+        self.stock.yields
     }
 
     /// Ends it without a unit; gives what another can be made from.
