@@ -23,7 +23,7 @@ pub(super) fn instructions(filter: &Filter) -> Vec<libc::sock_filter> {
     filter.0.iter().map(unpack).collect()
 }
 
-/// See [`Step::DropCapabilities`].
+/// See [`Step::DropCapabilities`](crate::plan::Step::DropCapabilities).
 pub(super) fn drop_capabilities() -> Result<(), Errno> {
     rustix::thread::clear_ambient_capability_set()?;
     let none = CapabilitySet::empty();
@@ -33,7 +33,7 @@ pub(super) fn drop_capabilities() -> Result<(), Errno> {
     )
 }
 
-/// See [`Step::Limit`].
+/// See [`Step::Limit`](crate::plan::Step::Limit).
 pub(super) fn limit(resource: Resource, value: u64) -> Result<(), Errno> {
     let resource = match resource {
         Resource::Core => rustix::process::Resource::Core,
@@ -62,7 +62,7 @@ mod access {
     pub(super) const SCOPES: u64 = 0b11;
 }
 
-/// See [`Step::Landlock`]. Reading is not restricted: only what may be read is mounted.
+/// See [`Step::Landlock`](crate::plan::Step::Landlock). Reading is not restricted: only what may be read is mounted.
 pub(super) fn landlock(abi: u32, write: &[Text], execute: &[Text]) -> Result<(), Errno> {
     let mut on_file = access::WRITE_FILE;
     if abi >= 3 {
